@@ -1,0 +1,22 @@
+// Environment variables: the one place that reads them, the one list of their names (docs/environment.md).
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+
+namespace attune {
+
+struct EnvVariable {
+  const char* name;
+  const char* values;   // "rw|ro|off|refresh"
+  const char* effect;
+};
+
+/// Every variable that Attune reads; the docs test compares docs/environment.md with it.
+std::span<const EnvVariable> env_variables();
+
+/// The value, or nothing when unset or empty. Reads nothing in a set-uid process.
+std::optional<std::string> env(const char* name);
+
+}  // namespace attune

@@ -1,0 +1,77 @@
+// Store: entries by key in a folder. Knows bytes and digests, no kernels. Never fails a caller: what can't be read is a
+// miss, what can't be written is a warning.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cache/entry.h"
+
+namespace attune::cache {
+
+enum class Mode {
+  rw,       // read and write
+  ro,       // read only
+  off,      // neither
+  refresh,  // write only: every first use compiles anew
+};
+
+/// Counters of one store in this process; all monotonic.
+struct Counters {
+  std::atomic<std::uint64_t> hits{0};
+  std::atomic<std::uint64_t> misses{0};       // no entry
+  std::atomic<std::uint64_t> defects{0};      // an entry that was refused and quarantined; counts as a miss too
+  std::atomic<std::uint64_t> stores{0};
+  std::atomic<std::uint64_t> store_errors{0};
+};
+
+struct Listed {
+  Digest key;
+  std::filesystem::path path;
+  std::uint64_t bytes = 0;
+  std::int64_t modified_unix = 0;
+};
+
+class Store {
+ public:
+  /// Opens lazily: nothing is created before the first store. `warn` gets one line for each kind of trouble.
+  Store(std::filesystem::path root, Mode mode, std::function<void(const std::string&)> warn);
+
+  /// The verified entry, or nothing. A defective file is moved to quarantine/ with a warning.
+  std::optional<Entry> find(const Digest& key);
+
+  /// Publishes atomically (temp file in tmp/, fsync, rename). An unwritable, full or unsafe folder (a symlink, not ours,
+  /// writable by others) costs one warning and turns the store off for writing.
+  void store(const Entry& entry);
+
+  /// All files under objects/, sorted by key; for `attune cache list|verify`.
+  std::vector<Listed> list() const;
+  /// Reads and verifies one entry without quarantining it.
+  Result<Entry> inspect(const Digest& key) const;
+  /// Moves a defective entry to quarantine/. True when it was moved.
+  bool quarantine(const Digest& key);
+
+  std::uint64_t bytes_on_disk() const;
+  const std::filesystem::path& root() const { return root_; }
+  Mode mode() const { return mode_; }
+  const Counters& counters() const { return counters_; }
+
+  /// <root>/v1/objects/ab/cdef...
+  std::filesystem::path path_of(const Digest& key) const;
+
+ private:
+  std::filesystem::path root_;
+  Mode mode_;
+  std::function<void(const std::string&)> warn_;
+  Counters counters_;
+};
+
+/// ATTUNE_CACHE_DIR, else $XDG_CACHE_HOME/attune, else $HOME/.cache/attune; nothing when none is set.
+std::optional<std::filesystem::path> default_root();
+
+}  // namespace attune::cache

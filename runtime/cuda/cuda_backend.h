@@ -1,0 +1,49 @@
+// The CUDA backend: libcuda and libnvrtc, both opened at run time.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "codegen/arch.h"
+#include "codegen/unit.h"
+#include "runtime/backend.h"
+
+namespace attune::runtime {
+
+struct CudaDeviceInfo {
+  int index = 0;
+  std::string name;
+  int sm = 0;
+  std::size_t memory_bytes = 0;
+  int multiprocessors = 0;
+};
+
+/// What was found on this machine, for `attune devices` and `attune doctor`. Never fails: says what is missing.
+struct CudaReport {
+  bool built_with_cuda = false;  // CUDA headers were there at build time
+  std::string driver_path;       // empty: not found
+  std::string driver_version;    // "13.0"
+  std::string driver_problem;    // why there is no driver or no device; empty when all is well
+  std::string nvrtc_path;
+  std::string nvrtc_version;     // "13.0"
+  std::string nvrtc_problem;
+  std::vector<std::string> nvrtc_tried;  // every place that was looked at
+  std::vector<int> nvrtc_archs;
+  std::vector<CudaDeviceInfo> devices;
+};
+CudaReport cuda_report();
+
+/// The backend of a device. One per device and process; safe to call from any thread. Fails with environment.
+Result<Backend*> cuda_backend(int device_index);
+
+/// NVRTC alone, for machines without a GPU: identity and compilation for any architecture it knows.
+Result<codegen::CompilerId> nvrtc_compiler(const codegen::Arch& arch);
+Result<Image> nvrtc_compile(const codegen::Unit& unit);
+
+/// Device memory for the allocating overloads, ordered on the stream. Fails with environment.
+Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream);
+void cuda_free(int device_index, void* pointer) noexcept;
+
+}  // namespace attune::runtime
