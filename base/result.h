@@ -2,12 +2,12 @@
 // a status code or a Python error.
 #pragma once
 
+#include "attune/error.h"
+
 #include <optional>
 #include <string>
 #include <utility>
 #include <variant>
-
-#include "attune/error.h"
 
 namespace attune {
 
@@ -19,11 +19,15 @@ struct Failure {
 inline Failure invalid_argument(std::string message) {
   return {ErrorKind::invalid_argument, std::move(message)};
 }
-inline Failure unsupported(std::string message) { return {ErrorKind::unsupported, std::move(message)}; }
+inline Failure unsupported(std::string message) {
+  return {ErrorKind::unsupported, std::move(message)};
+}
 inline Failure environment_failure(std::string message) {
   return {ErrorKind::environment, std::move(message)};
 }
-inline Failure internal_failure(std::string message) { return {ErrorKind::internal, std::move(message)}; }
+inline Failure internal_failure(std::string message) {
+  return {ErrorKind::internal, std::move(message)};
+}
 
 template <typename T>
 class [[nodiscard]] Result {
@@ -63,7 +67,9 @@ class [[nodiscard]] Result<void> {
 };
 
 /// The success of a Result<void>.
-inline Result<void> done() { return {}; }
+inline Result<void> done() {
+  return {};
+}
 
 }  // namespace attune
 
@@ -77,7 +83,7 @@ inline Result<void> done() { return {}; }
   } while (false)
 /// Declares `var` with the value of `expr`, or returns its failure from the enclosing function.
 #define ATTUNE_ASSIGN(var, expr) ATTUNE_ASSIGN_(var, expr, ATTUNE_CONCAT(attune_result_, __LINE__))
-#define ATTUNE_ASSIGN_(var, expr, tmp)   \
-  auto tmp = (expr);                     \
-  if (!tmp.ok()) return tmp.failure();   \
+#define ATTUNE_ASSIGN_(var, expr, tmp) \
+  auto tmp = (expr);                   \
+  if (!tmp.ok()) return tmp.failure(); \
   auto var = std::move(tmp).value()

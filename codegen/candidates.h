@@ -1,12 +1,13 @@
-// Candidates: tuning as data. A row says for which architectures, dtypes and head dims a family is meant and with
-// which tiles; choose.h takes the first row that fits. Budgets are computed here and asserted by the compile tier.
+// Candidates: tuning as data. A row says for which architectures, dtypes and head dims a family is meant and
+// with which tiles; choose.h takes the first row that fits. Budgets are computed here and asserted by the
+// compile tier.
 #pragma once
-
-#include <span>
-#include <string>
 
 #include "attune/spec.h"
 #include "codegen/arch.h"
+
+#include <span>
+#include <string>
 
 namespace attune::codegen {
 
@@ -27,6 +28,8 @@ std::span<const Candidate> candidates();
 int shared_bytes(const kernel::KernelSpec& spec);
 
 /// Threads of a GPU block.
-inline int threads(const kernel::KernelSpec& spec) { return spec.warps * 32; }
+inline int threads(const kernel::KernelSpec& spec) {
+  return spec.warps * 32;
+}
 
 }  // namespace attune::codegen

@@ -1,19 +1,20 @@
-// The operator registry: which families can run a problem on an architecture, every reason why the others cannot
-// (the most useful first), and the spec of the one that is chosen.
+// The operator registry: which families can run a problem on an architecture, every reason why the others
+// cannot (the most useful first), and the spec of the one that is chosen.
 #pragma once
-
-#include <string>
-#include <vector>
 
 #include "attune/spec.h"
 #include "codegen/arch.h"
 #include "codegen/candidates.h"
 #include "codegen/problem.h"
 
+#include <string>
+#include <vector>
+
 namespace attune::codegen {
 
 /// Why a family cannot run the problem there; empty when it can.
-std::vector<std::string> not_supported_reasons(kernel::Family family, const Problem& problem, const Arch& arch);
+std::vector<std::string> not_supported_reasons(kernel::Family family, const Problem& problem,
+                                               const Arch& arch);
 
 struct Verdict {
   kernel::Family family;
@@ -26,7 +27,8 @@ struct Choice {
   std::vector<Verdict> verdicts;  // every family of the backend in order of preference
 };
 
-/// The spec to run. Fails with unsupported, giving the first reason of the preferred family and then the others.
+/// The spec to run. Fails with unsupported, giving the first reason of the preferred family and then the
+/// others.
 Result<Choice> choose(const Problem& problem, const Arch& arch);
 
 /// The spec of one candidate row for a problem, whether or not choose() would take it. For tuning and tests.

@@ -1,10 +1,10 @@
 // Spec -> source text: one constexpr KernelSpec with named fields and an extern "C" entry point.
 #pragma once
 
-#include <string>
-
 #include "attune/spec.h"
 #include "codegen/arch.h"
+
+#include <string>
 
 namespace attune::codegen {
 

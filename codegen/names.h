@@ -1,11 +1,11 @@
 // The text of every enumerator, both ways; printer, key, parser, explain and JSON share it.
 #pragma once
 
-#include <optional>
-#include <string_view>
-
 #include "attune/spec.h"
 #include "codegen/problem.h"
+
+#include <optional>
+#include <string_view>
 
 namespace attune::codegen {
 

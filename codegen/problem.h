@@ -2,13 +2,13 @@
 // run-time extent: the engine's hot table is keyed by its bytes.
 #pragma once
 
+#include "attune/spec.h"
+#include "base/result.h"
+
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
-
-#include "attune/spec.h"
-#include "base/result.h"
 
 namespace attune::codegen {
 
@@ -28,7 +28,8 @@ struct Problem {
 
   bool operator==(const Problem&) const = default;
 };
-static_assert(sizeof(Problem) == 9 * sizeof(int), "Problem is hashed as bytes: no padding, and update for_each_field");
+static_assert(sizeof(Problem) == 9 * sizeof(int),
+              "Problem is hashed as bytes: no padding, and update for_each_field");
 
 template <typename P, typename Visit>
 constexpr void for_each_problem_field(P& problem, Visit&& visit) {
@@ -43,11 +44,12 @@ constexpr void for_each_problem_field(P& problem, Visit&& visit) {
   visit("force", problem.force);
 }
 
-/// "dtype=f16 head_dim=64 head_dim_v=64 window_right=bounded lse=write": fields at their default are left out.
-/// The line format of `attune precompile` lists.
+/// "dtype=f16 head_dim=64 head_dim_v=64 window_right=bounded lse=write": fields at their default are left
+/// out. The line format of `attune precompile` lists.
 std::string to_string(const Problem& problem);
 
-/// Parses what to_string prints. head_dim_v defaults to head_dim. Fails with invalid_argument naming the word.
+/// Parses what to_string prints. head_dim_v defaults to head_dim. Fails with invalid_argument naming the
+/// word.
 Result<Problem> parse_problem(std::string_view text);
 
 }  // namespace attune::codegen

@@ -1,15 +1,15 @@
 // Unit: everything that a compiler needs for one kernel, and the key that names the result.
 #pragma once
 
-#include <string>
-#include <string_view>
-#include <utility>
-#include <vector>
-
 #include "attune/spec.h"
 #include "base/digest.h"
 #include "codegen/arch.h"
 #include "codegen/embedded.h"
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 namespace attune::codegen {
 
@@ -27,8 +27,8 @@ struct Unit {
   Digest key;
 };
 
-/// Tagged fields that the key hashes, in order; values are text or hex digests. `attune explain` prints them, so
-/// a surprising miss is a diff of two lists.
+/// Tagged fields that the key hashes, in order; values are text or hex digests. `attune explain` prints them,
+/// so a surprising miss is a diff of two lists.
 std::vector<std::pair<std::string, std::string>> key_fields(const Unit& unit);
 
 /// SHA-256 over key_fields, every tag and value length-prefixed.

@@ -2,32 +2,33 @@
 // runtime/cuda and runtime/cpu implement it; the engine joins it with codegen and cache.
 #pragma once
 
+#include "attune/params.h"
+#include "base/result.h"
+#include "codegen/unit.h"
+
+#include <nlohmann/json_fwd.hpp>
+
 #include <cstddef>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
-#include <nlohmann/json_fwd.hpp>
-
-#include "attune/params.h"
-#include "base/result.h"
-#include "codegen/unit.h"
-
 namespace attune::runtime {
 
 /// What a compiler returns: the bytes to load (a cubin, a shared object) and what is known about them.
 struct Image {
   std::vector<std::byte> bytes;
-  std::string metadata_json;  // an object: registers, spill_bytes, stack_bytes, shared_bytes, milliseconds by phase, log
+  std::string metadata_json;  // an object: registers, spill_bytes, stack_bytes, shared_bytes, milliseconds by
+                              // phase, log
 };
 
 /// A loaded kernel. Thread-safe; lives as long as its backend.
 class Kernel {
  public:
   virtual ~Kernel() = default;
-  /// Launches on the caller's stream (CUDA; null is the default stream) or runs to completion (CPU). No checks: the
-  /// engine has made them. Never called with an empty output.
+  /// Launches on the caller's stream (CUDA; null is the default stream) or runs to completion (CPU). No
+  /// checks: the engine has made them. Never called with an empty output.
   virtual Result<void> forward(const kernel::ForwardParams& params, void* stream) = 0;
 };
 
@@ -36,11 +37,13 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual const codegen::Arch& arch() const = 0;
-  /// The compiler's identity for the key. Must not load LLVM; fails with environment when there is no compiler.
+  /// The compiler's identity for the key. Must not load LLVM; fails with environment when there is no
+  /// compiler.
   virtual Result<codegen::CompilerId> compiler() = 0;
   /// Compiles. Thread-safe, parallel for different units. A compile error is internal, with the log.
   virtual Result<Image> compile(const codegen::Unit& unit) = 0;
-  /// Loads an image that compile() returned, now or in another process. Fails with environment when it is rejected.
+  /// Loads an image that compile() returned, now or in another process. Fails with environment when it is
+  /// rejected.
   virtual Result<std::unique_ptr<Kernel>> load(std::span<const std::byte> image,
                                                const kernel::KernelSpec& spec) = 0;
   /// "NVIDIA H200 (sm_90a)", "x86-64-v4, 2 threads"

@@ -1,5 +1,5 @@
-// Every check of a call's arguments, made before anything is launched, and the reduction of a checked call to a Problem and
-// its launch parameters.
+// Every check of a call's arguments, made before anything is launched, and the reduction of a checked call to
+// a Problem and its launch parameters.
 #pragma once
 
 #include "attune/attune.h"

@@ -1,15 +1,6 @@
-// Engine: problem -> spec -> source -> key -> cache or compiler -> loaded kernel -> launch. The only place that joins
-// codegen, cache and the backends.
+// Engine: problem -> spec -> source -> key -> cache or compiler -> loaded kernel -> launch. The only place
+// that joins codegen, cache and the backends.
 #pragma once
-
-#include <cstdint>
-#include <filesystem>
-#include <memory>
-#include <optional>
-#include <string>
-#include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include "attune/attune.h"
 #include "attune/params.h"
@@ -20,9 +11,22 @@
 #include "codegen/unit.h"
 #include "runtime/backend.h"
 
+#include <nlohmann/json_fwd.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
 namespace attune::runtime {
 
-enum class JitMode { automatic, never, always };  // ATTUNE_JIT: never refuses to compile; always ignores the cache
+enum class JitMode {
+  automatic,
+  never,
+  always
+};  // ATTUNE_JIT: never refuses to compile; always ignores the cache
 
 struct EngineOptions {
   std::optional<std::filesystem::path> cache_root;
@@ -30,7 +34,8 @@ struct EngineOptions {
   JitMode jit = JitMode::automatic;
   std::string record_path;  // ATTUNE_RECORD: append each new problem as a precompile line
 
-  /// From ATTUNE_CACHE_DIR, ATTUNE_CACHE_MODE, ATTUNE_JIT, ATTUNE_RECORD. An unknown value is an invalid_argument.
+  /// From ATTUNE_CACHE_DIR, ATTUNE_CACHE_MODE, ATTUNE_JIT, ATTUNE_RECORD. An unknown value is an
+  /// invalid_argument.
   static Result<EngineOptions> from_environment();
 };
 
@@ -66,7 +71,8 @@ class Engine {
   Result<void> run(const Call& call);
   /// Compiles and loads without launching.
   Result<void> prepare(const codegen::Problem& problem, Device device);
-  /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune precompile`.
+  /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune
+  /// precompile`.
   Result<Prepared> precompile(const codegen::Problem& problem, const codegen::Arch& arch);
   /// The JSON object that attune::explain documents.
   Result<std::string> explain(const codegen::Problem& problem, Device device);

@@ -1,6 +1,6 @@
-/* Attune's C ABI. Every function returns a status; attune_last_error() has the text of the calling thread's last failure.
- * Structs that may grow begin with struct_size: set it with the INIT macro, leave the rest zero for the defaults.
- * See attune.h for what each call computes. */
+/* Attune's C ABI. Every function returns a status; attune_last_error() has the text of the calling thread's
+ * last failure. Structs that may grow begin with struct_size: set it with the INIT macro, leave the rest zero
+ * for the defaults. See attune.h for what each call computes. */
 #ifndef ATTUNE_C_H
 #define ATTUNE_C_H
 
@@ -25,7 +25,12 @@ typedef enum attune_status {
 
 typedef enum attune_dtype { ATTUNE_F32 = 0, ATTUNE_F16 = 1, ATTUNE_BF16 = 2 } attune_dtype;
 typedef enum attune_device_type { ATTUNE_CPU = 0, ATTUNE_CUDA = 1 } attune_device_type;
-typedef enum attune_family { ATTUNE_AUTOMATIC = 0, ATTUNE_FAMILY_CPU = 1, ATTUNE_FAMILY_SIMT = 2, ATTUNE_FAMILY_MMA = 3 } attune_family;
+typedef enum attune_family {
+  ATTUNE_AUTOMATIC = 0,
+  ATTUNE_FAMILY_CPU = 1,
+  ATTUNE_FAMILY_SIMT = 2,
+  ATTUNE_FAMILY_MMA = 3
+} attune_family;
 
 typedef enum attune_bias_kind {
   ATTUNE_BIAS_NONE = 0,
@@ -40,8 +45,8 @@ typedef enum attune_bias_kind {
 /* A view of the caller's memory; shape and strides in elements. */
 typedef struct attune_tensor {
   void* data;
-  int32_t dtype;        /* attune_dtype */
-  int32_t device_type;  /* attune_device_type */
+  int32_t dtype;       /* attune_dtype */
+  int32_t device_type; /* attune_device_type */
   int32_t device_index;
   int32_t rank;
   int64_t shape[ATTUNE_MAX_RANK];
@@ -55,7 +60,8 @@ typedef struct attune_bias {
   int64_t window_left;
   int64_t window_right;
 } attune_bias;
-#define ATTUNE_BIAS_INIT {sizeof(attune_bias), ATTUNE_BIAS_NONE, 0, 0, 0}
+#define ATTUNE_BIAS_INIT \
+  { sizeof(attune_bias), ATTUNE_BIAS_NONE, 0, 0, 0 }
 
 typedef struct attune_options {
   size_t struct_size;
@@ -63,7 +69,8 @@ typedef struct attune_options {
   void* stream;        /* CUstream; null: the default stream */
   int32_t family;      /* attune_family */
 } attune_options;
-#define ATTUNE_OPTIONS_INIT {sizeof(attune_options), NULL, NULL, ATTUNE_AUTOMATIC}
+#define ATTUNE_OPTIONS_INIT \
+  { sizeof(attune_options), NULL, NULL, ATTUNE_AUTOMATIC }
 
 typedef struct attune_counters {
   size_t struct_size;
@@ -77,8 +84,9 @@ ATTUNE_EXPORT const char* attune_last_error(void);
 
 /* bias, options and lse may be null. lse is [B, H, Mq] float32, contiguous. */
 ATTUNE_EXPORT attune_status attune_memory_efficient_attention_forward(
-    const attune_tensor* query, const attune_tensor* key, const attune_tensor* value, const attune_tensor* output,
-    const attune_tensor* lse, const attune_bias* bias, const attune_options* options);
+    const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
+    const attune_tensor* output, const attune_tensor* lse, const attune_bias* bias,
+    const attune_options* options);
 
 ATTUNE_EXPORT attune_status attune_prepare(const attune_tensor* query, const attune_tensor* key,
                                            const attune_tensor* value, int with_lse, const attune_bias* bias,

@@ -18,9 +18,17 @@ using u16 = unsigned short;
 using u8 = unsigned char;
 static_assert(sizeof(u16) == 2 && sizeof(i32) == 4 && sizeof(i64) == 8);
 
-ATTUNE_HD constexpr i32 min(i32 a, i32 b) { return a < b ? a : b; }
-ATTUNE_HD constexpr i32 max(i32 a, i32 b) { return a > b ? a : b; }
-ATTUNE_HD constexpr i32 ceil_div(i32 a, i32 b) { return (a + b - 1) / b; }
-ATTUNE_HD constexpr i32 round_up(i32 a, i32 b) { return ceil_div(a, b) * b; }
+ATTUNE_HD constexpr i32 min(i32 a, i32 b) {
+  return a < b ? a : b;
+}
+ATTUNE_HD constexpr i32 max(i32 a, i32 b) {
+  return a > b ? a : b;
+}
+ATTUNE_HD constexpr i32 ceil_div(i32 a, i32 b) {
+  return (a + b - 1) / b;
+}
+ATTUNE_HD constexpr i32 round_up(i32 a, i32 b) {
+  return ceil_div(a, b) * b;
+}
 
 }  // namespace attune::kernel

@@ -9,19 +9,31 @@ namespace attune::kernel {
 inline constexpr float kLog2e = 1.44269504088896340736f;
 inline constexpr float kLn2 = 0.69314718055994530942f;
 
-ATTUNE_HD constexpr float neg_inf() { return -__builtin_huge_valf(); }
+ATTUNE_HD constexpr float neg_inf() {
+  return -__builtin_huge_valf();
+}
 
-/// What is subtracted in the exponent. A row that has seen nothing has maximum -inf; subtracting 0 instead keeps
-/// exp2(-inf - 0) = 0 and avoids -inf - -inf.
-ATTUNE_HD constexpr float safe_max(float row_max) { return row_max == neg_inf() ? 0.0f : row_max; }
+/// What is subtracted in the exponent. A row that has seen nothing has maximum -inf; subtracting 0 instead
+/// keeps exp2(-inf - 0) = 0 and avoids -inf - -inf.
+ATTUNE_HD constexpr float safe_max(float row_max) {
+  return row_max == neg_inf() ? 0.0f : row_max;
+}
 
 /// Output factor of a row: 0 for a row that saw nothing, so its output is 0.
-ATTUNE_HD constexpr float inverse_sum(float row_sum) { return row_sum > 0.0f || row_sum != row_sum ? 1.0f / row_sum : 0.0f; }
+ATTUNE_HD constexpr float inverse_sum(float row_sum) {
+  return row_sum > 0.0f || row_sum != row_sum ? 1.0f / row_sum : 0.0f;
+}
 
-ATTUNE_HD u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
-ATTUNE_HD float float_of(u32 bits) { return __builtin_bit_cast(float, bits); }
+ATTUNE_HD u32 bits_of(float x) {
+  return __builtin_bit_cast(u32, x);
+}
+ATTUNE_HD float float_of(u32 bits) {
+  return __builtin_bit_cast(float, bits);
+}
 
-ATTUNE_HD float bf16_to_float(u16 h) { return float_of(u32{h} << 16); }
+ATTUNE_HD float bf16_to_float(u16 h) {
+  return float_of(u32{h} << 16);
+}
 
 /// Round to nearest even; NaN stays NaN.
 ATTUNE_HD u16 float_to_bf16(float x) {
@@ -46,7 +58,7 @@ ATTUNE_HD u16 float_to_f16(float x) {
   const u32 a = b & 0x7fffffffu;
   if (a > 0x7f800000u) return static_cast<u16>(sign | 0x7e00u);
   if (a >= 0x477ff000u) return static_cast<u16>(sign | 0x7c00u);  // >= 65520 rounds to infinity
-  if (a < 0x38800000u) {                                          // below 2^-14: subnormal; 0.5f's ulp is 2^-24
+  if (a < 0x38800000u) {  // below 2^-14: subnormal; 0.5f's ulp is 2^-24
     const float shifted = float_of(a) + 0.5f;
     return static_cast<u16>(sign | (bits_of(shifted) - 0x3f000000u));
   }

@@ -23,8 +23,9 @@ struct Window {
 /// Where a window is anchored: query 0 stands at key 0, or the last query stands at the last key.
 enum class Anchor : i32 { top_left, bottom_right };
 
-/// The window that reaches `left` keys to the left and `right` keys to the right of each query's own position;
-/// a negative reach means without bound. Bounds are clamped to the matrix, so a kernel never overflows.
+/// The window that reaches `left` keys to the left and `right` keys to the right of each query's own
+/// position; a negative reach means without bound. Bounds are clamped to the matrix, so a kernel never
+/// overflows.
 constexpr Window make_window(Anchor anchor, i64 left, i64 right, i32 len_q, i32 len_k) {
   const i64 shift = anchor == Anchor::bottom_right ? i64{len_k} - len_q : 0;
   const i64 leftmost = -i64{len_q};  // i + leftmost < 0 for every query

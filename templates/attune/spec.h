@@ -58,6 +58,8 @@ constexpr void for_each_field(Spec& spec, Visit&& visit) {
   visit("lanes", spec.lanes);
 }
 
-constexpr i32 size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+constexpr i32 size_of(DType dtype) {
+  return dtype == DType::f32 ? 4 : 2;
+}
 
 }  // namespace attune::kernel

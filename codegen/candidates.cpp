@@ -1,0 +1,43 @@
+#include "codegen/candidates.h"
+
+#include "attune/cuda/shared.h"
+
+namespace attune::codegen {
+namespace {
+
+using kernel::DType;
+using kernel::Family;
+
+constexpr unsigned bit(DType dtype) {
+  return 1u << static_cast<int>(dtype);
+}
+constexpr unsigned kAll = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16);
+constexpr unsigned kHalf = bit(DType::f16) | bit(DType::bf16);
+constexpr int kNewest = 999;
+
+// The first row that fits wins, so rows go from the most specific to the most general. Why a row has its
+// tiles is measured in bench/results/.
+// clang-format off
+constexpr Candidate kCandidates[] = {
+    // name              family        sm_min sm_max   isa           dtypes  head_dim  block_m block_n tile_m tile_n warps stages lanes
+    {"mma_64x64x4_d64",   Family::mma,  80, kNewest,   Isa::none,    kHalf,  64,        64,     64,    1,     0,     4,    1,     0},
+    {"mma_64x64x4_d128",  Family::mma,  80, kNewest,   Isa::none,    kHalf,  128,       64,     64,    1,     0,     4,    1,     0},
+    {"mma_64x32x4_d256",  Family::mma,  80, kNewest,   Isa::none,    kHalf,  256,       64,     32,    1,     0,     4,    1,     0},
+    {"simt_d64",          Family::simt, 60, kNewest,   Isa::none,    kAll,   64,        64,     32,    4,     4,     4,    1,     0},
+    {"simt_d256",         Family::simt, 60, kNewest,   Isa::none,    kAll,   256,       32,     32,    4,     2,     4,    1,     0},
+    {"cpu_avx512",        Family::cpu,   0, 0,         Isa::avx512,  kAll,   256,       48,     64,    3,     8,     0,    0,    16},
+    {"cpu_avx2",          Family::cpu,   0, 0,         Isa::avx2,    kAll,   256,       16,     64,    2,     6,     0,    0,     8},
+};
+// clang-format on
+
+}  // namespace
+
+std::span<const Candidate> candidates() {
+  return kCandidates;
+}
+
+int shared_bytes(const kernel::KernelSpec& spec) {
+  return spec.family == Family::cpu ? 0 : kernel::shared_bytes(spec);
+}
+
+}  // namespace attune::codegen

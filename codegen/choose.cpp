@@ -1,0 +1,144 @@
+#include "codegen/choose.h"
+
+#include "codegen/names.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+namespace attune::codegen {
+namespace {
+
+using kernel::DType;
+using kernel::Family;
+using kernel::KernelSpec;
+
+constexpr int kMaxHeadDim = 256;
+
+/// The families of a backend, the preferred one first.
+std::vector<Family> families_of(Backend backend) {
+  if (backend == Backend::cpu) return {Family::cpu};
+  return {Family::mma, Family::simt};
+}
+
+Backend backend_of(Family family) {
+  return family == Family::cpu ? Backend::cpu : Backend::cuda;
+}
+
+Force force_of(Family family) {
+  return static_cast<Force>(static_cast<int>(family));
+}
+static_assert(static_cast<int>(Family::cpu) == static_cast<int>(Force::cpu) &&
+              static_cast<int>(Family::simt) == static_cast<int>(Force::simt) &&
+              static_cast<int>(Family::mma) == static_cast<int>(Force::mma));
+
+const Candidate* first_fit(Family family, const Problem& problem, const Arch& arch) {
+  const auto rows = candidates();
+  const auto found = std::ranges::find_if(
+      rows, [&](const Candidate& row) { return row.family == family && fits(row, problem, arch); });
+  return found == rows.end() ? nullptr : &*found;
+}
+
+std::string compute_capability(int sm) {
+  return fmt::format("{}.{}", sm / 10, sm % 10);
+}
+
+/// The lowest compute capability that any row of the family serves.
+int oldest_gpu(Family family) {
+  int oldest = 999;
+  for (const Candidate& row : candidates()) {
+    if (row.family == family) oldest = std::min(oldest, row.sm_min);
+  }
+  return oldest;
+}
+
+bool serves_dtype(Family family, DType dtype) {
+  return std::ranges::any_of(candidates(), [&](const Candidate& row) {
+    return row.family == family && (row.dtypes >> static_cast<int>(dtype) & 1u) != 0;
+  });
+}
+
+Failure no_family(const Problem& problem, const Arch& arch, const std::vector<Verdict>& verdicts) {
+  const Verdict& first = verdicts.front();
+  std::string text =
+      fmt::format("no kernel for {} on {}: {}", to_string(problem), arch.target, first.reasons.front());
+  for (const Verdict& verdict : verdicts) {
+    text += fmt::format("\n  {}: {}", name_of(verdict.family), fmt::join(verdict.reasons, "; "));
+  }
+  return unsupported(std::move(text));
+}
+
+}  // namespace
+
+KernelSpec spec_of(const Candidate& row, const Problem& problem) {
+  return {.operation = problem.operation,
+          .family = row.family,
+          .dtype = problem.dtype,
+          .head_dim = problem.head_dim,
+          .head_dim_v = problem.head_dim_v,
+          .window_left = problem.window_left,
+          .window_right = problem.window_right,
+          .lse = problem.lse,
+          .block_m = row.block_m,
+          .block_n = row.block_n,
+          .tile_m = row.tile_m,
+          .tile_n = row.tile_n,
+          .warps = row.warps,
+          .stages = row.stages,
+          .copy_bytes = row.family == Family::cpu ? 0 : problem.align_bytes,
+          .lanes = row.lanes};
+}
+
+bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
+  if (backend_of(row.family) != arch.backend) return false;
+  if ((row.dtypes >> static_cast<int>(problem.dtype) & 1u) == 0) return false;
+  if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
+  if (arch.backend == Backend::cpu) return row.isa == arch.isa;
+  return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
+         shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;
+}
+
+std::vector<std::string> not_supported_reasons(Family family, const Problem& problem, const Arch& arch) {
+  std::vector<std::string> reasons;
+  if (problem.force != Force::automatic && problem.force != force_of(family)) {
+    reasons.push_back(fmt::format("the call forces {}", name_of(problem.force)));
+  }
+  if (backend_of(family) != arch.backend) {
+    reasons.push_back(
+        fmt::format("{} kernels do not run on {} tensors", name_of(family), name_of(arch.backend)));
+    return reasons;
+  }
+  if (arch.backend == Backend::cuda && arch.sm < oldest_gpu(family)) {
+    reasons.push_back(fmt::format("needs compute capability {} or later, this GPU has {}",
+                                  compute_capability(oldest_gpu(family)), compute_capability(arch.sm)));
+  }
+  if (!serves_dtype(family, problem.dtype)) {
+    reasons.push_back(fmt::format("no {} kernels", name_of(problem.dtype)));
+  }
+  for (const auto& [name, value] :
+       {std::pair{"head_dim", problem.head_dim}, {"head_dim_v", problem.head_dim_v}}) {
+    if (value < 1 || value > kMaxHeadDim) {
+      reasons.push_back(fmt::format("{} {} is outside 1 to {}", name, value, kMaxHeadDim));
+    }
+  }
+  if (reasons.empty() && first_fit(family, problem, arch) == nullptr) {
+    reasons.push_back(
+        fmt::format("no tile fits the {} bytes of shared memory of {}", arch.shared_bytes, arch.target));
+  }
+  return reasons;
+}
+
+Result<Choice> choose(const Problem& problem, const Arch& arch) {
+  Choice choice;
+  for (const Family family : families_of(arch.backend)) {
+    choice.verdicts.push_back({family, not_supported_reasons(family, problem, arch)});
+    if (choice.candidate != nullptr || !choice.verdicts.back().reasons.empty()) continue;
+    choice.candidate = first_fit(family, problem, arch);
+  }
+  if (choice.candidate == nullptr) return no_family(problem, arch, choice.verdicts);
+  choice.spec = spec_of(*choice.candidate, problem);
+  return choice;
+}
+
+}  // namespace attune::codegen

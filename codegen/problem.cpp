@@ -1,0 +1,88 @@
+#include "codegen/problem.h"
+
+#include "codegen/names.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace attune::codegen {
+namespace {
+
+/// Every field's name and text, in order.
+std::vector<std::pair<std::string_view, std::string>> fields_of(const Problem& problem) {
+  std::vector<std::pair<std::string_view, std::string>> fields;
+  for_each_problem_field(problem, [&](std::string_view name, const auto& value) {
+    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
+      fields.emplace_back(name, name_of(value));
+    } else {
+      fields.emplace_back(name, std::to_string(value));
+    }
+  });
+  return fields;
+}
+
+/// Parses one value into a field; false when the text is no value of the field's type.
+template <typename Field>
+bool parse_value(std::string_view text, Field& field) {
+  if constexpr (std::is_enum_v<Field>) {
+    return from_name(text, field);
+  } else {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), field);
+    return error == std::errc() && end == text.data() + text.size();
+  }
+}
+
+Result<void> set_field(Problem& problem, std::string_view name, std::string_view value) {
+  bool known = false;
+  bool good = false;
+  for_each_problem_field(problem, [&](std::string_view field_name, auto& field) {
+    if (field_name != name) return;
+    known = true;
+    good = parse_value(value, field);
+  });
+  if (!known) return invalid_argument(fmt::format("problem: unknown field '{}'", name));
+  if (!good) return invalid_argument(fmt::format("problem: '{}' is no value of {}", value, name));
+  return done();
+}
+
+}  // namespace
+
+std::string to_string(const Problem& problem) {
+  Problem defaults;
+  defaults.head_dim_v = problem.head_dim;
+  const auto default_fields = fields_of(defaults);
+  std::string text;
+  for (std::size_t i = 0; const auto& [name, value] : fields_of(problem)) {
+    const bool at_default = value == default_fields[i++].second;
+    if (at_default && name != "dtype" && name != "head_dim") continue;
+    text += fmt::format("{}{}={}", text.empty() ? "" : " ", name, value);
+  }
+  return text;
+}
+
+Result<Problem> parse_problem(std::string_view text) {
+  Problem problem;
+  bool any = false;
+  while (!text.empty()) {
+    const std::size_t begin = text.find_first_not_of(" \t\r\n");
+    if (begin == std::string_view::npos) break;
+    text.remove_prefix(begin);
+    const std::string_view word = text.substr(0, text.find_first_of(" \t\r\n"));
+    text.remove_prefix(word.size());
+    const std::size_t equals = word.find('=');
+    if (equals == std::string_view::npos) {
+      return invalid_argument(fmt::format("problem: '{}' is not name=value", word));
+    }
+    ATTUNE_TRY(set_field(problem, word.substr(0, equals), word.substr(equals + 1)));
+    any = true;
+  }
+  if (!any || problem.head_dim == 0) return invalid_argument("problem: head_dim=N is missing");
+  if (problem.head_dim_v == 0) problem.head_dim_v = problem.head_dim;
+  return problem;
+}
+
+}  // namespace attune::codegen

@@ -1,0 +1,52 @@
+#include "codegen/unit.h"
+
+#include "codegen/emit.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+namespace attune::codegen {
+namespace {
+
+// Bump when the meaning of a key's fields changes.
+constexpr std::string_view kKeySchema = "attune-key-1";
+
+std::string headers_digest(std::span<const EmbeddedFile> headers) {
+  FieldDigest digest;
+  for (const EmbeddedFile& header : headers) digest.field(header.name, header.text);
+  return digest.finish().hex();
+}
+
+}  // namespace
+
+std::vector<std::pair<std::string, std::string>> key_fields(const Unit& unit) {
+  return {
+      {"schema", std::string(kKeySchema)},
+      {"target", unit.arch.target},
+      {"spec", describe(unit.spec)},
+      {"source", sha256(unit.source).hex()},
+      {"headers", headers_digest(unit.headers)},
+      {"compiler", unit.compiler.name},
+      {"options", fmt::format("{}", fmt::join(unit.compiler.options, "\n"))},
+  };
+}
+
+Digest key_of(const Unit& unit) {
+  FieldDigest digest;
+  for (const auto& [tag, value] : key_fields(unit)) digest.field(tag, value);
+  return digest.finish();
+}
+
+Unit make_unit(const kernel::KernelSpec& spec, const Arch& arch, CompilerId compiler,
+               std::span<const EmbeddedFile> headers) {
+  Unit unit{.spec = spec,
+            .arch = arch,
+            .source = emit(spec, arch),
+            .headers = {headers.begin(), headers.end()},
+            .compiler = std::move(compiler),
+            .key = {}};
+  unit.key = key_of(unit);
+  return unit;
+}
+
+}  // namespace attune::codegen
