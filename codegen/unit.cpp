@@ -5,6 +5,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <iterator>
+
 namespace attune::codegen {
 namespace {
 
@@ -15,6 +18,15 @@ std::string headers_digest(std::span<const EmbeddedFile> headers) {
   FieldDigest digest;
   for (const EmbeddedFile& header : headers) digest.field(header.name, header.text);
   return digest.finish().hex();
+}
+
+/// Without the other backend's folder: its changes need not invalidate this backend's kernels.
+std::vector<EmbeddedFile> headers_of(Backend backend, std::span<const EmbeddedFile> all) {
+  const std::string_view foreign = backend == Backend::cpu ? "attune/cuda/" : "attune/cpu/";
+  std::vector<EmbeddedFile> headers;
+  std::ranges::copy_if(all, std::back_inserter(headers),
+                       [&](const EmbeddedFile& file) { return !file.name.starts_with(foreign); });
+  return headers;
 }
 
 }  // namespace
@@ -42,7 +54,7 @@ Unit make_unit(const kernel::KernelSpec& spec, const Arch& arch, CompilerId comp
   Unit unit{.spec = spec,
             .arch = arch,
             .source = emit(spec, arch),
-            .headers = {headers.begin(), headers.end()},
+            .headers = headers_of(arch.backend, headers),
             .compiler = std::move(compiler),
             .key = {}};
   unit.key = key_of(unit);

@@ -34,7 +34,7 @@ std::vector<std::pair<std::string, std::string>> key_fields(const Unit& unit);
 /// SHA-256 over key_fields, every tag and value length-prefixed.
 Digest key_of(const Unit& unit);
 
-/// Emits the source, collects the headers and computes the key.
+/// Emits the source, collects the headers that the backend's kernels may include, and computes the key.
 Unit make_unit(const kernel::KernelSpec& spec, const Arch& arch, CompilerId compiler,
                std::span<const EmbeddedFile> headers);
 

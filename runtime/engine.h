@@ -11,8 +11,6 @@
 #include "codegen/unit.h"
 #include "runtime/backend.h"
 
-#include <nlohmann/json_fwd.hpp>
-
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -23,19 +21,20 @@
 namespace attune::runtime {
 
 enum class JitMode {
-  automatic,
-  never,
-  always
-};  // ATTUNE_JIT: never refuses to compile; always ignores the cache
+  automatic,  // compile what is not in the cache
+  never,      // fail instead of compiling
+  always,     // compile at every first use, whatever the cache holds
+};
 
 struct EngineOptions {
-  std::optional<std::filesystem::path> cache_root;
+  std::optional<std::filesystem::path> cache_root;  // nothing: no cache on disk
   cache::Mode cache_mode = cache::Mode::rw;
   JitMode jit = JitMode::automatic;
-  std::string record_path;  // ATTUNE_RECORD: append each new problem as a precompile line
+  std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones
+  std::string
+      record_path;  // ATTUNE_RECORD: append a line for `attune precompile` per problem at its first use
 
-  /// From ATTUNE_CACHE_DIR, ATTUNE_CACHE_MODE, ATTUNE_JIT, ATTUNE_RECORD. An unknown value is an
-  /// invalid_argument.
+  /// From the environment (docs/environment.md). An unknown value is an invalid_argument.
   static Result<EngineOptions> from_environment();
 };
 
@@ -47,19 +46,22 @@ struct Call {
   void* stream = nullptr;
 };
 
-/// How a kernel came to be loaded; for explain, the counters and the tests.
-enum class Source { memory, disk, compiler };
+/// Where a kernel's image came from.
+enum class Source { disk, compiler };
 
-struct Prepared {
+/// A kernel's image with everything known about it.
+struct Obtained {
   codegen::Unit unit;
   std::string candidate;
   std::string metadata_json;
-  Source source = Source::memory;
+  std::vector<std::byte> image;
+  Source source = Source::compiler;
 };
 
 class Engine {
  public:
-  explicit Engine(EngineOptions options);
+  /// Fails with environment when the template folder cannot be read.
+  static Result<std::unique_ptr<Engine>> create(EngineOptions options);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -73,19 +75,25 @@ class Engine {
   Result<void> prepare(const codegen::Problem& problem, Device device);
   /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune
   /// precompile`.
-  Result<Prepared> precompile(const codegen::Problem& problem, const codegen::Arch& arch);
-  /// The JSON object that attune::explain documents.
-  Result<std::string> explain(const codegen::Problem& problem, Device device);
+  Result<std::shared_ptr<const Obtained>> precompile(const codegen::Problem& problem,
+                                                     const codegen::Arch& arch);
+  /// What would run for the problem, as the JSON object that attune::explain documents. `device` is where a
+  /// loaded kernel is looked for; nothing when the architecture need not be here.
+  Result<std::string> explain(const codegen::Problem& problem, const codegen::Arch& arch,
+                              std::optional<Device> device);
 
   Counters counters() const;
   cache::Store& store();
+  /// The templates that kernels are made of.
+  std::span<const codegen::EmbeddedFile> headers() const;
 
  private:
   struct State;
+  explicit Engine(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;
 };
 
-/// The candidate that this thread's last run() used.
+/// The candidate that this thread's last run() used; empty before the first.
 const std::string& last_kernel_name();
 
 /// The backend of a device, CPU or CUDA.

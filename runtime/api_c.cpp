@@ -1,0 +1,181 @@
+// The C ABI over the C++ API: nothing but statuses leaves, and the text of the last failure stays with the
+// thread.
+#include "attune/attune.h"
+#include "attune/attune_c.h"
+#include "runtime/engine.h"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+
+namespace {
+
+using attune::Error;
+using attune::ErrorKind;
+
+static_assert(ATTUNE_MAX_RANK == attune::kMaxRank);
+
+thread_local std::string last_error;
+
+attune_status status_of(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::invalid_argument: return ATTUNE_INVALID_ARGUMENT;
+    case ErrorKind::unsupported: return ATTUNE_UNSUPPORTED;
+    case ErrorKind::environment: return ATTUNE_ENVIRONMENT;
+    case ErrorKind::internal: return ATTUNE_INTERNAL;
+  }
+  return ATTUNE_INTERNAL;
+}
+
+/// Runs `body`; whatever it throws becomes a status and a text.
+template <typename Body>
+attune_status guarded(Body&& body) noexcept {
+  try {
+    body();
+    return ATTUNE_OK;
+  } catch (const Error& error) {
+    last_error = error.what();
+    return status_of(error.kind());
+  } catch (const std::bad_alloc&) {
+    last_error = "out of memory";
+    return ATTUNE_ENVIRONMENT;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return ATTUNE_INTERNAL;
+  }
+}
+
+[[noreturn]] void refuse(std::string message) {
+  throw Error(ErrorKind::invalid_argument, std::move(message));
+}
+
+template <typename View>
+View view_of(const char* name, const attune_tensor* tensor) {
+  if (tensor == nullptr) refuse(fmt::format("{}: null tensor", name));
+  View view;
+  view.data = tensor->data;
+  view.dtype = static_cast<attune::DType>(tensor->dtype);
+  view.device = {static_cast<attune::DeviceType>(tensor->device_type), tensor->device_index};
+  view.rank = tensor->rank;
+  std::memcpy(view.shape.data(), tensor->shape, sizeof tensor->shape);
+  std::memcpy(view.strides.data(), tensor->strides, sizeof tensor->strides);
+  return view;
+}
+
+/// A struct of the caller's version: what an older caller does not have stays zero.
+template <typename Struct>
+Struct versioned(const char* name, const Struct* given) {
+  Struct copy{};
+  if (given == nullptr) return copy;
+  if (given->struct_size < sizeof(size_t) || given->struct_size > 4096) {
+    refuse(fmt::format("{}: struct_size {} is not set; start from its INIT macro", name, given->struct_size));
+  }
+  std::memcpy(&copy, given, given->struct_size < sizeof copy ? given->struct_size : sizeof copy);
+  return copy;
+}
+
+attune::AttentionBias bias_of(const attune_bias* given) {
+  const attune_bias bias = versioned("bias", given);
+  switch (bias.kind) {
+    case ATTUNE_BIAS_NONE: return {};
+    case ATTUNE_BIAS_LOWER_TRIANGULAR: return attune::LowerTriangularMask{};
+    case ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT: return attune::LowerTriangularFromBottomRightMask{};
+    case ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT_LOCAL:
+      return attune::LowerTriangularFromBottomRightLocalAttentionMask{bias.window_size};
+    case ATTUNE_BIAS_LOCAL_FROM_BOTTOM_RIGHT:
+      return attune::LocalAttentionFromBottomRightMask{bias.window_left, bias.window_right};
+    default: refuse(fmt::format("bias: unknown kind {}", bias.kind));
+  }
+}
+
+attune::AttentionOptions options_of(const attune_options* given) {
+  const attune_options options = versioned("options", given);
+  attune::AttentionOptions result;
+  if (options.scale != nullptr) result.scale = *options.scale;
+  result.stream = options.stream;
+  result.family = static_cast<attune::Family>(options.family);
+  return result;
+}
+
+}  // namespace
+
+const char* attune_version(void) {
+  return ATTUNE_VERSION;
+}
+
+const char* attune_status_name(attune_status status) {
+  switch (status) {
+    case ATTUNE_OK: return "ok";
+    case ATTUNE_INVALID_ARGUMENT: return "invalid argument";
+    case ATTUNE_UNSUPPORTED: return "unsupported";
+    case ATTUNE_ENVIRONMENT: return "environment";
+    case ATTUNE_INTERNAL: return "internal";
+  }
+  return "unknown status";
+}
+
+const char* attune_last_error(void) {
+  return last_error.c_str();
+}
+
+attune_status attune_memory_efficient_attention_forward(const attune_tensor* query, const attune_tensor* key,
+                                                        const attune_tensor* value,
+                                                        const attune_tensor* output, const attune_tensor* lse,
+                                                        const attune_bias* bias,
+                                                        const attune_options* options) {
+  return guarded([&] {
+    attune::MutableTensorView lse_view;
+    if (lse != nullptr) lse_view = view_of<attune::MutableTensorView>("lse", lse);
+    attune::memory_efficient_attention_forward(
+        view_of<attune::TensorView>("query", query), view_of<attune::TensorView>("key", key),
+        view_of<attune::TensorView>("value", value), view_of<attune::MutableTensorView>("output", output),
+        lse != nullptr ? &lse_view : nullptr, bias_of(bias), options_of(options));
+  });
+}
+
+attune_status attune_prepare(const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
+                             int with_lse, const attune_bias* bias, const attune_options* options) {
+  return guarded([&] {
+    attune::prepare(view_of<attune::TensorView>("query", query), view_of<attune::TensorView>("key", key),
+                    view_of<attune::TensorView>("value", value), with_lse != 0, bias_of(bias),
+                    options_of(options));
+  });
+}
+
+attune_status attune_explain(const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
+                             int with_lse, const attune_bias* bias, const attune_options* options,
+                             char** json) {
+  return guarded([&] {
+    if (json == nullptr) refuse("explain: null json");
+    const std::string text = attune::explain(
+        view_of<attune::TensorView>("query", query), view_of<attune::TensorView>("key", key),
+        view_of<attune::TensorView>("value", value), with_lse != 0, bias_of(bias), options_of(options));
+    auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
+    if (copy == nullptr) throw std::bad_alloc();
+    std::memcpy(copy, text.c_str(), text.size() + 1);
+    *json = copy;
+  });
+}
+
+void attune_free(void* pointer) {
+  std::free(pointer);
+}
+
+attune_status attune_get_counters(attune_counters* counters) {
+  return guarded([&] {
+    if (counters == nullptr) refuse("counters: null pointer");
+    const attune_counters given = versioned("counters", counters);
+    const attune::Counters now = attune::counters();
+    const attune_counters full{given.struct_size, now.compiles,     now.loads,         now.launches,
+                               now.cache_hits,    now.cache_misses, now.cache_defects, now.cache_stores};
+    std::memcpy(counters, &full, given.struct_size < sizeof full ? given.struct_size : sizeof full);
+  });
+}
+
+const char* attune_last_kernel(void) {
+  return attune::runtime::last_kernel_name().c_str();
+}

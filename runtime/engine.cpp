@@ -1,0 +1,366 @@
+#include "runtime/engine.h"
+
+#include "base/env.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "cache/single_flight.h"
+#include "codegen/embedded.h"
+#include "codegen/names.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "runtime/cuda/cuda_backend.h"
+#include "runtime/hot_table.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <utility>
+
+namespace attune::runtime {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kMaxCudaDevices = 64;
+
+/// 0 is the CPU, 1 + n is CUDA device n.
+Result<std::size_t> table_index(Device device) {
+  if (device.type == DeviceType::cpu) return std::size_t{0};
+  if (device.index < 0 || device.index >= kMaxCudaDevices) {
+    return invalid_argument(fmt::format("no CUDA device {}", device.index));
+  }
+  return static_cast<std::size_t>(device.index) + 1;
+}
+
+struct TemplateSet {
+  std::vector<std::string> owned;  // texts read from a folder
+  std::vector<codegen::EmbeddedFile> files;
+};
+
+/// The embedded templates, or the files of the same names in `folder`.
+Result<TemplateSet> load_templates(const std::string& folder) {
+  TemplateSet set;
+  const auto embedded = codegen::embedded_files();
+  set.files.assign(embedded.begin(), embedded.end());
+  if (folder.empty()) return set;
+  set.owned.reserve(set.files.size());
+  for (codegen::EmbeddedFile& file : set.files) {
+    ATTUNE_ASSIGN(bytes, read_file(std::filesystem::path(folder) / file.name));
+    file.text = set.owned.emplace_back(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  }
+  return set;
+}
+
+json spec_json(const kernel::KernelSpec& spec) {
+  json object = json::object();
+  kernel::for_each_field(spec, [&](const char* name, const auto& value) {
+    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
+      object[name] = codegen::name_of(value);
+    } else {
+      object[name] = value;
+    }
+  });
+  return object;
+}
+
+/// What an entry says about itself. No time and no path: the same kernel gives the same bytes everywhere.
+std::string entry_metadata(const codegen::Unit& unit, const std::string& candidate,
+                           const std::string& compile_json) {
+  json fields = json::object();
+  for (const auto& [tag, value] : codegen::key_fields(unit)) fields[tag] = value;
+  return json{{"attune", ATTUNE_VERSION},
+              {"target", unit.arch.target},
+              {"candidate", candidate},
+              {"spec", spec_json(unit.spec)},
+              {"compiler", unit.compiler.name},
+              {"options", unit.compiler.options},
+              {"key_fields", fields},
+              {"compile", json::parse(compile_json, nullptr, /*allow_exceptions=*/false)}}
+      .dump();
+}
+
+template <typename Value>
+Result<Value> parse_choice(const char* variable, std::initializer_list<std::pair<const char*, Value>> choices,
+                           Value fallback) {
+  const auto text = env(variable);
+  if (!text) return fallback;
+  std::string known;
+  for (const auto& [name, value] : choices) {
+    if (*text == name) return value;
+    known += fmt::format("{}{}", known.empty() ? "" : ", ", name);
+  }
+  return invalid_argument(fmt::format("{}={}: expected one of {}", variable, *text, known));
+}
+
+thread_local const std::string* last_name = nullptr;
+
+}  // namespace
+
+Result<EngineOptions> EngineOptions::from_environment() {
+  EngineOptions options;
+  options.cache_root = cache::default_root();
+  ATTUNE_ASSIGN(mode, parse_choice<cache::Mode>("ATTUNE_CACHE_MODE",
+                                                {{"rw", cache::Mode::rw},
+                                                 {"ro", cache::Mode::ro},
+                                                 {"off", cache::Mode::off},
+                                                 {"refresh", cache::Mode::refresh}},
+                                                cache::Mode::rw));
+  ATTUNE_ASSIGN(jit,
+                parse_choice<JitMode>(
+                    "ATTUNE_JIT",
+                    {{"auto", JitMode::automatic}, {"never", JitMode::never}, {"always", JitMode::always}},
+                    JitMode::automatic));
+  options.cache_mode = mode;
+  options.jit = jit;
+  options.template_dir = env("ATTUNE_TEMPLATE_DIR").value_or("");
+  options.record_path = env("ATTUNE_RECORD").value_or("");
+  return options;
+}
+
+struct Engine::State {
+  State(EngineOptions chosen, TemplateSet set)
+      : options(std::move(chosen)),
+        templates(std::move(set)),
+        store(options.cache_root.value_or(std::filesystem::path()),
+              options.cache_root ? options.cache_mode : cache::Mode::off,
+              [](const std::string& line) { log(LogLevel::warn, line); }) {}
+
+  EngineOptions options;
+  TemplateSet templates;
+  cache::Store store;
+
+  std::array<HotTable, kMaxCudaDevices + 1> tables;
+  cache::SingleFlight<Digest, const Obtained> images;
+  cache::SingleFlight<std::pair<std::size_t, Digest>, Kernel> loads;
+  std::mutex loaded_mutex;
+  std::map<std::pair<std::size_t, Digest>, std::shared_ptr<Kernel>> loaded;
+  std::mutex record_mutex;
+
+  std::atomic<std::uint64_t> compiles{0};
+  std::atomic<std::uint64_t> load_count{0};
+  std::atomic<std::uint64_t> launches{0};
+
+  Result<std::pair<codegen::Unit, codegen::Choice>> unit_of(const codegen::Problem& problem,
+                                                            const codegen::Arch& arch);
+  Result<std::shared_ptr<const Obtained>> obtain(const codegen::Unit& unit, const std::string& candidate);
+  Result<std::shared_ptr<const Obtained>> compile(const codegen::Unit& unit, const std::string& candidate);
+  Result<std::shared_ptr<Kernel>> kernel_for(std::size_t index, Backend& backend, const codegen::Unit& unit,
+                                             const std::string& candidate);
+  Result<std::shared_ptr<Kernel>> load(Backend& backend, const codegen::Unit& unit,
+                                       const std::string& candidate);
+  Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device);
+  void record(const codegen::Problem& problem, const codegen::Arch& arch);
+};
+
+Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Engine::~Engine() = default;
+
+Result<std::unique_ptr<Engine>> Engine::create(EngineOptions options) {
+  ATTUNE_ASSIGN(templates, load_templates(options.template_dir));
+  return std::unique_ptr<Engine>(
+      new Engine(std::make_unique<State>(std::move(options), std::move(templates))));
+}
+
+Result<Engine*> Engine::global() {
+  // Leaked on purpose: other threads may still launch while the process exits. A failure (a bad variable)
+  // stays.
+  static const auto* engine = [] {
+    auto options = EngineOptions::from_environment();
+    if (!options.ok()) return new Result<std::unique_ptr<Engine>>(options.failure());
+    return new Result<std::unique_ptr<Engine>>(create(std::move(*options)));
+  }();
+  if (!engine->ok()) return engine->failure();
+  return engine->value().get();
+}
+
+// ---- Miss path: choose, emit, look up, compile, load ----
+
+Result<std::pair<codegen::Unit, codegen::Choice>> Engine::State::unit_of(const codegen::Problem& problem,
+                                                                         const codegen::Arch& arch) {
+  ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
+  ATTUNE_ASSIGN(compiler, compiler_for(arch));
+  codegen::Unit unit = codegen::make_unit(choice.spec, arch, std::move(compiler), templates.files);
+  return std::pair{std::move(unit), std::move(choice)};
+}
+
+Result<std::shared_ptr<const Obtained>> Engine::State::obtain(const codegen::Unit& unit,
+                                                              const std::string& candidate) {
+  return images.run(unit.key, [&]() -> Result<std::shared_ptr<const Obtained>> {
+    if (options.jit != JitMode::always) {
+      if (auto entry = store.find(unit.key)) {
+        return std::make_shared<const Obtained>(Obtained{unit, candidate, std::move(entry->metadata_json),
+                                                         std::move(entry->payload), Source::disk});
+      }
+    }
+    return compile(unit, candidate);
+  });
+}
+
+Result<std::shared_ptr<const Obtained>> Engine::State::compile(const codegen::Unit& unit,
+                                                               const std::string& candidate) {
+  if (options.jit == JitMode::never) {
+    return environment_failure(
+        fmt::format("kernel {} ({}) for {} is not in the cache and ATTUNE_JIT=never forbids compiling; list "
+                    "the problem for "
+                    "`attune precompile --arch {}` and run that first",
+                    unit.key.hex().substr(0, 12), candidate, unit.arch.target, unit.arch.target));
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  ATTUNE_ASSIGN(image, compile_for(unit));
+  compiles.fetch_add(1, std::memory_order_relaxed);
+  if (log_enabled(LogLevel::info)) {
+    const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
+    log(LogLevel::info, fmt::format("compiled {} {} for {} in {:.0f} ms", candidate,
+                                    unit.key.hex().substr(0, 12), unit.arch.target, took.count()));
+  }
+  auto obtained = std::make_shared<Obtained>(Obtained{unit, candidate,
+                                                      entry_metadata(unit, candidate, image.metadata_json),
+                                                      std::move(image.bytes), Source::compiler});
+  store.store({.key = unit.key, .metadata_json = obtained->metadata_json, .payload = obtained->image});
+  return std::shared_ptr<const Obtained>(std::move(obtained));
+}
+
+Result<std::shared_ptr<Kernel>> Engine::State::load(Backend& backend, const codegen::Unit& unit,
+                                                    const std::string& candidate) {
+  ATTUNE_ASSIGN(obtained, obtain(unit, candidate));
+  auto kernel = backend.load(obtained->image, unit.spec);
+  if (!kernel.ok() && obtained->source == Source::disk && store.quarantine(unit.key)) {
+    // The bytes are what was stored, yet the loader refuses them: build them anew, once.
+    log(LogLevel::warn, fmt::format("cached kernel {} was refused ({}); compiling it again",
+                                    unit.key.hex().substr(0, 12), kernel.failure().message));
+    ATTUNE_ASSIGN(rebuilt, compile(unit, candidate));
+    kernel = backend.load(rebuilt->image, unit.spec);
+  }
+  if (!kernel.ok()) return kernel.failure();
+  load_count.fetch_add(1, std::memory_order_relaxed);
+  return std::shared_ptr<Kernel>(std::move(*kernel));
+}
+
+Result<std::shared_ptr<Kernel>> Engine::State::kernel_for(std::size_t index, Backend& backend,
+                                                          const codegen::Unit& unit,
+                                                          const std::string& candidate) {
+  const std::pair slot{index, unit.key};
+  return loads.run(slot, [&]() -> Result<std::shared_ptr<Kernel>> {
+    {
+      const std::lock_guard lock(loaded_mutex);
+      if (const auto found = loaded.find(slot); found != loaded.end()) return found->second;
+    }
+    ATTUNE_ASSIGN(kernel, load(backend, unit, candidate));
+    const std::lock_guard lock(loaded_mutex);
+    loaded.emplace(slot, kernel);
+    return kernel;
+  });
+}
+
+Result<const ReadyKernel*> Engine::State::ready(const codegen::Problem& problem, Device device) {
+  ATTUNE_ASSIGN(index, table_index(device));
+  if (const ReadyKernel* found = tables[index].find(problem)) return found;
+  ATTUNE_ASSIGN(backend, backend_of(device));
+  ATTUNE_ASSIGN(pair, unit_of(problem, backend->arch()));
+  const auto& [unit, choice] = pair;
+  ATTUNE_ASSIGN(kernel, kernel_for(index, *backend, unit, choice.candidate->name));
+  record(problem, backend->arch());
+  return tables[index].insert(
+      std::make_unique<ReadyKernel>(ReadyKernel{problem, std::move(kernel), choice.candidate->name}));
+}
+
+void Engine::State::record(const codegen::Problem& problem, const codegen::Arch& arch) {
+  if (options.record_path.empty()) return;
+  const std::lock_guard lock(record_mutex);
+  std::ofstream file(options.record_path, std::ios::app);
+  file << codegen::to_string(problem) << "  # " << arch.target << '\n';
+  file.flush();
+  if (!file) log(LogLevel::warn, fmt::format("ATTUNE_RECORD: cannot write to {}", options.record_path));
+}
+
+// ---- Calls ----
+
+Result<void> Engine::run(const Call& call) {
+  const kernel::ForwardParams& params = call.params;
+  if (params.batch == 0 || params.heads == 0 || params.len_q == 0) return done();
+  ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device));
+  ATTUNE_TRY(ready->kernel->forward(params, call.stream));
+  state_->launches.fetch_add(1, std::memory_order_relaxed);
+  last_name = &ready->name;
+  return done();
+}
+
+Result<void> Engine::prepare(const codegen::Problem& problem, Device device) {
+  ATTUNE_TRY(state_->ready(problem, device));
+  return done();
+}
+
+Result<std::shared_ptr<const Obtained>> Engine::precompile(const codegen::Problem& problem,
+                                                           const codegen::Arch& arch) {
+  ATTUNE_ASSIGN(pair, state_->unit_of(problem, arch));
+  return state_->obtain(pair.first, pair.second.candidate->name);
+}
+
+Result<std::string> Engine::explain(const codegen::Problem& problem, const codegen::Arch& arch,
+                                    std::optional<Device> device) {
+  ATTUNE_ASSIGN(pair, state_->unit_of(problem, arch));
+  const auto& [unit, choice] = pair;
+  const char* state = state_->store.inspect(unit.key).ok() ? "cached" : "absent";
+  if (device) {
+    ATTUNE_ASSIGN(index, table_index(*device));
+    if (state_->tables[index].find(problem) != nullptr) state = "loaded";
+  }
+  json verdicts = json::array();
+  for (const auto& verdict : choice.verdicts) {
+    verdicts.push_back({{"family", codegen::name_of(verdict.family)}, {"reasons", verdict.reasons}});
+  }
+  return json{{"problem", codegen::to_string(problem)},
+              {"target", arch.target},
+              {"family", codegen::name_of(choice.spec.family)},
+              {"candidate", choice.candidate->name},
+              {"spec", spec_json(choice.spec)},
+              {"key", unit.key.hex()},
+              {"compiler", unit.compiler.name},
+              {"state", state},
+              {"verdicts", verdicts}}
+      .dump();
+}
+
+Counters Engine::counters() const {
+  const cache::Counters& cached = state_->store.counters();
+  return {.compiles = state_->compiles.load(),
+          .loads = state_->load_count.load(),
+          .launches = state_->launches.load(),
+          .cache_hits = cached.hits.load(),
+          .cache_misses = cached.misses.load(),
+          .cache_defects = cached.defects.load(),
+          .cache_stores = cached.stores.load()};
+}
+
+cache::Store& Engine::store() {
+  return state_->store;
+}
+
+std::span<const codegen::EmbeddedFile> Engine::headers() const {
+  return state_->templates.files;
+}
+
+const std::string& last_kernel_name() {
+  static const std::string kNone;
+  return last_name == nullptr ? kNone : *last_name;
+}
+
+Result<Backend*> backend_of(Device device) {
+  return device.type == DeviceType::cpu ? cpu_backend() : cuda_backend(device.index);
+}
+
+Result<codegen::CompilerId> compiler_for(const codegen::Arch& arch) {
+  if (arch.backend == codegen::Backend::cpu) return clang_compiler(arch);
+  return nvrtc_compiler(arch);
+}
+
+Result<Image> compile_for(const codegen::Unit& unit) {
+  return unit.arch.backend == codegen::Backend::cpu ? clang_compile(unit) : nvrtc_compile(unit);
+}
+
+}  // namespace attune::runtime
