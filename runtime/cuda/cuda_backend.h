@@ -46,4 +46,10 @@ Result<Image> nvrtc_compile(const codegen::Unit& unit);
 Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream);
 void cuda_free(int device_index, void* pointer) noexcept;
 
+/// Copies between host and device, finished on return and ordered after all earlier work of the device, and the
+/// wait for that work alone. For the command and the tests. Fail with environment.
+Result<void> cuda_copy_to_device(int device_index, void* device, const void* host, std::size_t bytes);
+Result<void> cuda_copy_to_host(int device_index, void* host, const void* device, std::size_t bytes);
+Result<void> cuda_synchronize(int device_index);
+
 }  // namespace attune::runtime
