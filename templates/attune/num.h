@@ -10,7 +10,7 @@ inline constexpr float kLog2e = 1.44269504088896340736f;
 inline constexpr float kLn2 = 0.69314718055994530942f;
 
 ATTUNE_HD constexpr float neg_inf() {
-  return -__builtin_huge_valf();
+  return __builtin_bit_cast(float, 0xff800000u);
 }
 
 /// What is subtracted in the exponent. A row that has seen nothing has maximum -inf; subtracting 0 instead
