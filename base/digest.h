@@ -1,4 +1,4 @@
-// SHA-256, through OpenSSL.
+// SHA-256, through OpenSSL. Throws Error when OpenSSL itself fails: no digest is better than a wrong one.
 #pragma once
 
 #include <array>
@@ -36,7 +36,9 @@ class FieldDigest {
   FieldDigest(const FieldDigest&) = delete;
   FieldDigest& operator=(const FieldDigest&) = delete;
 
+  /// Adds length(tag) tag length(value) value; a length is 8 bytes, little endian.
   FieldDigest& field(std::string_view tag, std::string_view value);
+  /// The digest of the fields since the start or the last finish().
   Digest finish();
 
  private:

@@ -9,8 +9,10 @@ namespace attune {
 
 struct EnvVariable {
   const char* name;
-  const char* values;   // "rw|ro|off|refresh"
+  const char* values;  // "rw|ro|off|refresh"
   const char* effect;
+  const char* fallback;  // what happens without it
+  const char* read_in;   // the source file that asks for it
 };
 
 /// Every variable that Attune reads; the docs test compares docs/environment.md with it.

@@ -1,26 +1,36 @@
-// Files: whole reads, atomic writes, safe folders. Every failure is an environment failure with the path and errno's text.
+// Files: whole reads, atomic writes, safe folders. Every failure is an environment failure with the path and
+// errno's text.
 #pragma once
+
+#include "base/result.h"
 
 #include <cstddef>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
-#include "base/result.h"
-
 namespace attune {
 
-/// The whole file; never follows a symlink at the last component when `no_follow`.
+/// The whole regular file; never follows a symlink at the last component when `no_follow`.
 Result<std::vector<std::byte>> read_file(const std::filesystem::path& path, bool no_follow = false);
 
-/// Writes to a new file in `temp_dir` (same filesystem), fsyncs it, renames it over `path` and fsyncs the folder. On failure
-/// nothing is left behind.
+/// read_file for what only we may have written: refuses a symlink, another user's file and one that others
+/// may write. Nothing when there is no such file.
+Result<std::optional<std::vector<std::byte>>> read_private_file(const std::filesystem::path& path);
+
+/// Writes to a new file of mode 0600 in `temp_dir` (same filesystem), fsyncs it, renames it over `path` and
+/// fsyncs the folder. On failure no temporary file is left behind, and `path` holds the old or the new bytes,
+/// whole.
 Result<void> write_file_atomic(const std::filesystem::path& path, std::span<const std::byte> bytes,
                                const std::filesystem::path& temp_dir);
 
-/// Creates the folder and its parents with mode 0700, then checks that it is a real folder (no symlink), ours, and not writable
-/// by others.
+/// Creates the folder and its parents with mode 0700 where they are missing, then check_private_directory().
 Result<void> make_private_directory(const std::filesystem::path& path);
+
+/// Checks that the path is a real folder (no symlink), ours, not writable by others, and not in a folder
+/// where anyone could replace it.
+Result<void> check_private_directory(const std::filesystem::path& path);
 
 }  // namespace attune

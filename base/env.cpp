@@ -1,0 +1,84 @@
+#include "base/env.h"
+
+#include <array>
+#include <cstdlib>
+
+namespace attune {
+namespace {
+
+constexpr std::array kVariables{
+    EnvVariable{.name = "ATTUNE_BACKEND",
+                .values = "auto|cuda|cpu",
+                .effect = "The backends that may be used; auto takes all that this machine has.",
+                .fallback = "auto",
+                .read_in = "runtime/engine.cpp"},
+    EnvVariable{
+        .name = "ATTUNE_CACHE_DIR",
+        .values = "a folder",
+        .effect = "The cache's own folder. It must belong to the user and be writable by nobody else.",
+        .fallback = "$XDG_CACHE_HOME/attune",
+        .read_in = "cache/store.cpp"},
+    EnvVariable{.name = "ATTUNE_CACHE_MODE",
+                .values = "rw|ro|off|refresh",
+                .effect = "Read and write the cache, only read it, do neither, or write it without reading.",
+                .fallback = "rw",
+                .read_in = "runtime/engine.cpp"},
+    EnvVariable{
+        .name = "ATTUNE_JIT",
+        .values = "auto|never|always",
+        .effect =
+            "Compile what the cache lacks, fail instead of compiling, or compile although it is cached.",
+        .fallback = "auto",
+        .read_in = "runtime/engine.cpp"},
+    EnvVariable{.name = "ATTUNE_LOG",
+                .values = "error|warn|info|debug",
+                .effect = "The least important level that the logger writes to stderr.",
+                .fallback = "warn",
+                .read_in = "base/log.cpp"},
+    EnvVariable{
+        .name = "ATTUNE_NVRTC",
+        .values = "a shared library",
+        .effect = "The NVRTC to load, in place of the loader's path, the toolkit and the PyPI wheels.",
+        .fallback = "searched for",
+        .read_in = "runtime/cuda/nvrtc.cpp"},
+    EnvVariable{.name = "ATTUNE_RECORD",
+                .values = "a file",
+                .effect = "Appends each problem used, one JSON object a line, for `attune precompile`.",
+                .fallback = "nothing is recorded",
+                .read_in = "runtime/engine.cpp"},
+    EnvVariable{
+        .name = "ATTUNE_TEMPLATE_DIR",
+        .values = "a folder",
+        .effect = "Reads the kernel templates from there instead of the library. For work on kernels.",
+        .fallback = "the embedded templates",
+        .read_in = "runtime/engine.cpp"},
+    EnvVariable{.name = "ATTUNE_THREADS",
+                .values = "a count, 1 or more",
+                .effect = "Threads that a call on the CPU uses.",
+                .fallback = "one for each CPU of the process",
+                .read_in = "runtime/cpu/thread_pool.cpp"},
+    EnvVariable{.name = "HOME",
+                .values = "a folder",
+                .effect = "Holds .cache/attune, the cache's folder when no other variable names one.",
+                .fallback = "no cache on disk",
+                .read_in = "cache/store.cpp"},
+    EnvVariable{.name = "XDG_CACHE_HOME",
+                .values = "an absolute path",
+                .effect = "Holds attune, the cache's folder when ATTUNE_CACHE_DIR is not set.",
+                .fallback = "$HOME/.cache",
+                .read_in = "cache/store.cpp"},
+};
+
+}  // namespace
+
+std::span<const EnvVariable> env_variables() {
+  return kVariables;
+}
+
+std::optional<std::string> env(const char* name) {
+  const char* value = secure_getenv(name);
+  if (value == nullptr || *value == '\0') return std::nullopt;
+  return value;
+}
+
+}  // namespace attune
