@@ -131,7 +131,7 @@ Result<std::vector<std::byte>> read_file(const fs::path& path, bool no_follow) {
 
 Result<std::optional<std::vector<std::byte>>> read_private_file(const fs::path& path) {
   const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
-  if (!file.valid() && errno == ENOENT) return std::optional<std::vector<std::byte>>();
+  if (!file.valid() && (errno == ENOENT || errno == ENOTDIR)) return std::optional<std::vector<std::byte>>();
   if (!file.valid()) return os_failure("open", path, errno);
   ATTUNE_ASSIGN(info, stat_regular(file, path));
   ATTUNE_TRY(check_private(info, path));

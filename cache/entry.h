@@ -1,15 +1,15 @@
 // The cache's entry: one self-describing file. docs/cache_format.md has the grammar; this is its code.
 #pragma once
 
+#include "base/digest.h"
+#include "base/result.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include "base/digest.h"
-#include "base/result.h"
 
 namespace attune::cache {
 
@@ -24,12 +24,12 @@ struct Entry {
   std::vector<std::byte> payload;
 };
 
-/// The file's bytes: header (with SHA-256 of payload and of header plus metadata), metadata, padding, payload. The payload
-/// offset is 4096, or the next multiple of it that clears the metadata.
+/// The file's bytes: header (with SHA-256 of payload and of header plus metadata), metadata, padding,
+/// payload. The payload offset is 4096, or the next multiple of it that clears the metadata.
 std::vector<std::byte> encode(const Entry& entry);
 
-/// Parses and verifies everything. The failure says which defect; it never reads out of bounds and accepts no entry
-/// with any bit flipped, truncated, extended, of another version or of another key than `expected_key`.
+/// Parses and verifies everything. The failure says which defect; it never reads out of bounds and accepts no
+/// entry with any bit flipped, truncated, extended, of another version or of another key than `expected_key`.
 Result<Entry> decode(std::span<const std::byte> file, const Digest& expected_key);
 
 }  // namespace attune::cache

@@ -1,16 +1,17 @@
-// Store: entries by key in a folder. Knows bytes and digests, no kernels. Never fails a caller: what can't be read is a
-// miss, what can't be written is a warning.
+// Store: entries by key in a folder. Knows bytes and digests, no kernels. Never fails a caller: what can't be
+// read is a miss, what can't be written is a warning.
 #pragma once
+
+#include "cache/entry.h"
 
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
-
-#include "cache/entry.h"
 
 namespace attune::cache {
 
@@ -24,8 +25,8 @@ enum class Mode {
 /// Counters of one store in this process; all monotonic.
 struct Counters {
   std::atomic<std::uint64_t> hits{0};
-  std::atomic<std::uint64_t> misses{0};       // no entry
-  std::atomic<std::uint64_t> defects{0};      // an entry that was refused and quarantined; counts as a miss too
+  std::atomic<std::uint64_t> misses{0};   // no entry
+  std::atomic<std::uint64_t> defects{0};  // an entry that was refused; counts as a miss too
   std::atomic<std::uint64_t> stores{0};
   std::atomic<std::uint64_t> store_errors{0};
 };
@@ -42,18 +43,20 @@ class Store {
   /// Opens lazily: nothing is created before the first store. `warn` gets one line for each kind of trouble.
   Store(std::filesystem::path root, Mode mode, std::function<void(const std::string&)> warn);
 
-  /// The verified entry, or nothing. A defective file is moved to quarantine/ with a warning.
+  /// The verified entry, or nothing. A defective file is moved to quarantine/ with a warning; one that can't
+  /// be read or trusted (a symlink, not ours, writable by others) stays, with a warning, until the next store
+  /// replaces it.
   std::optional<Entry> find(const Digest& key);
 
-  /// Publishes atomically (temp file in tmp/, fsync, rename). An unwritable, full or unsafe folder (a symlink, not ours,
-  /// writable by others) costs one warning and turns the store off for writing.
+  /// Publishes atomically (temp file in tmp/, fsync, rename). An unwritable, full or unsafe folder (a
+  /// symlink, not ours, writable by others) costs one warning and turns the store off for writing.
   void store(const Entry& entry);
 
   /// All files under objects/, sorted by key; for `attune cache list|verify`.
   std::vector<Listed> list() const;
   /// Reads and verifies one entry without quarantining it.
   Result<Entry> inspect(const Digest& key) const;
-  /// Moves a defective entry to quarantine/. True when it was moved.
+  /// Moves a defective entry to quarantine/, over an earlier one of its key. True when it was moved.
   bool quarantine(const Digest& key);
 
   std::uint64_t bytes_on_disk() const;
@@ -65,10 +68,23 @@ class Store {
   std::filesystem::path path_of(const Digest& key) const;
 
  private:
+  bool readable();
+  bool writable();
+  Result<void> prepare();
+  Result<void> publish(const Entry& entry);
+  void turn_off_writing(const Failure& why);
+  void refuse(const Digest& key, const std::string& why);
+
   std::filesystem::path root_;
   Mode mode_;
   std::function<void(const std::string&)> warn_;
   Counters counters_;
+
+  std::mutex mutex_;  // guards the two changes of state, never an entry's reading or writing
+  std::atomic<bool> root_checked_{false};  // by the first find() that sees a root
+  std::atomic<bool> reads_off_{false};     // the root is not safe
+  std::atomic<bool> prepared_{false};      // by the first store()
+  std::atomic<bool> writes_off_{false};    // a store failed
 };
 
 /// ATTUNE_CACHE_DIR, else $XDG_CACHE_HOME/attune, else $HOME/.cache/attune; nothing when none is set.
