@@ -30,5 +30,14 @@ ATTUNE_HD constexpr i32 ceil_div(i32 a, i32 b) {
 ATTUNE_HD constexpr i32 round_up(i32 a, i32 b) {
   return ceil_div(a, b) * b;
 }
+ATTUNE_HD constexpr i32 clamp(i32 x, i32 low, i32 high) {
+  return max(low, min(x, high));
+}
+/// The smallest power of two that is at least x.
+ATTUNE_HD constexpr i32 bit_ceil(i32 x) {
+  i32 power = 1;
+  while (power < x) power *= 2;
+  return power;
+}
 
 }  // namespace attune::kernel

@@ -1,0 +1,290 @@
+// Forward on ordinary float units: every dtype, every GPU from sm_60. All arithmetic is float32, 16-bit
+// inputs are widened on their way into shared memory.
+//
+// One block computes block_m queries of one (batch, head) and walks over the visible keys, block_n at a time.
+// Both products are register-tiled: threads form a grid of (block_m / tile_m) groups by kLanes lanes; a
+// thread holds tile_m rows (group + r * kGroups) of scores for tile_n keys (lane + c * kLanes), and of the
+// output for kColumns vectors of 4 columns (lane + c * kLanes). Probabilities cross from the first layout to
+// the second through shared memory, inside one warp.
+//
+// Operands are read from shared memory as vectors of 4 along the summed axis: (tile_m + tile_n) loads feed
+// 4 * tile_m * tile_n multiplications. Row pitches are odd numbers of vectors (shared.h): no bank conflicts.
+//
+// Registers of one thread, 255 at most:
+//   head dim  tile_m x tile_n   scores  output  operands  sum
+//   64            8 x 8           64      64       36     164
+//   128           8 x 4           32      64       24     120
+//   256           4 x 4           16      64       24     104
+#pragma once
+
+#include "attune/cuda/position.cuh"
+#include "attune/cuda/ptx.cuh"
+#include "attune/cuda/shared.h"
+#include "attune/cuda/vector.cuh"
+#include "attune/num.h"
+#include "attune/params.h"
+#include "attune/semantics.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+template <KernelSpec S>
+class ForwardSimt {
+  static constexpr i32 kThreads = S.warps * 32;
+  static constexpr i32 kLanes = S.block_n / S.tile_n;
+  static constexpr i32 kGroups = kThreads / kLanes;
+  static constexpr i32 kDimVectors = ceil_div(S.head_dim, 4);
+  static constexpr i32 kValueVectors = ceil_div(S.head_dim_v, 4);
+  static constexpr i32 kColumns = ceil_div(kValueVectors, kLanes);
+  static constexpr SimtShared kShared{S};
+  static constexpr i32 kElementBytes = size_of(S.dtype);
+
+  static_assert(S.family == Family::simt && 32 % kLanes == 0 && S.block_n % 4 == 0);
+  static_assert(S.block_m == kGroups * S.tile_m && S.block_n == kLanes * S.tile_n);
+  static_assert(S.head_dim >= 1 && S.head_dim <= 256 && S.head_dim_v >= 1 && S.head_dim_v <= 256);
+
+  using Scores = float[S.tile_m][S.tile_n];
+
+ public:
+  static ATTUNE_DEVICE void run(const ForwardParams& params, float4* shared) {
+    const Position<S> position(params, blockIdx.x);
+    ForwardSimt(params, shared, position).run();
+  }
+
+ private:
+  ATTUNE_DEVICE ForwardSimt(const ForwardParams& params, float4* shared, const Position<S>& queries)
+      : p_(params),
+        queries_(queries),
+        query_tile_(shared),
+        slot_(shared + kShared.slot_offset),
+        probability_tile_(shared + kShared.probability_offset) {}
+
+  ATTUNE_DEVICE void run() {
+    load_tile<S.block_m, S.head_dim, kShared.query_pitch>(
+        query_tile_, rows_of(p_.query, p_.query_strides, queries_.begin), p_.query_strides.seq,
+        queries_.end - queries_.begin, p_.scale * kLog2e);
+    clear();
+    const KeyRange visited = visited_keys<S>(p_.window, p_.len_k, queries_.begin, queries_.end);
+    const KeyRange unmasked = unmasked_keys<S>(p_.window, p_.len_k, queries_.begin, queries_.end);
+#pragma unroll 1
+    for (i32 key = visited.begin; key < visited.end; key += S.block_n) {
+      Scores scores;
+      load_tile<S.block_n, S.head_dim, kShared.slot_pitch>(slot_, rows_of(p_.key, p_.key_strides, key),
+                                                           p_.key_strides.seq, p_.len_k - key, 1.0f);
+      __syncthreads();
+      multiply_query_key(scores);
+      if (key < unmasked.begin || key + S.block_n > unmasked.end) hide_invisible(scores, key);
+      exponentiate(scores);
+      store_probabilities(scores);
+      __syncthreads();
+      load_tile<S.block_n, S.head_dim_v, kShared.slot_pitch>(slot_, rows_of(p_.value, p_.value_strides, key),
+                                                             p_.value_strides.seq, p_.len_k - key, 1.0f);
+      __syncthreads();
+      multiply_probability_value();
+      __syncthreads();
+    }
+    finish();
+  }
+
+  static ATTUNE_DEVICE i32 lane() {
+    return static_cast<i32>(threadIdx.x % kLanes);
+  }
+  static ATTUNE_DEVICE i32 group() {
+    return static_cast<i32>(threadIdx.x / kLanes);
+  }
+  static ATTUNE_DEVICE i32 row_of(i32 r) {
+    return group() + r * kGroups;
+  }
+
+  ATTUNE_DEVICE const u8* rows_of(const void* tensor, const Strides& strides, i32 row) const {
+    return static_cast<const u8*>(tensor) + queries_.offset(strides, row) * kElementBytes;
+  }
+
+  /// Fills a tile of shared memory with rows from global memory, times a factor. Rows past `valid_rows` and
+  /// columns past HeadDim become zero: what lies there in memory, NaN included, is never read. Loads are in
+  /// flight by the batch.
+  template <i32 Rows, i32 HeadDim, i32 Pitch>
+  static ATTUNE_DEVICE void load_tile(float4* tile, const u8* rows, i64 stride, i32 valid_rows,
+                                      float factor) {
+    constexpr i32 kVectors = ceil_div(HeadDim, 4);
+    constexpr i32 kRowLanes = min(bit_ceil(kVectors), kThreads);
+    constexpr i32 kStep = kThreads / kRowLanes;
+    constexpr i32 kBatch = min(ceil_div(Rows, kStep), 8);
+    const i32 vector = static_cast<i32>(threadIdx.x % kRowLanes);
+    const i32 first_row = static_cast<i32>(threadIdx.x / kRowLanes);
+    if (kRowLanes != kVectors && vector >= kVectors) return;
+    const i32 valid = HeadDim % 4 == 0 ? 4 : min(HeadDim - vector * 4, 4);
+#pragma unroll 1
+    for (i32 begin = first_row; begin < Rows; begin += kBatch * kStep) {
+      float4 batch[kBatch];
+#pragma unroll
+      for (i32 b = 0; b < kBatch; ++b) {
+        const i32 row = begin + b * kStep;
+        const u8* source = rows + (row * stride + vector * 4) * kElementBytes;
+        batch[b] = row < valid_rows ? load4<S.dtype, S.copy_bytes>(source, valid) : float4{0, 0, 0, 0};
+      }
+#pragma unroll
+      for (i32 b = 0; b < kBatch; ++b) {
+        const i32 row = begin + b * kStep;
+        if (Rows % (kBatch * kStep) == 0 || row < Rows) tile[row * Pitch + vector] = scale4(batch[b], factor);
+      }
+    }
+  }
+
+  ATTUNE_DEVICE void clear() {
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+      row_max_[r] = neg_inf();
+      row_sum_[r] = 0.0f;
+#pragma unroll
+      for (i32 c = 0; c < kColumns; ++c) output_[r][c] = float4{0, 0, 0, 0};
+    }
+  }
+
+  /// scores = Q K^T; the queries carry the scale, so scores are in base 2.
+  ATTUNE_DEVICE void multiply_query_key(Scores& scores) const {
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+#pragma unroll
+      for (i32 c = 0; c < S.tile_n; ++c) scores[r][c] = 0.0f;
+    }
+    const float4* query_rows = query_tile_ + group() * kShared.query_pitch;
+    const float4* key_rows = slot_ + lane() * kShared.slot_pitch;
+#pragma unroll 1
+    for (i32 v = 0; v < kDimVectors; ++v) {
+      float4 key[S.tile_n];
+#pragma unroll
+      for (i32 c = 0; c < S.tile_n; ++c) key[c] = key_rows[c * kLanes * kShared.slot_pitch + v];
+#pragma unroll
+      for (i32 r = 0; r < S.tile_m; ++r) {
+        const float4 query = query_rows[r * kGroups * kShared.query_pitch + v];
+#pragma unroll
+        for (i32 c = 0; c < S.tile_n; ++c) scores[r][c] = dot4(query, key[c], scores[r][c]);
+      }
+    }
+  }
+
+  /// Score -inf where the mask says no; `key` is the tile's first.
+  ATTUNE_DEVICE void hide_invisible(Scores& scores, i32 key) const {
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+#pragma unroll
+      for (i32 c = 0; c < S.tile_n; ++c) {
+        const i32 i = queries_.begin + row_of(r);
+        const i32 j = key + lane() + c * kLanes;
+        if (!visible<S>(p_.window, p_.len_k, i, j)) scores[r][c] = neg_inf();
+      }
+    }
+  }
+
+  /// Online softmax: scores become probabilities relative to the new row maxima; output and row sums are
+  /// rescaled to them. Row sums stay per thread, over its own keys, until finish().
+  ATTUNE_DEVICE void exponentiate(Scores& scores) {
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+      float largest = scores[r][0];
+#pragma unroll
+      for (i32 c = 1; c < S.tile_n; ++c) largest = fmaxf(largest, scores[r][c]);
+#pragma unroll
+      for (i32 distance = 1; distance < kLanes; distance *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+      }
+      const float before = row_max_[r];
+      row_max_[r] = fmaxf(before, largest);
+      const float shift = safe_max(row_max_[r]);
+      const float decay = ptx::ex2_approx_ftz(before - shift);
+      float sum = 0.0f;
+#pragma unroll
+      for (i32 c = 0; c < S.tile_n; ++c) {
+        scores[r][c] = ptx::ex2_approx_ftz(scores[r][c] - shift);
+        sum += scores[r][c];
+      }
+      row_sum_[r] = fmaf(row_sum_[r], decay, sum);
+#pragma unroll
+      for (i32 c = 0; c < kColumns; ++c) output_[r][c] = scale4(output_[r][c], decay);
+    }
+  }
+
+  /// A row's probabilities are written and read by the lanes of one group, which is part of one warp; the
+  /// block's barriers around the value tile order them.
+  ATTUNE_DEVICE void store_probabilities(const Scores& scores) const {
+    float* rows = reinterpret_cast<float*>(probability_tile_);
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+#pragma unroll
+      for (i32 c = 0; c < S.tile_n; ++c) {
+        rows[row_of(r) * kShared.probability_pitch * 4 + lane() + c * kLanes] = scores[r][c];
+      }
+    }
+  }
+
+  /// output += P V, four keys at a time.
+  ATTUNE_DEVICE void multiply_probability_value() {
+    const float4* probability_rows = probability_tile_ + group() * kShared.probability_pitch;
+#pragma unroll 1
+    for (i32 v = 0; v < S.block_n / 4; ++v) {
+      float4 probability[S.tile_m];
+#pragma unroll
+      for (i32 r = 0; r < S.tile_m; ++r) {
+        probability[r] = probability_rows[r * kGroups * kShared.probability_pitch + v];
+      }
+#pragma unroll
+      for (i32 k = 0; k < 4; ++k) {
+#pragma unroll
+        for (i32 c = 0; c < kColumns; ++c) {
+          // Lanes past the last column repeat it; they do not store.
+          const i32 column = min(lane() + c * kLanes, kValueVectors - 1);
+          const float4 value = slot_[(v * 4 + k) * kShared.slot_pitch + column];
+#pragma unroll
+          for (i32 r = 0; r < S.tile_m; ++r) {
+            output_[r][c] = add_scaled4(output_[r][c], element(probability[r], k), value);
+          }
+        }
+      }
+    }
+  }
+
+  ATTUNE_DEVICE void finish() const {
+    u8* rows =
+        static_cast<u8*>(p_.output) + queries_.offset(p_.output_strides, queries_.begin) * kElementBytes;
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+      float sum = row_sum_[r];
+#pragma unroll
+      for (i32 distance = 1; distance < kLanes; distance *= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+      }
+      const i32 query = queries_.begin + row_of(r);
+      if (query >= queries_.end) continue;
+      if (S.lse == Lse::write && lane() == 0) {
+        *queries_.lse(p_, query) = (row_max_[r] + log2f(sum)) * kLn2;  // saw nothing: -inf + log2(0)
+      }
+      const float factor = inverse_sum(sum);
+      u8* row = rows + row_of(r) * p_.output_strides.seq * kElementBytes;
+#pragma unroll
+      for (i32 c = 0; c < kColumns; ++c) {
+        const i32 column = lane() + c * kLanes;
+        if (column >= kValueVectors) continue;
+        store4<S.dtype, S.copy_bytes>(row + column * 4 * kElementBytes, scale4(output_[r][c], factor),
+                                      min(S.head_dim_v - column * 4, 4));
+      }
+    }
+  }
+
+  const ForwardParams& p_;
+  const Position<S> queries_;
+  float4* const query_tile_;
+  float4* const slot_;  // keys, then values
+  float4* const probability_tile_;
+  float4 output_[S.tile_m][kColumns];
+  float row_max_[S.tile_m];  // in base 2; -inf until a key was seen
+  float row_sum_[S.tile_m];
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE void forward_simt(const ForwardParams& params) {
+  extern __shared__ float4 shared_vectors[];
+  ForwardSimt<S>::run(params, shared_vectors);
+}
+
+}  // namespace attune::kernel

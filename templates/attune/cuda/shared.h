@@ -1,0 +1,54 @@
+// Dynamic shared memory of the GPU kernels. Layout and size stand here once: a kernel carves up what the host
+// asks the driver for.
+#pragma once
+
+#include "attune/hd.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+/// Forward on tensor cores: the query tile, then a ring of slots that hold one key or one value tile each.
+/// Keys and values alternate, so `stages` tiles in flight need one slot more: the one being read. The query
+/// tile's bytes also stage the output. Rows are 16-byte chunks of 8 elements without padding (tile.cuh).
+struct MmaShared {
+  i32 slots;
+  i32 query_bytes;
+  i32 slot_bytes;
+
+  constexpr explicit MmaShared(const KernelSpec& s)
+      : slots(s.stages + 1), query_bytes(s.block_m * row_bytes(s)), slot_bytes(s.block_n * row_bytes(s)) {}
+  constexpr i32 bytes() const { return query_bytes + slots * slot_bytes; }
+
+ private:
+  static constexpr i32 row_bytes(const KernelSpec& s) {
+    return round_up(max(s.head_dim, s.head_dim_v), 16) * size_of(s.dtype);
+  }
+};
+
+/// Forward on ordinary float units: the query tile, one slot for a key or value tile, and the probabilities,
+/// all float32. A row's pitch is an odd number of 16-byte vectors, so that eight rows read at the same column
+/// touch all banks once.
+struct SimtShared {
+  i32 query_pitch;  // in vectors of 4 floats
+  i32 slot_pitch;
+  i32 probability_pitch;
+  i32 slot_offset;
+  i32 probability_offset;
+  i32 vectors;
+
+  constexpr explicit SimtShared(const KernelSpec& s)
+      : query_pitch(ceil_div(s.head_dim, 4) | 1),
+        slot_pitch(ceil_div(max(s.head_dim, s.head_dim_v), 4) | 1),
+        probability_pitch((s.block_n / 4) | 1),
+        slot_offset(s.block_m * query_pitch),
+        probability_offset(slot_offset + s.block_n * slot_pitch),
+        vectors(probability_offset + s.block_m * probability_pitch) {}
+  constexpr i32 bytes() const { return vectors * 16; }
+};
+
+/// Dynamic shared memory of the kernel of this spec.
+constexpr i32 shared_bytes(const KernelSpec& s) {
+  return s.family == Family::mma ? MmaShared(s).bytes() : SimtShared(s).bytes();
+}
+
+}  // namespace attune::kernel

@@ -1,0 +1,157 @@
+// Tiles of 16-bit rows in shared memory: how chunks of 16 bytes are placed, filled from global memory and
+// written back to it.
+#pragma once
+
+#include "attune/cuda/ptx.cuh"
+#include "attune/hd.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+inline constexpr i32 kWarpSize = 32;
+inline constexpr i32 kChunkBytes = 16;
+inline constexpr i32 kChunkElements = 8;
+
+/// Rows of `Chunks` chunks without padding. A chunk's place in its row is XORed with the row, within groups
+/// as large as the row allows, so that any eight consecutive rows (from a multiple of 8) at the same chunk
+/// touch all 32 banks once: ldmatrix then never conflicts, for every even number of chunks.
+template <i32 Chunks>
+struct SwizzledTile {
+  static_assert(Chunks % 2 == 0 && Chunks <= 32);
+  static constexpr i32 kGroup = Chunks % 8 == 0 ? 8 : Chunks % 4 == 0 ? 4 : 2;
+  static constexpr i32 kRowBytes = Chunks * kChunkBytes;
+
+  /// Byte offset of a chunk from the tile, whose address is a multiple of 128.
+  static ATTUNE_DEVICE u32 offset(i32 row, i32 chunk) {
+    const u32 twist = static_cast<u32>(row) / (8 / kGroup) % kGroup;
+    return static_cast<u32>(row) * kRowBytes + (static_cast<u32>(chunk) ^ twist) * kChunkBytes;
+  }
+
+  /// The address `rows` down (a multiple of 8) and `chunks` to the right (even) of `origin`, whose chunk is 0
+  /// or 1. With constants it costs an XOR at most, and one per group of chunks after common subexpressions.
+  static ATTUNE_DEVICE u32 moved(u32 origin, i32 rows, i32 chunks) {
+    const u32 within = static_cast<u32>(chunks % kGroup * kChunkBytes);
+    const u32 beyond = static_cast<u32>((chunks - chunks % kGroup) * kChunkBytes + rows * kRowBytes);
+    return (origin ^ within) + beyond;
+  }
+};
+
+/// How a number of threads share a tile: each stays in one column of chunks and walks down the rows.
+template <i32 Rows, i32 HeadDim, i32 Threads>
+struct RowWalk {
+  static constexpr i32 kChunks = round_up(HeadDim, 16) / kChunkElements;
+  static constexpr i32 kLanes = bit_ceil(kChunks);  // threads of one row; those past kChunks idle
+  static constexpr i32 kStep = Threads / kLanes;
+  static constexpr i32 kPasses = ceil_div(Rows, kStep);
+  static_assert(kLanes <= Threads);
+
+  // Unsigned: a signed quotient costs a correction that the compiler cannot see through.
+  static ATTUNE_DEVICE i32 first_row(u32 thread) { return static_cast<i32>(thread / kLanes); }
+  static ATTUNE_DEVICE i32 first_chunk(u32 thread) { return static_cast<i32>(thread % kLanes); }
+
+  /// Calls visit(row, chunk) for the chunks of `thread`. `Unroll` bounds how many are in flight.
+  template <i32 Unroll = kPasses, typename Visit>
+  static ATTUNE_DEVICE void for_each(u32 thread, Visit&& visit) {
+    const i32 chunk = first_chunk(thread);
+    if (kLanes != kChunks && chunk >= kChunks) return;
+#pragma unroll Unroll
+    for (i32 pass = 0; pass < kPasses; ++pass) {
+      const i32 row = first_row(thread) + pass * kStep;
+      if (Rows % kStep == 0 || row < Rows) visit(row, chunk);
+    }
+  }
+
+  /// How many chunks for_each visits.
+  static ATTUNE_DEVICE i32 passes(u32 thread) {
+    if constexpr (Rows % kStep == 0) return kPasses;
+    return first_row(thread) < Rows ? ceil_div(Rows - first_row(thread), kStep) : 0;
+  }
+
+  /// Bytes of a chunk that hold elements; the others are padding.
+  static ATTUNE_DEVICE i32 valid_bytes(i32 chunk) {
+    if constexpr (HeadDim % 16 == 0) return kChunkBytes;
+    return clamp(HeadDim * 2 - chunk * kChunkBytes, 0, kChunkBytes);
+  }
+};
+
+/// One chunk from global to shared memory; only `valid` bytes are read, the others become zero. Asynchronous
+/// unless CopyBytes is 2.
+template <i32 CopyBytes>
+ATTUNE_DEVICE void copy_chunk(u32 destination, const u16* source, i32 valid) {
+  if constexpr (CopyBytes == 2) {
+    ptx::Chunk chunk;
+#pragma unroll
+    for (i32 word = 0; word < 4; ++word) {
+      const u32 low = word * 4 < valid ? source[word * 2] : 0;
+      const u32 high = word * 4 + 2 < valid ? source[word * 2 + 1] : 0;
+      chunk.word[word] = low | high << 16;
+    }
+    ptx::st_shared_v4(destination, chunk);
+  } else {
+#pragma unroll
+    for (i32 byte = 0; byte < kChunkBytes; byte += CopyBytes) {
+      ptx::cp_async<CopyBytes>(destination + byte, source + byte / 2, clamp(valid - byte, 0, CopyBytes));
+    }
+  }
+}
+
+/// Fills swizzled tiles with consecutive rows of global memory. Holds where this thread reads next, nothing
+/// else: in a kernel whose registers are full of accumulators, every address kept is one too many.
+template <i32 Rows, i32 HeadDim, i32 CopyBytes, i32 Threads>
+class TileSource {
+  using Walk = RowWalk<Rows, HeadDim, Threads>;
+  using Tile = SwizzledTile<Walk::kChunks>;
+
+ public:
+  ATTUNE_DEVICE TileSource(const u16* rows, i64 stride)
+      : next_(rows + Walk::first_row(threadIdx.x) * stride +
+              Walk::first_chunk(threadIdx.x) * kChunkElements) {}
+
+  /// Copies the next `Rows` rows, of which `valid_rows` exist. Rows past them and columns past HeadDim become
+  /// zero: what lies there in memory, NaN included, is never read.
+  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows) {
+    const i64 step = ptx::opaque(Walk::kStep * stride);
+    // Synchronous copies hold a chunk in registers each, so few are in flight.
+    constexpr i32 kUnroll = CopyBytes == 2 ? 1 : Walk::kPasses;
+    Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
+      const i32 valid = row < valid_rows ? Walk::valid_bytes(chunk) : 0;
+      copy_chunk<CopyBytes>(tile + Tile::offset(row, chunk), next_, valid);
+      next_ += step;
+    });
+    next_ += (Rows - Walk::passes(threadIdx.x) * Walk::kStep) * stride;
+  }
+
+ private:
+  const u16* next_;
+};
+
+/// One chunk to global memory, of which `valid` bytes are written.
+template <i32 CopyBytes>
+ATTUNE_DEVICE void store_chunk(u16* destination, const ptx::Chunk& chunk, i32 valid) {
+  const u32(&w)[4] = chunk.word;
+  if (CopyBytes > 2 && valid == kChunkBytes) {
+    if constexpr (CopyBytes == 16) {
+      *reinterpret_cast<uint4*>(destination) = make_uint4(w[0], w[1], w[2], w[3]);
+    } else if constexpr (CopyBytes == 8) {
+      reinterpret_cast<uint2*>(destination)[0] = make_uint2(w[0], w[1]);
+      reinterpret_cast<uint2*>(destination)[1] = make_uint2(w[2], w[3]);
+    } else {
+#pragma unroll
+      for (i32 word = 0; word < 4; ++word) reinterpret_cast<u32*>(destination)[word] = w[word];
+    }
+    return;
+  }
+#pragma unroll
+  for (i32 element = 0; element < kChunkElements; ++element) {
+    if (element * 2 < valid) destination[element] = static_cast<u16>(w[element / 2] >> element % 2 * 16);
+  }
+}
+
+/// Two floats as one register of 16-bit elements.
+template <DType T>
+ATTUNE_DEVICE u32 pack(float low, float high) {
+  if constexpr (T == DType::f16) return ptx::cvt_rn_f16x2_f32(low, high);
+  return ptx::cvt_rn_bf16x2_f32(low, high);
+}
+
+}  // namespace attune::kernel
