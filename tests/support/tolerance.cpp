@@ -1,0 +1,62 @@
+#include "tests/support/tolerance.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace attune::test {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+double error_of(double actual, double reference) {
+  if (actual == reference) return 0;  // infinities too
+  const double error = std::abs(actual - reference);
+  return std::isnan(error) ? kInfinity : error;
+}
+
+}  // namespace
+
+Comparison compare(std::span<const double> actual, std::span<const double> plain,
+                   std::span<const double> reference, double magnitude) {
+  Comparison result;
+  if (actual.size() != reference.size() || plain.size() != reference.size()) return result;
+  for (std::size_t i = 0; i < reference.size(); ++i) {
+    const double error = error_of(actual[i], reference[i]);
+    const double plain_error = error_of(plain[i], reference[i]);
+    if (error > result.worst) {
+      result.worst = error;
+      result.worst_index = i;
+    }
+    result.worst_plain = std::max(result.worst_plain, plain_error);
+    result.mean += error;
+    result.mean_plain += plain_error;
+  }
+  const auto count = static_cast<double>(std::max<std::size_t>(1, reference.size()));
+  result.mean /= count;
+  result.mean_plain /= count;
+  const double tiny = 4 * std::numeric_limits<float>::epsilon() * magnitude;
+  result.worst_bound = 2 * result.worst_plain + tiny;
+  result.mean_bound = 2 * result.mean_plain + tiny;
+  // A bound that is not finite bounds nothing: the case is ill-posed and must not pass.
+  result.ok = std::isfinite(result.worst_bound) && result.worst <= result.worst_bound &&
+              result.mean <= result.mean_bound;
+  return result;
+}
+
+std::string Comparison::text() const {
+  return fmt::format(
+      "worst {:.3g} at {} (plain {:.3g}, bound {:.3g}); mean {:.3g} (plain {:.3g}, bound {:.3g})", worst,
+      worst_index, worst_plain, worst_bound, mean, mean_plain, mean_bound);
+}
+
+double largest_magnitude(std::span<const double> values, double floor) {
+  for (const double value : values) {
+    if (std::isfinite(value)) floor = std::max(floor, std::abs(value));
+  }
+  return floor;
+}
+
+}  // namespace attune::test
