@@ -35,8 +35,7 @@ std::string text_of(Device device) {
 }
 
 /// "[2, 3, 4]": the first `rank` entries.
-template <typename Pointer>
-std::string shape_text(const BasicTensorView<Pointer>& tensor) {
+std::string shape_text(const TensorView& tensor) {
   return fmt::format("[{}]", fmt::join(tensor.shape.begin(), tensor.shape.begin() + tensor.rank, ", "));
 }
 
@@ -46,9 +45,8 @@ struct Axes {
   kernel::Strides strides;
 };
 
-/// Checks what concerns one tensor alone: its enumerators, rank, extents, strides and pointer.
-template <typename Pointer>
-Result<Axes> check_tensor(const char* name, const BasicTensorView<Pointer>& t) {
+/// What kind of tensor it is: dtype, device and rank are values that exist.
+Result<void> check_kind(const char* name, const TensorView& t) {
   if (static_cast<unsigned>(t.dtype) > static_cast<unsigned>(DType::bf16)) {
     return invalid_argument(fmt::format("{}: unknown dtype {}", name, static_cast<int>(t.dtype)));
   }
@@ -63,6 +61,11 @@ Result<Axes> check_tensor(const char* name, const BasicTensorView<Pointer>& t) {
   if (t.rank != 3 && t.rank != 4) {
     return invalid_argument(fmt::format("{}: rank {}, expected [B, M, H, K] or [B, M, K]", name, t.rank));
   }
+  return done();
+}
+
+/// What the memory is: extents, strides and pointer.
+Result<Axes> check_memory(const char* name, const TensorView& t) {
   std::int64_t reach = 0;  // bytes between the first and the last element
   bool empty = false;
   for (int axis = 0; axis < t.rank; ++axis) {
@@ -141,8 +144,9 @@ Result<void> check_shapes(const Arguments& a, const Axes& query, const Axes& key
 
 Result<Axes> check_output(const Arguments& a, const Axes& query, const Axes& value) {
   const MutableTensorView& output = *a.output;
-  ATTUNE_ASSIGN(axes, check_tensor("output", output));
+  ATTUNE_TRY(check_kind("output", output));
   ATTUNE_TRY(check_same_kind(a.query, "output", output));
+  ATTUNE_ASSIGN(axes, check_memory("output", output));
   if (axes.batch != query.batch || axes.len != query.len || axes.heads != query.heads ||
       axes.dim != value.dim) {
     return invalid_argument(fmt::format("output: shape {} does not fit query {} and value {}",
@@ -223,8 +227,7 @@ Result<float> scale_of(const AttentionOptions& options, std::int64_t head_dim) {
 }
 
 /// The largest power of two up to 16 that divides every address and every step in bytes of the tensor's rows.
-template <typename Pointer>
-void collect_alignment(const BasicTensorView<Pointer>& tensor, const Axes& axes, std::uint64_t& bits) {
+void collect_alignment(const TensorView& tensor, const Axes& axes, std::uint64_t& bits) {
   const auto item = static_cast<std::uint64_t>(item_bytes(tensor.dtype));
   bits |= reinterpret_cast<std::uintptr_t>(tensor.data);
   for (const kernel::i64 step :
@@ -236,11 +239,14 @@ void collect_alignment(const BasicTensorView<Pointer>& tensor, const Axes& axes,
 }  // namespace
 
 Result<Call> check(const Arguments& a) {
-  ATTUNE_ASSIGN(query, check_tensor("query", a.query));
-  ATTUNE_ASSIGN(key, check_tensor("key", a.key));
-  ATTUNE_ASSIGN(value, check_tensor("value", a.value));
+  ATTUNE_TRY(check_kind("query", a.query));
+  ATTUNE_TRY(check_kind("key", a.key));
+  ATTUNE_TRY(check_kind("value", a.value));
   ATTUNE_TRY(check_same_kind(a.query, "key", a.key));
   ATTUNE_TRY(check_same_kind(a.query, "value", a.value));
+  ATTUNE_ASSIGN(query, check_memory("query", a.query));
+  ATTUNE_ASSIGN(key, check_memory("key", a.key));
+  ATTUNE_ASSIGN(value, check_memory("value", a.value));
   ATTUNE_TRY(check_shapes(a, query, key, value));
   ATTUNE_ASSIGN(reach, reach_of(a.bias));
   ATTUNE_ASSIGN(scale, scale_of(a.options, query.dim));

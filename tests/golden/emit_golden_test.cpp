@@ -1,0 +1,63 @@
+// The generated text of one kernel per family, as files: a change of the printer shows as a diff. To accept a
+// change, run this test with --update.
+#include <cstring>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#define DOCTEST_CONFIG_IMPLEMENT
+#include "codegen/choose.h"
+#include "codegen/emit.h"
+#include "codegen/problem.h"
+
+#include <doctest/doctest.h>
+
+using namespace attune::codegen;
+
+namespace {
+
+bool update = false;
+
+struct Golden {
+  const char* file;
+  const char* arch;
+  const char* problem;
+};
+
+constexpr Golden kGoldens[] = {
+    {"forward_cpu.txt", "x86-64-v4", "dtype=f32 head_dim=64 window_right=bounded lse=write"},
+    {"forward_simt.txt", "sm_60", "dtype=f32 head_dim=40 head_dim_v=72"},
+    {"forward_mma.txt", "sm_90a",
+     "dtype=bf16 head_dim=128 window_left=bounded window_right=bounded lse=write"},
+};
+
+std::string path_of(const Golden& golden) {
+  return std::string(ATTUNE_SOURCE_DIR "/tests/golden/emit/") + golden.file;
+}
+
+std::string read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+}  // namespace
+
+TEST_CASE("generated sources equal the goldens") {
+  for (const Golden& golden : kGoldens) {
+    CAPTURE(golden.file);
+    const auto arch = arch_from_name(golden.arch);
+    REQUIRE(arch.ok());
+    const auto choice = choose(*parse_problem(golden.problem), *arch);
+    REQUIRE(choice.ok());
+    const std::string source = emit(choice->spec, *arch);
+    if (update) std::ofstream(path_of(golden), std::ios::binary) << source;
+    CHECK(source == read(path_of(golden)));
+  }
+}
+
+int main(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) update = update || std::strcmp(argv[i], "--update") == 0;
+  return doctest::Context(argc, argv).run();
+}

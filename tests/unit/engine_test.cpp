@@ -1,0 +1,279 @@
+// The engine end to end on the CPU backend: what is compiled, stored, found again, refused, and counted.
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#define DOCTEST_CONFIG_IMPLEMENT
+#include "attune/attune.h"
+#include "base/log.h"
+#include "runtime/check.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "runtime/engine.h"
+#include "tests/support/temp_dir.h"
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+using namespace attune;
+using namespace attune::runtime;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string program;  // argv[0], to start a second process
+
+constexpr Device kCpu{};
+constexpr codegen::Problem kProblem{.head_dim = 16, .head_dim_v = 16, .align_bytes = 16};
+
+std::unique_ptr<Engine> open_engine(EngineOptions options) {
+  auto engine = Engine::create(std::move(options));
+  REQUIRE_MESSAGE(engine.ok(), engine.failure().message);
+  return std::move(*engine);
+}
+
+std::vector<fs::path> entries_in(const fs::path& root) {
+  std::vector<fs::path> files;
+  if (!fs::exists(root / "v1" / "objects")) return files;
+  for (const auto& file : fs::recursive_directory_iterator(root / "v1" / "objects")) {
+    if (file.is_regular_file()) files.push_back(file.path());
+  }
+  return files;
+}
+
+/// Collects warnings for the lifetime of a test.
+struct Warnings {
+  Warnings() {
+    set_log_sink([this](LogLevel level, const std::string& line) {
+      if (level <= LogLevel::warn) lines.push_back(line);
+    });
+  }
+  ~Warnings() { set_log_sink({}); }
+  std::vector<std::string> lines;
+};
+
+/// Attention over one query and three keys whose answer is the mean of the values.
+void run_and_check(Engine& engine) {
+  std::array<float, 16> query{};
+  std::array<float, 48> key{};
+  std::array<float, 48> value{};
+  std::array<float, 16> output{};
+  for (std::size_t i = 0; i < value.size(); ++i) value[i] = static_cast<float>(i / 16);
+  const TensorView q{query.data(), DType::f32, {1, 1, 1, 16}};
+  const TensorView k{key.data(), DType::f32, {1, 3, 1, 16}};
+  const TensorView v{value.data(), DType::f32, {1, 3, 1, 16}};
+  const MutableTensorView o{output.data(), DType::f32, {1, 1, 1, 16}};
+  const auto call = check({q, k, v, &o, nullptr, false, {}, {}});
+  REQUIRE(call.ok());
+  const auto run = engine.run(*call);
+  REQUIRE_MESSAGE(run.ok(), run.failure().message);
+  for (const float x : output) CHECK(x == doctest::Approx(1.0));
+}
+
+/// Runs this program again with one cache folder and returns the JSON that it prints.
+nlohmann::json second_process(const fs::path& root) {
+  const std::string command = fmt::format("'{}' --child '{}'", program, root.string());
+  std::FILE* pipe = popen(command.c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  std::string text;
+  std::array<char, 512> buffer{};
+  while (const std::size_t n = std::fread(buffer.data(), 1, buffer.size(), pipe))
+    text.append(buffer.data(), n);
+  REQUIRE(pclose(pipe) == 0);
+  return nlohmann::json::parse(text);
+}
+
+int child(const char* root) {
+  auto engine = Engine::create({.cache_root = fs::path(root)});
+  if (!engine.ok()) return 1;
+  run_and_check(**engine);
+  const Counters counters = (*engine)->counters();
+  const nlohmann::json report{{"compiles", counters.compiles},
+                              {"hits", counters.cache_hits},
+                              {"loads", counters.loads},
+                              {"llvm", cpu_plugin_loaded()}};
+  std::puts(report.dump().c_str());
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("the first use compiles and stores; the second reads; a third process loads no LLVM") {
+  const test::TempDir dir;
+  auto first = open_engine({.cache_root = dir.path()});
+  run_and_check(*first);
+  run_and_check(*first);
+  CHECK(first->counters().compiles == 1);
+  CHECK(first->counters().loads == 1);
+  CHECK(first->counters().launches == 2);
+  CHECK(first->counters().cache_stores == 1);
+  CHECK(entries_in(dir.path()).size() == 1);
+
+  auto second = open_engine({.cache_root = dir.path()});
+  run_and_check(*second);
+  CHECK(second->counters().compiles == 0);
+  CHECK(second->counters().cache_hits == 1);
+
+  const nlohmann::json other = second_process(dir.path());
+  CHECK(other["compiles"] == 0);
+  CHECK(other["hits"] == 1);
+  CHECK(other["llvm"] == false);
+}
+
+TEST_CASE("warm-up and steady state use the same kernel whatever the lengths are") {
+  const test::TempDir dir;
+  auto engine = open_engine({.cache_root = dir.path()});
+  alignas(64) static float memory[4][64 * 16] = {};
+  for (const std::int64_t length : {1, 2, 17, 63, 64}) {
+    const TensorView q{memory[0], DType::f32, {1, length, 1, 16}};
+    const MutableTensorView o{memory[1], DType::f32, {1, length, 1, 16}};
+    const TensorView k{memory[2], DType::f32, {1, length, 1, 16}};
+    const TensorView v{memory[3], DType::f32, {1, length, 1, 16}};
+    for (const AttentionBias& bias :
+         {AttentionBias{LowerTriangularMask{}}, AttentionBias{LowerTriangularFromBottomRightMask{}}}) {
+      const auto call = check({q, k, v, &o, nullptr, false, bias, {}});
+      REQUIRE(engine->run(*call).ok());
+    }
+  }
+  CHECK(engine->counters().compiles == 1);
+}
+
+TEST_CASE("threads that ask for the same kernel get one compile") {
+  const test::TempDir dir;
+  auto engine = open_engine({.cache_root = dir.path()});
+  std::vector<std::jthread> threads;
+  std::array<bool, 8> good{};
+  for (bool& result : good) {
+    threads.emplace_back([&] { result = engine->prepare(kProblem, kCpu).ok(); });
+  }
+  threads.clear();
+  for (const bool result : good) CHECK(result);
+  CHECK(engine->counters().compiles == 1);
+  CHECK(engine->counters().loads == 1);
+}
+
+TEST_CASE("a damaged entry is refused, quarantined with a warning, and built again") {
+  const test::TempDir dir;
+  open_engine({.cache_root = dir.path()})->prepare(kProblem, kCpu).ok();
+  const auto entries = entries_in(dir.path());
+  REQUIRE(entries.size() == 1);
+  {
+    std::fstream file(entries[0], std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(5000);
+    const char byte = static_cast<char>(file.get() ^ 0x10);
+    file.seekp(5000);
+    file.put(byte);
+  }
+  Warnings warnings;
+  auto engine = open_engine({.cache_root = dir.path()});
+  run_and_check(*engine);
+  CHECK(engine->counters().cache_defects == 1);
+  CHECK(engine->counters().compiles == 1);
+  CHECK(warnings.lines.size() == 1);
+  CHECK_FALSE(fs::is_empty(dir.path() / "v1" / "quarantine"));
+  CHECK(entries_in(dir.path()).size() == 1);
+}
+
+TEST_CASE("a cache folder that cannot be made costs a warning, not the call") {
+  const test::TempDir dir;
+  std::ofstream(dir.path() / "file") << "in the way";
+  Warnings warnings;
+  auto engine = open_engine({.cache_root = dir.path() / "file" / "cache"});
+  run_and_check(*engine);
+  CHECK(engine->counters().compiles == 1);
+  CHECK(engine->counters().cache_stores == 0);
+  REQUIRE(warnings.lines.size() == 1);
+  CHECK(warnings.lines[0].find("file") != std::string::npos);
+}
+
+TEST_CASE("ATTUNE_JIT=never: a miss fails and says how to precompile; a hit runs") {
+  const test::TempDir dir;
+  auto never = open_engine({.cache_root = dir.path(), .jit = JitMode::never});
+  const auto refused = never->prepare(kProblem, kCpu);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.failure().kind == ErrorKind::environment);
+  CHECK(refused.failure().message.find("attune precompile --arch x86-64-v") != std::string::npos);
+
+  REQUIRE(open_engine({.cache_root = dir.path()})->prepare(kProblem, kCpu).ok());
+  CHECK(never->prepare(kProblem, kCpu).ok());  // a failed flight is not remembered
+  CHECK(never->counters().compiles == 0);
+}
+
+TEST_CASE("ATTUNE_JIT=always and the cache modes") {
+  const test::TempDir dir;
+  REQUIRE(open_engine({.cache_root = dir.path()})->prepare(kProblem, kCpu).ok());
+  const auto compiles = [&](cache::Mode mode, JitMode jit) {
+    auto engine = open_engine({.cache_root = dir.path(), .cache_mode = mode, .jit = jit});
+    CHECK(engine->prepare(kProblem, kCpu).ok());
+    return engine->counters().compiles;
+  };
+  CHECK(compiles(cache::Mode::rw, JitMode::always) == 1);
+  CHECK(compiles(cache::Mode::refresh, JitMode::automatic) == 1);
+  CHECK(compiles(cache::Mode::off, JitMode::automatic) == 1);
+  CHECK(compiles(cache::Mode::ro, JitMode::automatic) == 0);
+}
+
+TEST_CASE("without a cache folder everything works in memory") {
+  auto engine = open_engine({});
+  run_and_check(*engine);
+  CHECK(engine->counters().compiles == 1);
+  CHECK(engine->counters().cache_stores == 0);
+}
+
+TEST_CASE("templates from a folder take part in the key; a missing one is an error") {
+  const test::TempDir dir;
+  fs::copy(ATTUNE_SOURCE_DIR "/templates", dir.path() / "templates", fs::copy_options::recursive);
+  const auto key_with = [&](const std::string& folder) {
+    auto engine = open_engine({.template_dir = folder});
+    const auto text = engine->explain(kProblem, (*backend_of(kCpu))->arch(), kCpu);
+    REQUIRE(text.ok());
+    return nlohmann::json::parse(*text)["key"].get<std::string>();
+  };
+  const std::string embedded = key_with("");
+  CHECK(key_with((dir.path() / "templates").string()) == embedded);  // same text, another place: same key
+  std::ofstream(dir.path() / "templates" / "attune" / "semantics.h", std::ios::app) << "// edited\n";
+  CHECK(key_with((dir.path() / "templates").string()) != embedded);
+  CHECK_FALSE(Engine::create({.template_dir = (dir.path() / "absent").string()}).ok());
+}
+
+TEST_CASE("ATTUNE_RECORD lists each problem once, as precompile reads it") {
+  const test::TempDir dir;
+  auto engine = open_engine({.record_path = (dir.path() / "record").string()});
+  run_and_check(*engine);
+  run_and_check(*engine);
+  std::ifstream file(dir.path() / "record");
+  std::string line;
+  REQUIRE(std::getline(file, line));
+  const auto problem = codegen::parse_problem(line.substr(0, line.find('#')));
+  REQUIRE(problem.ok());
+  CHECK(problem->head_dim == 16);
+  CHECK_FALSE(std::getline(file, line));
+}
+
+TEST_CASE("explain names the kernel, its key and its state") {
+  const test::TempDir dir;
+  auto engine = open_engine({.cache_root = dir.path()});
+  const codegen::Arch arch = (*backend_of(kCpu))->arch();
+  const auto state = [&] { return nlohmann::json::parse(*engine->explain(kProblem, arch, kCpu))["state"]; };
+  CHECK(state() == "absent");
+  REQUIRE(engine->precompile(kProblem, arch).ok());
+  CHECK(state() == "cached");
+  REQUIRE(engine->prepare(kProblem, kCpu).ok());
+  CHECK(state() == "loaded");
+  const auto object = nlohmann::json::parse(*engine->explain(kProblem, arch, kCpu));
+  CHECK(object["family"] == "cpu");
+  CHECK(object["key"].get<std::string>().size() == 64);
+  CHECK(object["spec"]["head_dim"] == 16);
+  CHECK(object["verdicts"][0]["reasons"].empty());
+}
+
+int main(int argc, char** argv) {
+  program = argv[0];
+  if (argc == 3 && std::strcmp(argv[1], "--child") == 0) return child(argv[2]);
+  return doctest::Context(argc, argv).run();
+}
