@@ -1,0 +1,362 @@
+// attune attend: attention over the tensors of a file, timed and, on request, checked.
+#include "attune/attune.h"
+#include "codegen/names.h"
+#include "runtime/check.h"
+#include "runtime/cuda/cuda_backend.h"
+#include "tools/command.h"
+#include "tools/console.h"
+#include "tools/device_option.h"
+#include "tools/reference.h"
+#include "tools/safetensors.h"
+#include "tools/table.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace attune::tools {
+namespace {
+
+using nlohmann::json;
+
+struct AttendOptions {
+  std::string input;
+  std::string output;
+  std::string bias = "none";
+  std::optional<std::int64_t> window_size;
+  std::optional<std::int64_t> window_left;
+  std::optional<std::int64_t> window_right;
+  std::optional<double> scale;
+  std::string device = "auto";
+  std::string family = "automatic";
+  int repeat = 5;
+  bool check = false;
+};
+
+// ---- Options to the library's terms ----
+
+/// Every bias with the window options that it takes; each is required there and refused elsewhere.
+Result<AttentionBias> bias_of(const AttendOptions& options) {
+  const auto& [size, left, right] = std::tie(options.window_size, options.window_left, options.window_right);
+  const auto takes = [&](bool wants_size, bool wants_reach) -> Result<void> {
+    if (size.has_value() != wants_size) {
+      return invalid_argument(
+          fmt::format("--bias {} {} --window-size N", options.bias, wants_size ? "needs" : "takes no"));
+    }
+    if (left.has_value() != wants_reach || right.has_value() != wants_reach) {
+      return invalid_argument(fmt::format("--bias {} {} --window-left N and --window-right N", options.bias,
+                                          wants_reach ? "needs" : "takes no"));
+    }
+    return done();
+  };
+  if (options.bias == "lower_triangular_from_bottom_right_local") {
+    ATTUNE_TRY(takes(true, false));
+    return AttentionBias(LowerTriangularFromBottomRightLocalAttentionMask{*size});
+  }
+  if (options.bias == "local_from_bottom_right") {
+    ATTUNE_TRY(takes(false, true));
+    return AttentionBias(LocalAttentionFromBottomRightMask{*left, *right});
+  }
+  ATTUNE_TRY(takes(false, false));
+  if (options.bias == "lower_triangular") return AttentionBias(LowerTriangularMask{});
+  if (options.bias == "lower_triangular_from_bottom_right") {
+    return AttentionBias(LowerTriangularFromBottomRightMask{});
+  }
+  return AttentionBias();
+}
+
+Family family_of(const std::string& name) {
+  if (name == "cpu") return Family::cpu;
+  if (name == "simt") return Family::simt;
+  if (name == "mma") return Family::mma;
+  return Family::automatic;
+}
+
+Result<DType> dtype_of(const StoredTensor& tensor) {
+  if (tensor.dtype == "F32") return DType::f32;
+  if (tensor.dtype == "F16") return DType::f16;
+  if (tensor.dtype == "BF16") return DType::bf16;
+  return invalid_argument(fmt::format("{}: dtype {}, expected F32, F16 or BF16", tensor.name, tensor.dtype));
+}
+
+const char* stored_dtype(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return "F32";
+    case DType::f16: return "F16";
+    case DType::bf16: return "BF16";
+  }
+  return "";
+}
+
+// ---- Tensors ----
+
+std::size_t count_of(const MutableTensorView& view) {
+  std::size_t count = 1;
+  for (int axis = 0; axis < view.rank; ++axis) count *= static_cast<std::size_t>(view.shape[axis]);
+  return count;
+}
+
+std::size_t bytes_of(const MutableTensorView& view) {
+  return count_of(view) * (view.dtype == DType::f32 ? 4 : 2);
+}
+
+std::vector<std::int64_t> shape_of(const MutableTensorView& view) {
+  return {view.shape.begin(), view.shape.begin() + view.rank};
+}
+
+/// An empty array may have a null pointer, which memcpy must not see.
+void copy_bytes(void* to, const void* from, std::size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+/// A tensor of the file in aligned memory: in the file it begins anywhere.
+Result<Tensor> host_tensor(const SafetensorsFile& file, const std::string& path, const char* name) {
+  const StoredTensor* stored = file.find(name);
+  if (stored == nullptr) {
+    std::string present;
+    for (const StoredTensor& tensor : file.tensors()) present += " " + json(tensor.name).dump();
+    return invalid_argument(
+        fmt::format("{}: no tensor \"{}\"; it should hold query, key and value, and has:{}", path, name,
+                    present.empty() ? " none" : present));
+  }
+  ATTUNE_ASSIGN(dtype, dtype_of(*stored));
+  Tensor tensor(dtype, {}, stored->shape);
+  copy_bytes(tensor.data(), stored->bytes.data(), stored->bytes.size());
+  return tensor;
+}
+
+Result<Tensor> to_device(const Tensor& host, Device device) {
+  const MutableTensorView& view = host.view();
+  Tensor tensor(view.dtype, device, shape_of(view));
+  const std::size_t bytes = bytes_of(view);
+  if (device.type == DeviceType::cpu) {
+    copy_bytes(tensor.data(), host.data(), bytes);
+  } else if (bytes > 0) {
+    ATTUNE_TRY(runtime::cuda_copy_to_device(device.index, tensor.data(), host.data(), bytes));
+  }
+  return tensor;
+}
+
+Result<Tensor> to_host(Tensor tensor) {
+  const MutableTensorView view = tensor.view();
+  if (view.device.type == DeviceType::cpu) return tensor;
+  Tensor host(view.dtype, {}, shape_of(view));
+  if (const std::size_t bytes = bytes_of(view); bytes > 0) {
+    ATTUNE_TRY(runtime::cuda_copy_to_host(view.device.index, host.data(), view.data, bytes));
+  }
+  return host;
+}
+
+// ---- The run ----
+
+struct Inputs {
+  Tensor query, key, value;
+};
+
+Result<Inputs> read_inputs(const std::string& path) {
+  ATTUNE_ASSIGN(file, SafetensorsFile::read(path));
+  ATTUNE_ASSIGN(query, host_tensor(file, path, "query"));
+  ATTUNE_ASSIGN(key, host_tensor(file, path, "key"));
+  ATTUNE_ASSIGN(value, host_tensor(file, path, "value"));
+  return Inputs{std::move(query), std::move(key), std::move(value)};
+}
+
+struct Run {
+  Tensor output, lse;  // in host memory
+  std::string kernel;  // empty when there was nothing to compute
+  double first_call_ms = 0;
+  double hot_call_ms = 0;
+  Counters counters;
+};
+
+double milliseconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
+}
+
+Result<Run> attend_on(const Inputs& host, Device device, const AttentionBias& bias,
+                      const AttentionOptions& attention, int repeat) {
+  ATTUNE_ASSIGN(query, to_device(host.query, device));
+  ATTUNE_ASSIGN(key, to_device(host.key, device));
+  ATTUNE_ASSIGN(value, to_device(host.value, device));
+  const bool has_heads = query.view().rank == 4;
+  std::vector<std::int64_t> shape = shape_of(query.view());
+  const std::vector<std::int64_t> lse_shape{shape[0], has_heads ? shape[2] : 1, shape[1]};
+  shape.back() = value.view().shape[value.view().rank - 1];
+  Tensor output(query.view().dtype, device, shape);
+  Tensor lse(DType::f32, device, lse_shape);
+  const MutableTensorView lse_view = lse.view();
+
+  const auto timed_call = [&]() -> Result<double> {
+    const auto begin = std::chrono::steady_clock::now();
+    memory_efficient_attention_forward(query.view(), key.view(), value.view(), output.view(), &lse_view, bias,
+                                       attention);
+    if (device.type == DeviceType::cuda) ATTUNE_TRY(runtime::cuda_synchronize(device.index));
+    return milliseconds_since(begin);
+  };
+  Run run;
+  ATTUNE_ASSIGN(first_call_ms, timed_call());
+  run.first_call_ms = first_call_ms;
+  run.kernel = last_kernel();
+  run.counters = counters();
+  std::vector<double> hot_calls;
+  for (int i = 0; i < repeat; ++i) {
+    ATTUNE_ASSIGN(call_ms, timed_call());
+    hot_calls.push_back(call_ms);
+  }
+  const auto middle = hot_calls.begin() + static_cast<std::ptrdiff_t>(hot_calls.size() / 2);
+  std::ranges::nth_element(hot_calls, middle);
+  run.hot_call_ms = *middle;
+  ATTUNE_ASSIGN(host_output, to_host(std::move(output)));
+  ATTUNE_ASSIGN(host_lse, to_host(std::move(lse)));
+  run.output = std::move(host_output);
+  run.lse = std::move(host_lse);
+  return run;
+}
+
+Result<void> write_result(const AttendOptions& options, const Run& run) {
+  const auto stored = [](const char* name, const Tensor& tensor) {
+    const MutableTensorView view = tensor.view();
+    return StoredTensor{name,
+                        stored_dtype(view.dtype),
+                        shape_of(view),
+                        {static_cast<const std::byte*>(view.data), bytes_of(view)}};
+  };
+  return write_safetensors(
+      options.output, std::vector{stored("output", run.output), stored("lse", run.lse)},
+      {{"made_by", "attune attend " ATTUNE_VERSION}, {"bias", options.bias}, {"kernel", run.kernel}});
+}
+
+// ---- The check ----
+
+struct Errors {
+  double output, plain_output, lse, plain_lse;
+  bool good;
+};
+
+Errors errors_of(const runtime::Call& call, const Inputs& host, const Run& run) {
+  const Answer exact = reference_attention(call);
+  const Answer plain = plain_attention(call);
+  const auto output = to_double(run.output.data(), call.problem.dtype, exact.output.size());
+  const auto lse = to_double(run.lse.data(), kernel::DType::f32, exact.lse.size());
+  const auto value = to_double(host.value.data(), call.problem.dtype, count_of(host.value.view()));
+  Errors errors{.output = max_abs_error(output, exact.output),
+                .plain_output = max_abs_error(plain.output, exact.output),
+                .lse = max_abs_error(lse, exact.lse),
+                .plain_lse = max_abs_error(plain.lse, exact.lse),
+                .good = false};
+  errors.good = errors.output <= error_bound(errors.plain_output, largest_magnitude(value, 0)) &&
+                errors.lse <= error_bound(errors.plain_lse, largest_magnitude(exact.lse, 1));
+  return errors;
+}
+
+// ---- The report ----
+
+/// Where the first call found its kernel, by what the process's counters say after it.
+const char* source_of(const Run& run) {
+  if (run.kernel.empty()) return "none";
+  if (run.counters.compiles > 0) return "compiler";
+  return run.counters.cache_hits > 0 ? "disk" : "memory";
+}
+
+std::string family_name(const std::string& kernel) {
+  for (const codegen::Candidate& candidate : codegen::candidates()) {
+    if (kernel == candidate.name) return std::string(codegen::name_of(candidate.family));
+  }
+  return "none";
+}
+
+json report_json(const Run& run, const std::optional<Errors>& errors, Device device) {
+  const auto error = [&](double Errors::*field) { return errors ? json((*errors).*field) : json(nullptr); };
+  return {{"kernel", run.kernel},
+          {"family", family_name(run.kernel)},
+          {"source", source_of(run)},
+          {"device", to_text(device)},
+          {"first_call_ms", run.first_call_ms},
+          {"hot_call_ms", run.hot_call_ms},
+          {"compiles", run.counters.compiles},
+          {"cache_hits", run.counters.cache_hits},
+          {"cache_defects", run.counters.cache_defects},
+          {"max_abs_error", error(&Errors::output)},
+          {"plain_max_abs_error", error(&Errors::plain_output)},
+          {"lse_max_abs_error", error(&Errors::lse)},
+          {"plain_lse_max_abs_error", error(&Errors::plain_lse)},
+          {"correct", errors ? json(errors->good) : json(nullptr)}};
+}
+
+std::string report_text(const Run& run, const std::optional<Errors>& errors, Device device,
+                        const AttendOptions& options) {
+  Table table;
+  table.row({"kernel", run.kernel.empty() ? "none: the output is empty"
+                                          : fmt::format("{} (from {})", run.kernel, source_of(run))});
+  table.row({"device", to_text(device)});
+  table.row({"first call", fmt::format("{:.2f} ms", run.first_call_ms)});
+  table.row({"hot call", fmt::format("{:.3f} ms (median of {})", run.hot_call_ms, options.repeat)});
+  if (errors) {
+    table.row({"error",
+               fmt::format("{:.2e} (a plain implementation: {:.2e})", errors->output, errors->plain_output)});
+    table.row({"lse error",
+               fmt::format("{:.2e} (a plain implementation: {:.2e})", errors->lse, errors->plain_lse)});
+    table.row({"check", errors->good ? paint("ok", Colour::green, Stream::out)
+                                     : paint("WRONG", Colour::red, Stream::out)});
+  }
+  table.row({"written", options.output});
+  return table.text();
+}
+
+Result<int> attend(const AttendOptions& options, bool as_json) {
+  ATTUNE_ASSIGN(bias, bias_of(options));
+  ATTUNE_ASSIGN(host, read_inputs(options.input));
+  const AttentionOptions attention{
+      .scale = options.scale, .stream = nullptr, .family = family_of(options.family)};
+  // Shapes are judged before a device is looked for, and on host memory, where the check reads them too.
+  const MutableTensorView query = host.query.view();
+  const TensorView views[] = {query, host.key.view(), host.value.view()};
+  ATTUNE_ASSIGN(call, runtime::check({views[0], views[1], views[2], nullptr, nullptr, /*with_lse=*/true, bias,
+                                      attention}));
+  ATTUNE_ASSIGN(device, parse_device(options.device));
+  ATTUNE_ASSIGN(run, attend_on(host, device, bias, attention, options.repeat));
+  ATTUNE_TRY(write_result(options, run));
+  std::optional<Errors> errors;
+  if (options.check) errors = errors_of(call, host, run);
+  ATTUNE_TRY(as_json ? print_json(report_json(run, errors, device))
+                     : print(report_text(run, errors, device, options)));
+  return errors && !errors->good ? kWrongResult : kOk;
+}
+
+}  // namespace
+
+void add_attend(CLI::App& app, Session& session) {
+  auto options = std::make_shared<AttendOptions>();
+  CLI::App* command =
+      app.add_subcommand("attend", "Attention over the tensors query, key and value of a .safetensors file");
+  command->add_option("FILE", options->input, "[B, M, H, K] or [B, M, K], F32, F16 or BF16")->required();
+  command->add_option("-o,--output", options->output, "Where output and lse go")->required();
+  command->add_option("--bias", options->bias, "Which keys a query sees")
+      ->check(CLI::IsMember({"none", "lower_triangular", "lower_triangular_from_bottom_right",
+                             "lower_triangular_from_bottom_right_local", "local_from_bottom_right"}))
+      ->capture_default_str();
+  command->add_option("--window-size", options->window_size, "Of lower_triangular_from_bottom_right_local");
+  command->add_option("--window-left", options->window_left, "Of local_from_bottom_right");
+  command->add_option("--window-right", options->window_right, "Of local_from_bottom_right");
+  command->add_option("--scale", options->scale, "Factor of query * key; default K ** -0.5");
+  command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  command->add_option("--family", options->family, "Kernel family to force")
+      ->check(CLI::IsMember({"automatic", "cpu", "simt", "mma"}))
+      ->capture_default_str();
+  command->add_option("--repeat", options->repeat, "Hot calls to time")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  command->add_flag("--check", options->check, "Compare with a float64 reference; exit 1 when wrong");
+  command->callback([options, &session] {
+    session.action = [options, &session] { return attend(*options, session.json); };
+  });
+}
+
+}  // namespace attune::tools

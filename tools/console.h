@@ -1,0 +1,50 @@
+// The terminal: colour and progress, each only where someone watches.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+namespace attune::tools {
+
+enum class Stream { out, err };
+enum class Colour { red, green, yellow };
+
+/// The text in colour if the stream is a terminal and NO_COLOR is not set, else as it is.
+std::string paint(std::string_view text, Colour colour, Stream stream);
+
+/// "1.4 MB"
+std::string bytes_text(std::uint64_t bytes);
+/// "850 ms", "12.3 s", "4 min 10 s"
+std::string duration_text(std::chrono::duration<double> time);
+/// "5 min", "3 h", "12 days"
+std::string age_text(std::int64_t seconds);
+
+/// Progress of long work on stderr: one line that is drawn over on a terminal, else a line every ten seconds.
+/// Thread-safe. The destructor clears the line.
+class Progress {
+ public:
+  explicit Progress(std::size_t total);
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  /// One more piece is done; `what` names it.
+  void advance(std::string_view what);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  std::string line(std::string_view what, Clock::time_point now) const;
+
+  const std::size_t total_;
+  const bool terminal_;
+  const Clock::time_point begin_;
+  std::mutex mutex_;
+  std::size_t finished_ = 0;
+  Clock::time_point last_line_;
+};
+
+}  // namespace attune::tools

@@ -1,0 +1,86 @@
+// The `attune` command: parses, runs one subcommand, reports its failure. Interrupting it leaves the cache
+// and every output file whole, since both are only ever replaced by a rename.
+#include "attune/attune.h"
+#include "tools/command.h"
+#include "tools/console.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <exception>
+
+namespace attune::tools {
+
+int exit_code_of(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::invalid_argument:
+    case ErrorKind::unsupported: return kUsage;
+    case ErrorKind::environment: return kEnvironment;
+    case ErrorKind::internal: return kWrongResult;
+  }
+  return kWrongResult;
+}
+
+Result<void> print(const std::string& text) {
+  const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+  if (!written || std::fflush(stdout) != 0) return environment_failure("cannot write to stdout");
+  return done();
+}
+
+Result<void> print_json(const nlohmann::json& value) {
+  return print(value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + '\n');
+}
+
+namespace {
+
+int report(const std::string& message, int exit_code) {
+  fmt::print(stderr, "{} {}\n", paint("attune:", Colour::red, Stream::err), message);
+  return exit_code;
+}
+
+/// The public API throws; everything else returns its failure.
+int run(const Session& session) {
+  try {
+    const Result<int> result = session.action();
+    if (!result.ok()) return report(result.failure().message, exit_code_of(result.failure().kind));
+    return *result;
+  } catch (const Error& error) {
+    return report(error.what(), exit_code_of(error.kind()));
+  } catch (const std::exception& error) {
+    return report(fmt::format("unexpected failure: {}", error.what()), kWrongResult);
+  }
+}
+
+int main(int argc, char** argv) {
+  CLI::App app{"Memory-efficient attention, compiled for the exact problem at first use.", "attune"};
+  Session session;
+  app.set_version_flag("--version", "attune " ATTUNE_VERSION);
+  app.add_flag("--json", session.json, "Print one JSON object instead of text");
+  app.require_subcommand(1);
+  app.fallthrough();  // --json may stand behind the subcommand
+  app.footer(
+      "Exit codes: 0 ok, 1 wrong result, 2 usage, 3 environment. `attune doctor` says what is missing.");
+  add_attend(app, session);
+  add_explain(app, session);
+  add_emit(app, session);
+  add_precompile(app, session);
+  add_cache(app, session);
+  add_devices(app, session);
+  add_doctor(app, session);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help and --version
+    return report(fmt::format("{}; try `attune --help`", error.what()), kUsage);
+  }
+  return run(session);
+}
+
+}  // namespace
+}  // namespace attune::tools
+
+int main(int argc, char** argv) {
+  return attune::tools::main(argc, argv);
+}

@@ -1,0 +1,16 @@
+// Files that the command writes for its user.
+#pragma once
+
+#include "base/result.h"
+
+#include <cstddef>
+#include <filesystem>
+#include <span>
+
+namespace attune::tools {
+
+/// Writes atomically, with the permissions that a new file of the user has. Fails with invalid_argument when
+/// `path` is there and no regular file: a rename would replace a device such as /dev/null.
+Result<void> write_output_file(const std::filesystem::path& path, std::span<const std::byte> bytes);
+
+}  // namespace attune::tools

@@ -1,0 +1,75 @@
+#include "tools/problem_list.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <utility>
+
+namespace attune::tools {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::string_view kSpaces = " \t\r\n";
+
+/// A problem's text with the place that it came from.
+using Line = std::pair<std::string, std::string>;
+
+std::vector<Line> lines_of(std::string_view text, const std::string& origin) {
+  std::vector<Line> lines;
+  for (std::size_t number = 1; !text.empty(); ++number) {
+    const std::string_view whole = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(whole.size() + 1, text.size()));
+    const std::string_view line = whole.substr(0, whole.find('#'));
+    if (line.find_first_not_of(kSpaces) == std::string_view::npos) continue;
+    lines.emplace_back(line, fmt::format("{}:{}", origin, number));
+  }
+  return lines;
+}
+
+/// {"dtype": "f16", "head_dim": 64} as "dtype=f16 head_dim=64".
+std::string line_of(const json& object) {
+  std::string line;
+  for (const auto& [name, value] : object.items()) {
+    line += fmt::format("{}={} ", name, value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  return line;
+}
+
+Result<std::vector<Line>> elements_of(std::string_view text, const std::string& origin) {
+  const json array = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!array.is_array()) return invalid_argument(fmt::format("{}: not a valid JSON array", origin));
+  std::vector<Line> lines;
+  for (std::size_t i = 0; i < array.size(); ++i) {
+    std::string place = fmt::format("{}: element {}", origin, i);
+    if (!array[i].is_string() && !array[i].is_object()) {
+      return invalid_argument(fmt::format("{} is neither text nor an object", place));
+    }
+    lines.emplace_back(array[i].is_string() ? array[i].get<std::string>() : line_of(array[i]),
+                       std::move(place));
+  }
+  return lines;
+}
+
+}  // namespace
+
+Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin) {
+  const std::size_t begin = text.find_first_not_of(kSpaces);
+  std::vector<Line> lines;
+  if (begin != std::string_view::npos && text[begin] == '[') {
+    ATTUNE_ASSIGN(elements, elements_of(text, origin));
+    lines = std::move(elements);
+  } else {
+    lines = lines_of(text, origin);
+  }
+  std::vector<codegen::Problem> problems;
+  for (const auto& [line, place] : lines) {
+    auto problem = codegen::parse_problem(line);
+    if (!problem.ok()) return invalid_argument(fmt::format("{}: {}", place, problem.failure().message));
+    if (std::ranges::find(problems, *problem) == problems.end()) problems.push_back(*problem);
+  }
+  return problems;
+}
+
+}  // namespace attune::tools

@@ -1,0 +1,18 @@
+// Lists of problems for `attune precompile`.
+#pragma once
+
+#include "base/result.h"
+#include "codegen/problem.h"
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace attune::tools {
+
+/// Text is one problem a line, "dtype=f16 head_dim=64", with '#' before a comment; or a JSON array whose
+/// elements are such lines or objects, {"dtype": "f16", "head_dim": 64}. Repeated problems are dropped. Fails
+/// with invalid_argument; the message has `origin` and the line or element.
+Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin);
+
+}  // namespace attune::tools
