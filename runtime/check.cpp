@@ -74,7 +74,7 @@ Result<Axes> check_memory(const char* name, const TensorView& t) {
       return invalid_argument(fmt::format("{}: axis {} of shape {} is negative", name, axis, shape_text(t)));
     }
     if (size > kernel::kMaxLength) {
-      return unsupported(fmt::format("{}: axis {} has extent {}, the limit is 2^30", name, axis, size));
+      return unsupported(fmt::format("{}: axis {} has extent {}, the limit is 2^29", name, axis, size));
     }
     empty = empty || size == 0;
     if (size <= 1) continue;
