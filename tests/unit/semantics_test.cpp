@@ -1,0 +1,230 @@
+// The mask's definition: visible() against literal pictures, and the ranges of tiles against visible() over
+// every small geometry. The two spellings could be wrong together; the pictures could not.
+#include "attune/semantics.h"
+
+#include "attune/attune.h"
+#include "tests/support/mask.h"
+#include "tests/support/random.h"
+
+#include <doctest/doctest.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <vector>
+
+using namespace attune::kernel;
+using attune::test::mask_of;
+using attune::test::picture;
+
+namespace {
+
+constexpr KernelSpec kOpen{};
+constexpr KernelSpec kLeft{.window_left = Edge::bounded};
+constexpr KernelSpec kRight{.window_right = Edge::bounded};
+constexpr KernelSpec kBoth{.window_left = Edge::bounded, .window_right = Edge::bounded};
+
+/// The keys that a row sees, found by asking for every one: they are neighbours.
+struct Row {
+  int first, last, count;
+};
+
+template <KernelSpec S>
+Row row_of(Window w, int len_k, int i) {
+  Row row{len_k, -1, 0};
+  for (int j = 0; j < len_k; ++j) {
+    if (!visible<S>(w, len_k, i, j)) continue;
+    row.first = std::min(row.first, j);
+    row.last = std::max(row.last, j);
+    ++row.count;
+  }
+  return row;
+}
+
+/// What is wrong with the two ranges of the queries [begin, end); empty when nothing is.
+template <KernelSpec S>
+std::string check_ranges(Window w, const std::vector<Row>& rows, int len_k, int begin, int end) {
+  Row some{len_k, -1, 0};    // the union of the rows
+  Row all{0, len_k - 1, 0};  // their intersection
+  for (int i = begin; i < end; ++i) {
+    some.first = std::min(some.first, rows[i].first);
+    some.last = std::max(some.last, rows[i].last);
+    all.first = std::max(all.first, rows[i].first);
+    all.last = std::min(all.last, rows[i].last);
+  }
+  const KeyRange visited = visited_keys<S>(w, len_k, begin, end);
+  const KeyRange unmasked = unmasked_keys<S>(w, len_k, begin, end);
+  const auto same = [](KeyRange range, Row expected) {
+    if (expected.first > expected.last) return range.begin >= range.end;
+    return range.begin == expected.first && range.end == expected.last + 1;
+  };
+  if (!same(visited, some)) return "visited_keys";
+  if (!same(unmasked, all)) return "unmasked_keys";
+  return "";
+}
+
+/// Compares both spellings for every range of queries; returns how many ranges it compared.
+template <KernelSpec S>
+int check_window(Window w, int len_q, int len_k) {
+  std::vector<Row> rows;
+  for (int i = 0; i < len_q; ++i) {
+    rows.push_back(row_of<S>(w, len_k, i));
+    if (rows[i].count != std::max(0, rows[i].last - rows[i].first + 1)) FAIL("a row has a gap");
+  }
+  int compared = 0;
+  for (int begin = 0; begin < len_q; ++begin) {
+    for (int end = begin + 1; end <= len_q; ++end, ++compared) {
+      const std::string wrong = check_ranges<S>(w, rows, len_k, begin, end);
+      if (!wrong.empty()) {
+        FAIL(fmt::format("{} of queries [{}, {}) with len_q {}, len_k {}, window [{}, {}], edges {}{}", wrong,
+                         begin, end, len_q, len_k, w.lower, w.upper, static_cast<int>(S.window_left),
+                         static_cast<int>(S.window_right)));
+      }
+    }
+  }
+  return compared;
+}
+
+/// The definition in 64 bits, without any clamping.
+bool sees(Anchor anchor, i64 left, i64 right, i64 len_q, i64 len_k, i64 i, i64 j) {
+  const i64 position = anchor == Anchor::bottom_right ? len_k - (len_q - i) : i;
+  if (left >= 0 && position - j > left) return false;
+  return right < 0 || j - position <= right;
+}
+
+}  // namespace
+
+TEST_CASE("tile ranges equal visible() for every geometry up to 9 x 9") {
+  int compared = 0;
+  for (int len_q = 0; len_q <= 9; ++len_q) {
+    for (int len_k = 0; len_k <= 9; ++len_k) {
+      compared += check_window<kOpen>({}, len_q, len_k);
+      for (int lower = -len_q; lower <= len_k; ++lower) {
+        compared += check_window<kLeft>({.lower = lower}, len_q, len_k);
+        compared += check_window<kRight>({.upper = lower}, len_q, len_k);
+        for (int upper = lower; upper <= len_k; ++upper) {
+          compared += check_window<kBoth>({lower, upper}, len_q, len_k);
+        }
+      }
+    }
+  }
+  CHECK(compared > 100'000);
+}
+
+TEST_CASE("a tile's ranges ignore what lies behind the last key") {
+  CHECK(visited_keys<kOpen>({}, 5, 0, 64).end == 5);
+  CHECK(unmasked_keys<kRight>({.upper = 100}, 5, 0, 64).end == 5);
+  CHECK_FALSE(visible<kOpen>({}, 5, 0, 5));
+}
+
+TEST_CASE("LowerTriangularMask stands at the first query and the first key") {
+  CHECK(picture(mask_of(attune::LowerTriangularMask{}, 3, 5)) ==
+        "#....\n"
+        "##...\n"
+        "###..\n");
+  CHECK(picture(mask_of(attune::LowerTriangularMask{}, 4, 2)) ==
+        "#.\n"
+        "##\n"
+        "##\n"
+        "##\n");
+}
+
+TEST_CASE("LowerTriangularFromBottomRightMask stands at the last query and the last key") {
+  CHECK(picture(mask_of(attune::LowerTriangularFromBottomRightMask{}, 3, 5)) ==
+        "###..\n"
+        "####.\n"
+        "#####\n");
+  CHECK(picture(mask_of(attune::LowerTriangularFromBottomRightMask{}, 4, 2)) ==
+        "..\n"  // more queries than keys: the first queries see nothing
+        "..\n"
+        "#.\n"
+        "##\n");
+}
+
+TEST_CASE("LowerTriangularFromBottomRightLocalAttentionMask counts the diagonal in its window") {
+  const auto bias = attune::LowerTriangularFromBottomRightMask{}.make_local_attention(2);
+  CHECK(picture(mask_of(bias, 3, 5)) ==
+        ".##..\n"
+        "..##.\n"
+        "...##\n");
+  CHECK(picture(mask_of(bias, 4, 2)) ==
+        "..\n"
+        "..\n"
+        "#.\n"
+        "##\n");
+  CHECK(picture(mask_of(attune::LowerTriangularFromBottomRightLocalAttentionMask{1}, 3, 3)) ==
+        "#..\n"
+        ".#.\n"
+        "..#\n");
+}
+
+TEST_CASE("LocalAttentionFromBottomRightMask equals the documentation's example") {
+  const attune::LocalAttentionFromBottomRightMask bias{.window_left = 1, .window_right = 2};
+  CHECK(picture(mask_of(bias, 4, 4)) ==
+        "###.\n"
+        "####\n"
+        ".###\n"
+        "..##\n");
+  CHECK(picture(mask_of(bias, 4, 5)) ==
+        "####.\n"
+        ".####\n"
+        "..###\n"
+        "...##\n");
+  CHECK(picture(mask_of(bias, 5, 2)) ==
+        "..\n"
+        "#.\n"
+        "##\n"
+        "##\n"
+        "##\n");
+}
+
+TEST_CASE("no bias hides no key") {
+  CHECK(picture(mask_of({}, 2, 3)) == "###\n###\n");
+  CHECK(picture(mask_of({}, 2, 0)) == "\n\n");
+}
+
+TEST_CASE("make_window clamps without changing what is visible") {
+  const std::uint64_t seed = attune::test::test_seed();
+  attune::test::Random random(seed);
+  const auto length = [&] {
+    return random.chance(0.5) ? random.integer(1, 40) : kMaxLength - random.integer(0, 40);
+  };
+  const auto reach = [&](int len) -> i64 {
+    switch (random.integer(0, 4)) {
+      case 0: return -1;
+      case 1: return random.integer(0, 40);
+      case 2: return len - random.integer(-40, 40);
+      case 3: return i64{kMaxLength} * 4 + random.integer(-1, 1);
+      default: return std::numeric_limits<i64>::max() - random.integer(0, 1);
+    }
+  };
+  const auto near_an_end = [&](int len) {
+    return random.chance(0.5) ? random.integer(0, std::min(len, 40) - 1)
+                              : len - 1 - random.integer(0, std::min(len, 40) - 1);
+  };
+  for (int round = 0; round < 200'000; ++round) {
+    const Anchor anchor = random.pick({Anchor::top_left, Anchor::bottom_right});
+    const int len_q = length();
+    const int len_k = length();
+    const i64 left = std::max<i64>(-1, reach(len_k));
+    const i64 right = std::max<i64>(-1, reach(len_k));
+    const Window w = make_window(anchor, left, right, len_q, len_k);
+    const int i = near_an_end(len_q);
+    const int j = near_an_end(len_k);
+    if (visible<kBoth>(w, len_k, i, j) != sees(anchor, left, right, len_q, len_k, i, j)) {
+      FAIL(fmt::format("seed {}: len_q {}, len_k {}, left {}, right {}, query {}, key {}", seed, len_q, len_k,
+                       left, right, i, j));
+    }
+  }
+}
+
+// In a constant expression an overflow does not compile. The last tile may hang over by a few hundred rows.
+constexpr i64 kEndless = std::numeric_limits<i64>::max();
+constexpr Window kWidest = make_window(Anchor::bottom_right, kEndless, kEndless, kMaxLength, kMaxLength);
+constexpr Window kAhead = make_window(Anchor::bottom_right, 0, kEndless, 1, kMaxLength);
+constexpr Window kBehind = make_window(Anchor::bottom_right, kEndless, 0, kMaxLength, 0);
+static_assert(visited_keys<kBoth>(kWidest, kMaxLength, kMaxLength - 1, kMaxLength + 512).end == kMaxLength);
+static_assert(unmasked_keys<kBoth>(kWidest, kMaxLength, kMaxLength - 1, kMaxLength + 512).end == kMaxLength);
+static_assert(visible<kBoth>(kAhead, kMaxLength, 0, kMaxLength - 1));
+static_assert(visited_keys<kBoth>(kBehind, 0, 0, kMaxLength).end <= 0);
