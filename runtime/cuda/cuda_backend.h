@@ -1,14 +1,14 @@
 // The CUDA backend: libcuda and libnvrtc, both opened at run time.
 #pragma once
 
-#include <memory>
-#include <string>
-#include <vector>
-
 #include "base/result.h"
 #include "codegen/arch.h"
 #include "codegen/unit.h"
 #include "runtime/backend.h"
+
+#include <memory>
+#include <string>
+#include <vector>
 
 namespace attune::runtime {
 
@@ -20,14 +20,15 @@ struct CudaDeviceInfo {
   int multiprocessors = 0;
 };
 
-/// What was found on this machine, for `attune devices` and `attune doctor`. Never fails: says what is missing.
+/// What was found on this machine, for `attune devices` and `attune doctor`. Never fails: says what is
+/// missing.
 struct CudaReport {
   bool built_with_cuda = false;  // CUDA headers were there at build time
   std::string driver_path;       // empty: not found
   std::string driver_version;    // "13.0"
   std::string driver_problem;    // why there is no driver or no device; empty when all is well
   std::string nvrtc_path;
-  std::string nvrtc_version;     // "13.0"
+  std::string nvrtc_version;  // "13.0"
   std::string nvrtc_problem;
   std::vector<std::string> nvrtc_tried;  // every place that was looked at
   std::vector<int> nvrtc_archs;
@@ -46,8 +47,8 @@ Result<Image> nvrtc_compile(const codegen::Unit& unit);
 Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream);
 void cuda_free(int device_index, void* pointer) noexcept;
 
-/// Copies between host and device, finished on return and ordered after all earlier work of the device, and the
-/// wait for that work alone. For the command and the tests. Fail with environment.
+/// Copies between host and device, finished on return and ordered after all earlier work of the device, and
+/// the wait for that work alone. For the command and the tests. Fail with environment.
 Result<void> cuda_copy_to_device(int device_index, void* device, const void* host, std::size_t bytes);
 Result<void> cuda_copy_to_host(int device_index, void* host, const void* device, std::size_t bytes);
 Result<void> cuda_synchronize(int device_index);

@@ -1,0 +1,71 @@
+#include "runtime/cuda/build_id.h"
+
+#include <fmt/format.h>
+
+#include <elf.h>
+#include <link.h>
+
+#include <cstring>
+#include <filesystem>
+#include <span>
+#include <system_error>
+
+namespace attune::runtime {
+namespace {
+
+constexpr std::size_t padded(std::size_t size) {
+  return (size + 3) / 4 * 4;
+}
+
+/// The build id among the notes of a PT_NOTE segment, or "".
+std::string find_in_notes(std::span<const std::byte> notes) {
+  constexpr char kOwner[] = "GNU";
+  while (notes.size() >= sizeof(ElfW(Nhdr))) {
+    ElfW(Nhdr) header;
+    std::memcpy(&header, notes.data(), sizeof(header));
+    const std::size_t name = sizeof(header);
+    const std::size_t content = name + padded(header.n_namesz);
+    const std::size_t end = content + padded(header.n_descsz);
+    if (end > notes.size()) break;
+    if (header.n_type == NT_GNU_BUILD_ID && header.n_namesz == sizeof(kOwner) &&
+        std::memcmp(notes.data() + name, kOwner, sizeof(kOwner)) == 0) {
+      std::string text;
+      for (const std::byte byte : notes.subspan(content, header.n_descsz)) {
+        text += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
+      }
+      return text;
+    }
+    notes = notes.subspan(end);
+  }
+  return "";
+}
+
+struct Query {
+  const void* base;
+  std::string id;
+};
+
+int visit_library(dl_phdr_info* info, std::size_t, void* data) {
+  auto& query = *static_cast<Query*>(data);
+  const auto* base = reinterpret_cast<const std::byte*>(info->dlpi_addr);
+  if (base != query.base) return 0;
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const auto& segment = info->dlpi_phdr[i];
+    if (segment.p_type != PT_NOTE || !query.id.empty()) continue;
+    query.id = find_in_notes({base + segment.p_vaddr, segment.p_memsz});
+  }
+  return 1;
+}
+
+}  // namespace
+
+std::string build_id(const void* base, const std::string& path) {
+  Query query{base, ""};
+  dl_iterate_phdr(visit_library, &query);
+  if (!query.id.empty()) return query.id;
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  return error ? "unknown" : fmt::format("{} bytes", size);
+}
+
+}  // namespace attune::runtime

@@ -1,0 +1,196 @@
+#include "runtime/cuda/cuda_kernel.h"
+
+#include "attune/cuda/shared.h"
+#include "codegen/candidates.h"
+#include "codegen/emit.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+namespace attune::runtime {
+namespace {
+
+/// Lets this thread load while some other stream of the process is being captured.
+class RelaxedCapture {
+ public:
+  explicit RelaxedCapture(const Driver& driver) : driver_(driver) {
+    driver_.cuThreadExchangeStreamCaptureMode(&mode_);
+  }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+  ~RelaxedCapture() { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  const Driver& driver_;
+  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
+};
+
+/// The image in the driver: one library for all contexts since CUDA 12.0, a module for each before.
+class LoadedImage {
+ public:
+  LoadedImage(const CudaDevice& device, std::span<const std::byte> image, int shared_bytes)
+      : device_(device), image_(image.begin(), image.end()), shared_bytes_(shared_bytes) {}
+
+  /// The kernel's handle in the current context, resident and with its shared memory granted. Never unloaded:
+  /// work may be under way until the process ends.
+  Result<CUfunction> resolve() {
+    const Driver& driver = *device_.driver;
+    const RelaxedCapture relaxed(driver);
+    ATTUNE_ASSIGN(function, driver.cuLibraryLoadData != nullptr ? from_library() : from_module());
+    ATTUNE_TRY(driver.check(
+        driver.cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes_),
+        "granting the kernel its shared memory"));
+    if (driver.cuFuncLoad != nullptr)
+      ATTUNE_TRY(driver.check(driver.cuFuncLoad(function), "loading the kernel"));
+    return function;
+  }
+
+ private:
+  Result<CUfunction> from_library() {
+    const Driver& driver = *device_.driver;
+    if (kernel_ == nullptr) {
+      CUlibrary library = nullptr;
+      ATTUNE_TRY(driver.check(
+          driver.cuLibraryLoadData(&library, image_.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+          rejected().c_str()));
+      ATTUNE_TRY(driver.check(driver.cuLibraryGetKernel(&kernel_, library, codegen::kEntryName),
+                              "finding the kernel in its image"));
+      image_ = {};  // the driver keeps its own copy
+    }
+    CUfunction function = nullptr;
+    ATTUNE_TRY(driver.check(driver.cuKernelGetFunction(&function, kernel_), rejected().c_str()));
+    return function;
+  }
+
+  Result<CUfunction> from_module() {
+    const Driver& driver = *device_.driver;
+    CUmodule module = nullptr;
+    ATTUNE_TRY(driver.check(driver.cuModuleLoadData(&module, image_.data()), rejected().c_str()));
+    CUfunction function = nullptr;
+    ATTUNE_TRY(driver.check(driver.cuModuleGetFunction(&function, module, codegen::kEntryName),
+                            "finding the kernel in its image"));
+    return function;
+  }
+
+  std::string rejected() const {
+    return fmt::format("driver {} rejected a kernel image for {} on {}",
+                       cuda_version_text(device_.driver->version), device_.arch.target, device_.name);
+  }
+
+  const CudaDevice& device_;
+  std::vector<std::byte> image_;
+  int shared_bytes_;
+  CUkernel kernel_ = nullptr;
+};
+
+/// A context's function, found without a lock. Handles of destroyed contexts come back for new ones, ids
+/// never do.
+class FunctionTable {
+ public:
+  CUfunction find(std::uint64_t context) const {
+    for (const Entry& entry : entries_) {
+      const std::uint64_t known = entry.context.load(std::memory_order_acquire);
+      if (known == context) return entry.function;
+      if (known == kEmpty) return nullptr;
+    }
+    return nullptr;
+  }
+
+  /// By one thread at a time. A full table forgets nothing and takes nothing.
+  void insert(std::uint64_t context, CUfunction function) {
+    for (Entry& entry : entries_) {
+      if (entry.context.load(std::memory_order_relaxed) != kEmpty) continue;
+      entry.function = function;
+      entry.context.store(context, std::memory_order_release);
+      return;
+    }
+  }
+
+ private:
+  static constexpr std::uint64_t kEmpty = ~std::uint64_t{0};
+  struct Entry {
+    std::atomic<std::uint64_t> context{kEmpty};
+    CUfunction function = nullptr;
+  };
+  std::array<Entry, 16> entries_;
+};
+
+class CudaKernel final : public Kernel {
+ public:
+  CudaKernel(const CudaDevice& device, std::span<const std::byte> image, const kernel::KernelSpec& spec)
+      : device_(device),
+        driver_(*device.driver),
+        spec_(spec),
+        image_(device, image, kernel::shared_bytes(spec)) {}
+
+  /// Makes the kernel resident in the context that launches from this thread would use.
+  Result<void> prepare() {
+    ATTUNE_ASSIGN(scope, ScopedContext::enter(driver_, device_.handle, device_.primary));
+    ATTUNE_TRY(function_here());
+    return done();
+  }
+
+  Result<void> forward(const kernel::ForwardParams& params, void* stream) override {
+    // The usual case first: the caller's context is one that has run the kernel. Contexts of other devices
+    // are never in the table.
+    if (CUcontext current = nullptr;
+        driver_.cuCtxGetCurrent(&current) == CUDA_SUCCESS && current != nullptr) {
+      if (CUfunction function = functions_.find(id_of(current))) return launch(function, params, stream);
+    }
+    ATTUNE_ASSIGN(scope, ScopedContext::enter(driver_, device_.handle, device_.primary));
+    ATTUNE_ASSIGN(function, function_here());
+    return launch(function, params, stream);
+  }
+
+ private:
+  std::uint64_t id_of(CUcontext context) const {
+    unsigned long long id = 0;
+    if (driver_.cuCtxGetId != nullptr && driver_.cuCtxGetId(context, &id) == CUDA_SUCCESS) return id;
+    return reinterpret_cast<std::uintptr_t>(context);
+  }
+
+  Result<CUfunction> function_here() {
+    CUcontext current = nullptr;
+    ATTUNE_TRY(driver_.check(driver_.cuCtxGetCurrent(&current), "asking for the current CUDA context"));
+    const std::uint64_t id = id_of(current);
+    const std::lock_guard lock(mutex_);
+    if (CUfunction known = functions_.find(id)) return known;
+    ATTUNE_ASSIGN(function, image_.resolve());
+    functions_.insert(id, function);
+    return function;
+  }
+
+  Result<void> launch(CUfunction function, const kernel::ForwardParams& params, void* stream) const {
+    const auto tiles = static_cast<unsigned>((params.len_q + spec_.block_m - 1) / spec_.block_m);
+    const unsigned blocks = tiles * static_cast<unsigned>(params.heads) * static_cast<unsigned>(params.batch);
+    void* arguments[] = {const_cast<kernel::ForwardParams*>(&params)};  // the driver copies them
+    const CUresult result =
+        driver_.cuLaunchKernel(function, blocks, 1, 1, static_cast<unsigned>(codegen::threads(spec_)), 1, 1,
+                               static_cast<unsigned>(kernel::shared_bytes(spec_)),
+                               static_cast<CUstream>(stream), arguments, nullptr);
+    if (result == CUDA_SUCCESS) return done();
+    return driver_.check(result, "launching an attention kernel");
+  }
+
+  const CudaDevice& device_;
+  const Driver& driver_;
+  const kernel::KernelSpec spec_;
+  std::mutex mutex_;  // guards image_ and writes to functions_
+  LoadedImage image_;
+  FunctionTable functions_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Kernel>> load_cuda_kernel(const CudaDevice& device, std::span<const std::byte> image,
+                                                 const kernel::KernelSpec& spec) {
+  auto kernel = std::make_unique<CudaKernel>(device, image, spec);
+  ATTUNE_TRY(kernel->prepare());
+  return std::unique_ptr<Kernel>(std::move(kernel));
+}
+
+}  // namespace attune::runtime

@@ -1,0 +1,86 @@
+// The CUDA driver API, opened at run time: nothing here links against libcuda.
+#pragma once
+
+#include "base/result.h"
+
+#include <cuda.h>
+
+#include <string>
+
+// name, the CUDA version whose signature is wanted. A driver has all of the first list and, by its age, part
+// of the second.
+#define ATTUNE_CUDA_REQUIRED(X)               \
+  X(cuInit, 2000)                             \
+  X(cuDriverGetVersion, 2020)                 \
+  X(cuGetErrorName, 6000)                     \
+  X(cuGetErrorString, 6000)                   \
+  X(cuDeviceGetCount, 2000)                   \
+  X(cuDeviceGet, 2000)                        \
+  X(cuDeviceGetName, 2000)                    \
+  X(cuDeviceGetAttribute, 2000)               \
+  X(cuDeviceTotalMem, 3020)                   \
+  X(cuDevicePrimaryCtxRetain, 7000)           \
+  X(cuCtxGetCurrent, 4000)                    \
+  X(cuCtxGetDevice, 2000)                     \
+  X(cuCtxPushCurrent, 4000)                   \
+  X(cuCtxPopCurrent, 4000)                    \
+  X(cuCtxSynchronize, 2000)                   \
+  X(cuThreadExchangeStreamCaptureMode, 10010) \
+  X(cuStreamIsCapturing, 10000)               \
+  X(cuModuleLoadData, 2000)                   \
+  X(cuModuleGetFunction, 2000)                \
+  X(cuFuncSetAttribute, 9000)                 \
+  X(cuLaunchKernel, 4000)                     \
+  X(cuMemAlloc, 3020)                         \
+  X(cuMemFree, 3020)                          \
+  X(cuMemcpyHtoD, 3020)                       \
+  X(cuMemcpyDtoH, 3020)
+#define ATTUNE_CUDA_OPTIONAL(X) \
+  X(cuMemAllocAsync, 11020)     \
+  X(cuMemFreeAsync, 11020)      \
+  X(cuCtxGetId, 12000)          \
+  X(cuLibraryLoadData, 12000)   \
+  X(cuLibraryGetKernel, 12000)  \
+  X(cuKernelGetFunction, 12000) \
+  X(cuFuncLoad, 12040)
+
+namespace attune::runtime {
+
+/// The driver's functions under their own names: driver.cuInit(0). Optional ones may be null.
+struct Driver {
+#define ATTUNE_CUDA_MEMBER(name, version) decltype(&::name) name = nullptr;
+  ATTUNE_CUDA_REQUIRED(ATTUNE_CUDA_MEMBER)
+  ATTUNE_CUDA_OPTIONAL(ATTUNE_CUDA_MEMBER)
+#undef ATTUNE_CUDA_MEMBER
+  std::string path;  // of the library
+  int version = 0;   // 13000 for 13.0
+
+  /// done() for success; otherwise an environment failure: what was tried, the error's name and the driver's
+  /// words.
+  Result<void> check(CUresult result, const char* what) const;
+};
+
+/// The driver, opened and initialised at the first call. Fails with environment when there is none, and keeps
+/// failing.
+Result<const Driver*> driver();
+
+/// "13.0" of 13000.
+std::string cuda_version_text(int version);
+
+/// Makes a context of the device current for a scope: the caller's, when it belongs to the device, else the
+/// device's primary context.
+class ScopedContext {
+ public:
+  static Result<ScopedContext> enter(const Driver& driver, CUdevice device, CUcontext primary);
+  ScopedContext(ScopedContext&& other) noexcept : driver_(other.driver_) { other.driver_ = nullptr; }
+  ScopedContext(const ScopedContext&) = delete;
+  ScopedContext& operator=(const ScopedContext&) = delete;
+  ScopedContext& operator=(ScopedContext&&) = delete;
+  ~ScopedContext();
+
+ private:
+  explicit ScopedContext(const Driver* pushed) : driver_(pushed) {}
+  const Driver* driver_;  // null: nothing was pushed
+};
+
+}  // namespace attune::runtime
