@@ -1,16 +1,16 @@
 #include "tests/support/cases.h"
 
 #include "tests/support/mask.h"
+#include "tests/support/parallel.h"
 #include "tests/support/plain.h"
 #include "tests/support/tolerance.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
+#include <tuple>
 
 namespace attune::test {
 namespace {
@@ -137,6 +137,11 @@ Inputs AttentionCase::inputs() const {
   return {query.view(), key.view(), value.view(), bias, scale};
 }
 
+bool AttentionCase::empty() const {
+  const Extents e = extents_of(inputs());
+  return e.batch == 0 || e.heads == 0 || e.len_q == 0;
+}
+
 AttentionCase random_case(Random& random, const KernelClass& wanted) {
   const int len_q = random_length(random);
   const int len_k = random_length(random);
@@ -177,6 +182,12 @@ AttentionCase random_case(Random& random, const KernelClass& wanted) {
   return result;
 }
 
+std::vector<AttentionCase> random_cases(Random& random, std::span<const KernelClass> classes, int count) {
+  std::vector<AttentionCase> cases;
+  for (int i = 0; i < count; ++i) cases.push_back(random_case(random, classes[i % classes.size()]));
+  return cases;
+}
+
 std::string verdict(const AttentionCase& ran) {
   for (const auto& [name, tensor, access] :
        {std::tuple{"query", &ran.query, Access::read}, std::tuple{"key", &ran.key, Access::read},
@@ -196,6 +207,16 @@ std::string verdict(const AttentionCase& ran) {
     text = check_one("lse", ran.lse.values(), plain.lse, reference.lse, largest_magnitude(reference.lse, 1));
   }
   return text;
+}
+
+std::vector<std::string> failures_of(std::span<const AttentionCase> ran) {
+  std::vector<std::string> verdicts(ran.size());
+  parallel_for(ran.size(), [&](std::size_t i) { verdicts[i] = verdict(ran[i]); });
+  std::vector<std::string> failures;
+  for (std::size_t i = 0; i < ran.size(); ++i) {
+    if (!verdicts[i].empty()) failures.push_back(fmt::format("case {}: {}: {}", i, ran[i].name, verdicts[i]));
+  }
+  return failures;
 }
 
 }  // namespace attune::test

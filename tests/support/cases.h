@@ -38,6 +38,8 @@ struct AttentionCase {
   std::optional<double> scale;
 
   Inputs inputs() const;
+  /// Is there anything to compute?
+  bool empty() const;
 };
 
 /// Lengths with 0, 1 and the neighbours of tile sizes; permuted, strided, misaligned, broadcast and reversed
@@ -45,8 +47,13 @@ struct AttentionCase {
 /// values small and large.
 AttentionCase random_case(Random& random, const KernelClass& kernel_class);
 
+/// `count` cases that take turns through the classes: case i is of class i % classes.size().
+std::vector<AttentionCase> random_cases(Random& random, std::span<const KernelClass> classes, int count);
+
 /// "" when output and lse are within the tolerance, rows without a key are exactly 0 and -inf, and no byte
 /// outside them has changed; else what is wrong. `ran` is what the kernel left in the case's own memory.
 std::string verdict(const AttentionCase& ran);
+/// One line for every case whose verdict is not "": its name and the verdict. On all cores.
+std::vector<std::string> failures_of(std::span<const AttentionCase> ran);
 
 }  // namespace attune::test
