@@ -26,7 +26,7 @@ constexpr Candidate kCandidates[] = {
     {"simt_d64",          Family::simt, 60, kNewest,   Isa::none,    kAll,   64,        64,     32,    4,     4,     4,    1,     0},
     {"simt_d256",         Family::simt, 60, kNewest,   Isa::none,    kAll,   256,       32,     32,    4,     2,     4,    1,     0},
     {"cpu_avx512",        Family::cpu,   0, 0,         Isa::avx512,  kAll,   256,       48,     64,    3,     8,     0,    0,    16},
-    {"cpu_avx2",          Family::cpu,   0, 0,         Isa::avx2,    kAll,   256,       16,     64,    2,     6,     0,    0,     8},
+    {"cpu_avx2",          Family::cpu,   0, 0,         Isa::avx2,    kAll,   256,       32,     60,    2,     6,     0,    0,     8},
 };
 // clang-format on
 

@@ -1,11 +1,11 @@
 // The CPU backend: Clang/LLVM in a separately loaded plugin, kernels as shared objects, a thread pool.
 #pragma once
 
-#include <string>
-
 #include "base/result.h"
 #include "codegen/arch.h"
 #include "runtime/backend.h"
+
+#include <string>
 
 namespace attune::runtime {
 

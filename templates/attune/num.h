@@ -14,14 +14,16 @@ ATTUNE_HD constexpr float neg_inf() {
 }
 
 /// What is subtracted in the exponent. A row that has seen nothing has maximum -inf; subtracting 0 instead
-/// keeps exp2(-inf - 0) = 0 and avoids -inf - -inf.
-ATTUNE_HD constexpr float safe_max(float row_max) {
-  return row_max == neg_inf() ? 0.0f : row_max;
+/// keeps exp2(-inf - 0) = 0 and avoids -inf - -inf. F is float or a vector of floats.
+template <typename F>
+ATTUNE_HD constexpr F safe_max(F row_max) {
+  return row_max == F(neg_inf()) ? F(0.0f) : row_max;
 }
 
-/// Output factor of a row: 0 for a row that saw nothing, so its output is 0.
-ATTUNE_HD constexpr float inverse_sum(float row_sum) {
-  return row_sum > 0.0f || row_sum != row_sum ? 1.0f / row_sum : 0.0f;
+/// Output factor of a row: 0 for a row that saw nothing, so its output is 0; NaN for NaN. F as above.
+template <typename F>
+ATTUNE_HD constexpr F inverse_sum(F row_sum) {
+  return row_sum == F(0.0f) ? F(0.0f) : F(1.0f) / row_sum;
 }
 
 ATTUNE_HD u32 bits_of(float x) {
