@@ -41,11 +41,12 @@ constexpr std::array kVariables{
         .effect = "The NVRTC to load, in place of the loader's path, the toolkit and the PyPI wheels.",
         .fallback = "searched for",
         .read_in = "runtime/cuda/nvrtc_search.cpp"},
-    EnvVariable{.name = "ATTUNE_RECORD",
-                .values = "a file",
-                .effect = "Appends each problem used, one JSON object a line, for `attune precompile`.",
-                .fallback = "nothing is recorded",
-                .read_in = "runtime/engine.cpp"},
+    EnvVariable{
+        .name = "ATTUNE_RECORD",
+        .values = "a file",
+        .effect = "Appends each problem at its first use, one a line, as `attune precompile` reads them.",
+        .fallback = "nothing is recorded",
+        .read_in = "runtime/engine.cpp"},
     EnvVariable{
         .name = "ATTUNE_TEMPLATE_DIR",
         .values = "a folder",

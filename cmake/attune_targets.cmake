@@ -12,7 +12,9 @@ endif()
 
 add_library(attune_warnings INTERFACE)
 target_compile_options(attune_warnings INTERFACE
-  -Wall -Wextra -Wshadow $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Woverloaded-virtual>
+  -Wall -Wextra -Wshadow
+  -Wno-missing-field-initializers  # designated initialisers name what differs from the default
+  $<$<COMPILE_LANGUAGE:CXX>:-Wnon-virtual-dtor -Woverloaded-virtual>
   $<$<BOOL:${ATTUNE_WERROR}>:-Werror>)
 
 # attune_module(name SOURCES ... FLOORS ... [LIBRARIES ...])

@@ -97,6 +97,18 @@ Result<Value> parse_choice(const char* variable, std::initializer_list<std::pair
   return invalid_argument(fmt::format("{}={}: expected one of {}", variable, *text, known));
 }
 
+Result<void> check_allowed(BackendChoice choice, Device device) {
+  if (choice == BackendChoice::cpu && device.type == DeviceType::cuda) {
+    return environment_failure(
+        "ATTUNE_BACKEND=cpu forbids CUDA tensors; unset it or move the tensors to the CPU");
+  }
+  if (choice == BackendChoice::cuda && device.type == DeviceType::cpu) {
+    return environment_failure(
+        "ATTUNE_BACKEND=cuda forbids CPU tensors; unset it or move the tensors to the GPU");
+  }
+  return done();
+}
+
 thread_local const std::string* last_name = nullptr;
 
 }  // namespace
@@ -115,6 +127,12 @@ Result<EngineOptions> EngineOptions::from_environment() {
                     "ATTUNE_JIT",
                     {{"auto", JitMode::automatic}, {"never", JitMode::never}, {"always", JitMode::always}},
                     JitMode::automatic));
+  ATTUNE_ASSIGN(backend, parse_choice<BackendChoice>("ATTUNE_BACKEND",
+                                                     {{"auto", BackendChoice::automatic},
+                                                      {"cuda", BackendChoice::cuda},
+                                                      {"cpu", BackendChoice::cpu}},
+                                                     BackendChoice::automatic));
+  options.backend = backend;
   options.cache_mode = mode;
   options.jit = jit;
   options.template_dir = env("ATTUNE_TEMPLATE_DIR").value_or("");
@@ -260,6 +278,7 @@ Result<std::shared_ptr<Kernel>> Engine::State::kernel_for(std::size_t index, Bac
 Result<const ReadyKernel*> Engine::State::ready(const codegen::Problem& problem, Device device) {
   ATTUNE_ASSIGN(index, table_index(device));
   if (const ReadyKernel* found = tables[index].find(problem)) return found;
+  ATTUNE_TRY(check_allowed(options.backend, device));
   ATTUNE_ASSIGN(backend, backend_of(device));
   ATTUNE_ASSIGN(pair, unit_of(problem, backend->arch()));
   const auto& [unit, choice] = pair;

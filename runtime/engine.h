@@ -26,10 +26,14 @@ enum class JitMode {
   always,     // compile at every first use, whatever the cache holds
 };
 
+/// ATTUNE_BACKEND: the backends that calls may use.
+enum class BackendChoice { automatic, cuda, cpu };
+
 struct EngineOptions {
   std::optional<std::filesystem::path> cache_root;  // nothing: no cache on disk
   cache::Mode cache_mode = cache::Mode::rw;
   JitMode jit = JitMode::automatic;
+  BackendChoice backend = BackendChoice::automatic;
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones
   std::string
       record_path;  // ATTUNE_RECORD: append a line for `attune precompile` per problem at its first use

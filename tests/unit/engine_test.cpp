@@ -4,6 +4,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -57,8 +58,9 @@ struct Warnings {
   std::vector<std::string> lines;
 };
 
-/// Attention over one query and three keys whose answer is the mean of the values.
-void run_and_check(Engine& engine) {
+/// Attention over one query and three keys whose answer is the mean of the values; nothing when the call
+/// failed.
+std::optional<std::array<float, 16>> attend(Engine& engine) {
   std::array<float, 16> query{};
   std::array<float, 48> key{};
   std::array<float, 48> value{};
@@ -69,10 +71,14 @@ void run_and_check(Engine& engine) {
   const TensorView v{value.data(), DType::f32, {1, 3, 1, 16}};
   const MutableTensorView o{output.data(), DType::f32, {1, 1, 1, 16}};
   const auto call = check({q, k, v, &o, nullptr, false, {}, {}});
-  REQUIRE(call.ok());
-  const auto run = engine.run(*call);
-  REQUIRE_MESSAGE(run.ok(), run.failure().message);
-  for (const float x : output) CHECK(x == doctest::Approx(1.0));
+  if (!call.ok() || !engine.run(*call).ok()) return std::nullopt;
+  return output;
+}
+
+void run_and_check(Engine& engine) {
+  const auto output = attend(engine);
+  REQUIRE(output.has_value());
+  for (const float x : *output) CHECK(x == doctest::Approx(1.0));
 }
 
 /// Runs this program again with one cache folder and returns the JSON that it prints.
@@ -90,8 +96,7 @@ nlohmann::json second_process(const fs::path& root) {
 
 int child(const char* root) {
   auto engine = Engine::create({.cache_root = fs::path(root)});
-  if (!engine.ok()) return 1;
-  run_and_check(**engine);
+  if (!engine.ok() || !attend(**engine)) return 1;
   const Counters counters = (*engine)->counters();
   const nlohmann::json report{{"compiles", counters.compiles},
                               {"hits", counters.cache_hits},
@@ -216,6 +221,13 @@ TEST_CASE("ATTUNE_JIT=always and the cache modes") {
   CHECK(compiles(cache::Mode::refresh, JitMode::automatic) == 1);
   CHECK(compiles(cache::Mode::off, JitMode::automatic) == 1);
   CHECK(compiles(cache::Mode::ro, JitMode::automatic) == 0);
+}
+
+TEST_CASE("ATTUNE_BACKEND keeps calls off a backend") {
+  auto engine = open_engine({.backend = BackendChoice::cuda});
+  const auto refused = engine->prepare(kProblem, kCpu);
+  REQUIRE_FALSE(refused.ok());
+  CHECK(refused.failure().message.starts_with("ATTUNE_BACKEND=cuda forbids CPU tensors"));
 }
 
 TEST_CASE("without a cache folder everything works in memory") {
