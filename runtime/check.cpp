@@ -173,15 +173,16 @@ Result<void> check_lse(const Arguments& a, const Axes& query) {
     return invalid_argument(
         fmt::format("lse: expected float32 [{}, {}, {}]", query.batch, query.heads, query.len));
   }
+  if (!(lse.device == a.query.device)) return invalid_argument("lse: must be on the query's device");
+  const bool empty = query.batch == 0 || query.heads == 0 || query.len == 0;
+  if (empty) return done();  // no element: neither memory nor strides matter
   const auto dense = [&](int axis, std::int64_t stride) {
     return lse.shape[axis] <= 1 || lse.strides[axis] == stride;
   };
   if (!dense(2, 1) || !dense(1, query.len) || !dense(0, query.heads * query.len)) {
     return invalid_argument("lse: must be contiguous");
   }
-  if (!(lse.device == a.query.device)) return invalid_argument("lse: must be on the query's device");
-  const bool empty = query.batch == 0 || query.heads == 0 || query.len == 0;
-  if (!empty && (lse.data == nullptr || reinterpret_cast<std::uintptr_t>(lse.data) % sizeof(float) != 0)) {
+  if (lse.data == nullptr || reinterpret_cast<std::uintptr_t>(lse.data) % sizeof(float) != 0) {
     return invalid_argument("lse: null or misaligned data pointer");
   }
   return done();
