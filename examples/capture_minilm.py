@@ -24,7 +24,7 @@ def read_safetensors(path):
     """All float32 tensors of a .safetensors file, by name."""
     data = Path(path).read_bytes()
     (header_size,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8:8 + header_size])
+    header = json.loads(data[8 : 8 + header_size])
     tensors = {}
     for name, entry in header.items():
         if name == "__metadata__" or entry["dtype"] != "F32":
@@ -95,7 +95,7 @@ class Bert:
         ids = [self.vocabulary[token] for token in tokens]
         name = "embeddings."
         x = self.weights[name + "word_embeddings.weight"][ids]
-        x = x + self.weights[name + "position_embeddings.weight"][:len(ids)]
+        x = x + self.weights[name + "position_embeddings.weight"][: len(ids)]
         x = x + self.weights[name + "token_type_embeddings.weight"][0]
         return self.layer_norm(x, name + "LayerNorm")
 
@@ -124,7 +124,9 @@ def probabilities(query, key):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", help="folder with config.json, vocab.txt and model.safetensors")
     parser.add_argument("text", help="text file to read")
     parser.add_argument("output", help=".safetensors file to write")
@@ -145,13 +147,17 @@ def main():
     print(f"keys that a query attends to, by head (exp of the entropy; uniform would be {len(tokens)}):")
     print(" ", " ".join(f"{keys:.1f}" for keys in effective_keys))
 
-    write_safetensors(arguments.output, {"query": query, "key": key, "value": value}, {
-        "model": MODEL,
-        "model_license": MODEL_LICENSE,
-        "layer": f"{arguments.layer} of {bert.layers}, from 0",
-        "text": Path(arguments.text).name,
-        "made_by": "examples/capture_minilm.py",
-    })
+    write_safetensors(
+        arguments.output,
+        {"query": query, "key": key, "value": value},
+        {
+            "model": MODEL,
+            "model_license": MODEL_LICENSE,
+            "layer": f"{arguments.layer} of {bert.layers}, from 0",
+            "text": Path(arguments.text).name,
+            "made_by": "examples/capture_minilm.py",
+        },
+    )
 
 
 if __name__ == "__main__":
