@@ -69,15 +69,12 @@ class ForwardMma {
 
   ATTUNE_DEVICE void run(const Position<S>& queries) {
     start(queries);
-    const KeyRange unmasked = unmasked_keys<S>(p_.window, p_.len_k, queries.begin, queries.end);
 #pragma unroll 1
     for (i32 key = keys_.begin; key < keys_.end; key += S.block_n) {
       Scores scores;
       consume<S.stages>(key);
       multiply_query_key(scores);
-      if (key < unmasked.begin || key + S.block_n > unmasked.end) {
-        hide_invisible(scores, queries.begin, key);
-      }
+      if (!all_visible(queries.begin, key)) hide_invisible(scores, queries.begin, key);
       consume<S.stages + 1>(key);
       exponentiate(scores);
       multiply_probability_value(scores);
@@ -221,6 +218,14 @@ class ForwardMma {
     return static_cast<i32>(warp_row() + lane() / 4) + m * 16 + half * 8;
   }
 
+  /// Needs no query of the block that starts at `first_query` a mask in the key tile at `key`? Computed anew
+  /// for each tile: bounds kept through the loop would occupy registers.
+  ATTUNE_DEVICE bool all_visible(i32 first_query, i32 key) const {
+    const i32 begin = ptx::opaque(first_query);
+    const KeyRange unmasked = unmasked_keys<S>(p_.window, p_.len_k, begin, min(begin + S.block_m, p_.len_q));
+    return (S.window_left == Edge::open || key >= unmasked.begin) && key + S.block_n <= unmasked.end;
+  }
+
   /// Score -inf where the mask says no; `first_query` is the block's first, `key` the tile's.
   ATTUNE_DEVICE void hide_invisible(Scores& scores, i32 first_query, i32 key) const {
 #pragma unroll
@@ -345,7 +350,7 @@ class ForwardMma {
       if (queries.begin + row >= queries.end) return;
       u16* destination = rows + row * p_.output_strides.seq + chunk * kChunkElements;
       store_chunk<S.copy_bytes>(destination, ptx::ld_shared_v4(query_tile_ + ValueTile::offset(row, chunk)),
-                                Walk::valid_bytes(chunk));
+                                Walk::bytes_left(chunk));
     });
   }
 

@@ -113,7 +113,7 @@ class ForwardSimt {
     const i32 vector = static_cast<i32>(threadIdx.x % kRowLanes);
     const i32 first_row = static_cast<i32>(threadIdx.x / kRowLanes);
     if (kRowLanes != kVectors && vector >= kVectors) return;
-    const i32 valid = HeadDim % 4 == 0 ? 4 : min(HeadDim - vector * 4, 4);
+    const i32 valid = HeadDim % 4 == 0 ? 4 : HeadDim - vector * 4;
 #pragma unroll 1
     for (i32 begin = first_row; begin < Rows; begin += kBatch * kStep) {
       float4 batch[kBatch];
@@ -266,7 +266,7 @@ class ForwardSimt {
         const i32 column = lane() + c * kLanes;
         if (column >= kValueVectors) continue;
         store4<S.dtype, S.copy_bytes>(row + column * 4 * kElementBytes, scale4(output_[r][c], factor),
-                                      min(S.head_dim_v - column * 4, 4));
+                                      S.head_dim_v - column * 4);
       }
     }
   }

@@ -67,10 +67,12 @@ struct RowWalk {
     return first_row(thread) < Rows ? ceil_div(Rows - first_row(thread), kStep) : 0;
   }
 
-  /// Bytes of a chunk that hold elements; the others are padding.
-  static ATTUNE_DEVICE i32 valid_bytes(i32 chunk) {
+  /// Bytes of elements from a chunk to the end of its row: 16 or more when the chunk is full, 0 or less when
+  /// it is padding. Not clamped: ptxas 13.0 turns "clamped == 16" into the predicate output of the clamp's
+  /// VIMNMX instruction, and gets it inverted.
+  static ATTUNE_DEVICE i32 bytes_left(i32 chunk) {
     if constexpr (HeadDim % 16 == 0) return kChunkBytes;
-    return clamp(HeadDim * 2 - chunk * kChunkBytes, 0, kChunkBytes);
+    return HeadDim * 2 - chunk * kChunkBytes;
   }
 };
 
@@ -114,7 +116,7 @@ class TileSource {
     // Synchronous copies hold a chunk in registers each, so few are in flight.
     constexpr i32 kUnroll = CopyBytes == 2 ? 1 : Walk::kPasses;
     Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
-      const i32 valid = row < valid_rows ? Walk::valid_bytes(chunk) : 0;
+      const i32 valid = row < valid_rows ? Walk::bytes_left(chunk) : 0;
       copy_chunk<CopyBytes>(tile + Tile::offset(row, chunk), next_, valid);
       next_ += step;
     });
@@ -125,11 +127,11 @@ class TileSource {
   const u16* next_;
 };
 
-/// One chunk to global memory, of which `valid` bytes are written.
+/// One chunk to global memory, of which the first `valid` bytes are written; more than 16 means all.
 template <i32 CopyBytes>
 ATTUNE_DEVICE void store_chunk(u16* destination, const ptx::Chunk& chunk, i32 valid) {
   const u32(&w)[4] = chunk.word;
-  if (CopyBytes > 2 && valid == kChunkBytes) {
+  if (CopyBytes > 2 && valid >= kChunkBytes) {
     if constexpr (CopyBytes == 16) {
       *reinterpret_cast<uint4*>(destination) = make_uint4(w[0], w[1], w[2], w[3]);
     } else if constexpr (CopyBytes == 8) {

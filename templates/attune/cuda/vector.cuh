@@ -47,13 +47,13 @@ struct Quad {
   static_assert(kBytes >= static_cast<i32>(sizeof(Element)), "rows are at least aligned for an element");
 };
 
-/// The first `valid` of four elements, as floats; the others are zero and not read.
+/// The first `valid` of four elements (more than 4 means all), as floats; the others are zero and not read.
 template <DType T, i32 CopyBytes>
 ATTUNE_DEVICE float4 load4(const u8* source, i32 valid) {
   alignas(16) float x[4] = {0, 0, 0, 0};
   if constexpr (T == DType::f32) {
     const float* elements = reinterpret_cast<const float*>(source);
-    if (valid == 4) {
+    if (valid >= 4) {
       *reinterpret_cast<typename Quad<float, CopyBytes>::Pieces*>(x) =
           *reinterpret_cast<const typename Quad<float, CopyBytes>::Pieces*>(elements);
     } else {
@@ -65,7 +65,7 @@ ATTUNE_DEVICE float4 load4(const u8* source, i32 valid) {
   } else {
     const u16* elements = reinterpret_cast<const u16*>(source);
     alignas(8) u16 bits[4] = {0, 0, 0, 0};
-    if (valid == 4) {
+    if (valid >= 4) {
       *reinterpret_cast<typename Quad<u16, CopyBytes>::Pieces*>(bits) =
           *reinterpret_cast<const typename Quad<u16, CopyBytes>::Pieces*>(elements);
     } else {
@@ -80,13 +80,14 @@ ATTUNE_DEVICE float4 load4(const u8* source, i32 valid) {
   return {x[0], x[1], x[2], x[3]};
 }
 
-/// Writes the first `valid` of four elements.
+/// Writes the first `valid` of four elements; more than 4 means all. Callers do not clamp (see
+/// RowWalk::bytes_left).
 template <DType T, i32 CopyBytes>
 ATTUNE_DEVICE void store4(u8* destination, float4 a, i32 valid) {
   if constexpr (T == DType::f32) {
     float* elements = reinterpret_cast<float*>(destination);
     alignas(16) const float x[4] = {a.x, a.y, a.z, a.w};
-    if (valid == 4) {
+    if (valid >= 4) {
       *reinterpret_cast<typename Quad<float, CopyBytes>::Pieces*>(elements) =
           *reinterpret_cast<const typename Quad<float, CopyBytes>::Pieces*>(x);
     } else {
@@ -98,7 +99,7 @@ ATTUNE_DEVICE void store4(u8* destination, float4 a, i32 valid) {
   } else {
     u16* elements = reinterpret_cast<u16*>(destination);
     alignas(8) const u16 bits[4] = {narrow(T, a.x), narrow(T, a.y), narrow(T, a.z), narrow(T, a.w)};
-    if (valid == 4) {
+    if (valid >= 4) {
       *reinterpret_cast<typename Quad<u16, CopyBytes>::Pieces*>(elements) =
           *reinterpret_cast<const typename Quad<u16, CopyBytes>::Pieces*>(bits);
     } else {
