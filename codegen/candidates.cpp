@@ -25,8 +25,10 @@ constexpr Candidate kCandidates[] = {
     {"mma_64x32x4_d256",  Family::mma,  80, kNewest,   Isa::none,    kHalf,  256,       64,     32,    1,     0,     4,    1,     0},
     {"simt_d64",          Family::simt, 60, kNewest,   Isa::none,    kAll,   64,        64,     32,    4,     4,     4,    1,     0},
     {"simt_d256",         Family::simt, 60, kNewest,   Isa::none,    kAll,   256,       32,     32,    4,     2,     4,    1,     0},
-    {"cpu_avx512",        Family::cpu,   0, 0,         Isa::avx512,  kAll,   256,       48,     64,    3,     8,     0,    0,    16},
-    {"cpu_avx2",          Family::cpu,   0, 0,         Isa::avx2,    kAll,   256,       32,     60,    2,     6,     0,    0,     8},
+    {"cpu_avx512_half",   Family::cpu,   0, 0,         Isa::avx512,  kHalf,  256,       96,     64,    3,     8,     0,    0,    16},
+    {"cpu_avx512",        Family::cpu,   0, 0,         Isa::avx512,  kAll,   256,       48,     128,   3,     8,     0,    0,    16},
+    {"cpu_avx2_half",     Family::cpu,   0, 0,         Isa::avx2,    kHalf,  256,       64,     96,    2,     6,     0,    0,     8},
+    {"cpu_avx2",          Family::cpu,   0, 0,         Isa::avx2,    kAll,   256,       32,     96,    2,     6,     0,    0,     8},
 };
 // clang-format on
 

@@ -27,14 +27,15 @@ struct alignas(64) ForwardScratch {
                 "head dims are 1 to 256");
   static_assert(S.block_m % (S.lanes * S.tile_m) == 0, "a block holds whole register tiles of queries");
   static_assert(S.block_n % S.tile_n == 0, "a block holds whole register tiles of keys");
+  static constexpr i32 kTileQueries = S.lanes * S.tile_m;
   static constexpr i32 kWidenedRows = S.dtype == DType::f32 ? 1 : S.block_n;  // float32 is read in place
 
   float query[S.head_dim][S.block_m];
-  float scores[S.block_n][S.block_m];  // then probabilities
+  float scores[S.block_n][kTileQueries];  // of one register tile of queries; then probabilities
   float output[S.head_dim_v][S.block_m];
   float row_max[S.block_m];
   float row_sum[S.block_m];
-  float rescale[S.block_m];
+  float rescale[kTileQueries];
   float key[kWidenedRows][S.head_dim];
   float value[kWidenedRows][S.head_dim_v];
 };
@@ -43,12 +44,6 @@ struct alignas(64) ForwardScratch {
 struct Rows {
   const float* data;
   i64 stride;
-  i32 count;
-};
-
-/// The queries of one task.
-struct QueryTile {
-  i32 begin;
   i32 count;
 };
 
@@ -132,24 +127,23 @@ __attribute__((noinline)) void score_tile(Rows keys, i32 n, i32 m, ForwardScratc
 #pragma clang loop unroll(full)
   for (i32 r = 0; r < S.tile_n; ++r) {
 #pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) store(&scratch.scores[n + r][m + v * S.lanes], score[r][v]);
+    for (i32 v = 0; v < V; ++v) store(&scratch.scores[n + r][v * S.lanes], score[r][v]);
   }
 }
 
-/// Scores of the keys [begin, end) become -inf where the query does not see the key. `n0` is the block's
-/// first key.
-template <KernelSpec S>
-ATTUNE_HD void mask_scores(Window window, QueryTile queries, i32 n0, KeyRange keys,
-                           ForwardScratch<S>& scratch) {
+/// Scores of the keys [begin, end) become -inf for queries that do not see the key. The scores are those of
+/// key j0 and query i0 onwards.
+template <KernelSpec S, i32 V>
+ATTUNE_HD void mask_scores(Window window, i32 i0, i32 j0, KeyRange keys, ForwardScratch<S>& scratch) {
   constexpr i32 L = S.lanes;
   Ints<L> lane;
   for (i32 i = 0; i < L; ++i) lane[i] = i;
 #pragma clang loop unroll(disable)
   for (i32 j = keys.begin; j < keys.end; ++j) {
-#pragma clang loop unroll(disable)
-    for (i32 m = 0; m < queries.count; m += L) {
-      float* score = &scratch.scores[j - n0][m];
-      const Ints<L> seen = visible_lanes<S>(window, lane + (queries.begin + m), j);
+#pragma clang loop unroll(full)
+    for (i32 v = 0; v < V; ++v) {
+      float* score = &scratch.scores[j - j0][v * L];
+      const Ints<L> seen = visible_lanes<S>(window, lane + (i0 + v * L), j);
       store(score, seen ? load<Floats<L>>(score) : Floats<L>(neg_inf()));
     }
   }
@@ -167,21 +161,21 @@ ATTUNE_HD void softmax_step(i32 count, i32 m, ForwardScratch<S>& scratch) {
 #pragma clang loop unroll_count(2)
   for (i32 n = 0; n < count; ++n) {
 #pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) new_max[v] = max<L>(load<F>(&scratch.scores[n][m + v * L]), new_max[v]);
+    for (i32 v = 0; v < V; ++v) new_max[v] = max<L>(load<F>(&scratch.scores[n][v * L]), new_max[v]);
   }
 #pragma clang loop unroll(full)
   for (i32 v = 0; v < V; ++v) {
     subtrahend[v] = safe_max(new_max[v]);
     const F rescale = exp2<L>(old_max[v] - subtrahend[v]);
     sum[v] = load<F>(&scratch.row_sum[m + v * L]) * rescale;
-    store(&scratch.rescale[m + v * L], rescale);
+    store(&scratch.rescale[v * L], rescale);
     store(&scratch.row_max[m + v * L], new_max[v]);
   }
 #pragma clang loop unroll_count(2)
   for (i32 n = 0; n < count; ++n) {
 #pragma clang loop unroll(full)
     for (i32 v = 0; v < V; ++v) {
-      float* score = &scratch.scores[n][m + v * L];
+      float* score = &scratch.scores[n][v * L];
       const F probability = exp2<L>(load<F>(score) - subtrahend[v]);
       store(score, probability);
       sum[v] += probability;
@@ -198,7 +192,7 @@ __attribute__((noinline)) void accumulate_tile(Rows values, i32 c, i32 m, Forwar
   F output[C][V];
 #pragma clang loop unroll(full)
   for (i32 v = 0; v < V; ++v) {
-    const F rescale = load<F>(&scratch.rescale[m + v * S.lanes]);
+    const F rescale = load<F>(&scratch.rescale[v * S.lanes]);
 #pragma clang loop unroll(full)
     for (i32 r = 0; r < C; ++r) output[r][v] = load<F>(&scratch.output[c + r][m + v * S.lanes]) * rescale;
   }
@@ -207,7 +201,7 @@ __attribute__((noinline)) void accumulate_tile(Rows values, i32 c, i32 m, Forwar
   for (i32 n = 0; n < values.count; ++n, row += values.stride) {
     F probability[V];
 #pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) probability[v] = load<F>(&scratch.scores[n][m + v * S.lanes]);
+    for (i32 v = 0; v < V; ++v) probability[v] = load<F>(&scratch.scores[n][v * S.lanes]);
 #pragma clang loop unroll(full)
     for (i32 r = 0; r < C; ++r) {
       const F element = F(row[r]);
@@ -222,32 +216,34 @@ __attribute__((noinline)) void accumulate_tile(Rows values, i32 c, i32 m, Forwar
   }
 }
 
-/// A block of keys and values for V vectors of queries from query m on.
-template <KernelSpec S, i32 V>
-ATTUNE_HD void score_queries(Rows keys, i32 m, ForwardScratch<S>& scratch) {
-#pragma clang loop unroll(disable)
-  for (i32 n = 0; n < keys.count; n += S.tile_n) score_tile<S, V>(keys, n, m, scratch);
+/// The part of a block's rows that belongs to some of its keys.
+ATTUNE_HD Rows slice(Rows rows, KeyRange block, KeyRange part) {
+  return {rows.data + (part.begin - block.begin) * rows.stride, rows.stride, part.end - part.begin};
 }
 
+/// A block of keys and values for the queries [begin, begin + count), V vectors of them, which are columns m
+/// onwards of the scratch. Each register tile of queries visits only the keys that it sees itself.
 template <KernelSpec S, i32 V>
-ATTUNE_HD void accumulate_queries(Rows values, i32 m, ForwardScratch<S>& scratch) {
+ATTUNE_HD void attend(const ForwardParams& params, KeyRange block, Rows keys, Rows values, i32 begin,
+                      i32 count, i32 m, ForwardScratch<S>& scratch) {
+  const KeyRange visited = visited_keys<S>(params.window, params.len_k, begin, begin + count);
+  const KeyRange unmasked = unmasked_keys<S>(params.window, params.len_k, begin, begin + count);
+  const KeyRange seen{max(block.begin, visited.begin), min(block.end, visited.end)};
+  if (seen.begin >= seen.end) return;
+  keys = slice(keys, block, seen);
+  values = slice(values, block, seen);
+
+#pragma clang loop unroll(disable)
+  for (i32 n = 0; n < keys.count; n += S.tile_n) score_tile<S, V>(keys, n, m, scratch);
+  mask_scores<S, V>(params.window, begin, seen.begin, {seen.begin, min(seen.end, unmasked.begin)}, scratch);
+  mask_scores<S, V>(params.window, begin, seen.begin, {max(seen.begin, unmasked.end), seen.end}, scratch);
+  softmax_step<S, V>(keys.count, m, scratch);
+
   constexpr i32 kWhole = S.head_dim_v / S.tile_n * S.tile_n;
 #pragma clang loop unroll(disable)
   for (i32 c = 0; c < kWhole; c += S.tile_n) accumulate_tile<S, V, S.tile_n>(values, c, m, scratch);
   if constexpr (kWhole < S.head_dim_v) {
     accumulate_tile<S, V, S.head_dim_v - kWhole>(values, kWhole, m, scratch);
-  }
-}
-
-/// Calls step.operator()<V>(m) for all vectors of queries: whole register tiles, then single vectors.
-template <KernelSpec S, typename Step>
-ATTUNE_HD void for_query_vectors(i32 count, Step step) {
-  i32 m = 0;
-#pragma clang loop unroll(disable)
-  for (; m + (S.tile_m - 1) * S.lanes < count; m += S.tile_m * S.lanes) step.template operator()<S.tile_m>(m);
-  if constexpr (S.tile_m > 1) {
-#pragma clang loop unroll(disable)
-    for (; m < count; m += S.lanes) step.template operator()<1>(m);
   }
 }
 
@@ -328,36 +324,41 @@ ATTUNE_HD void forward_cpu(const ForwardParams& params, i32 batch, i32 head, i32
   using T = Element<S.dtype>;
   auto& scratch = *static_cast<ForwardScratch<S>*>(memory);
   const i32 m0 = m_tile * S.block_m;
-  const QueryTile queries{m0, min(S.block_m, params.len_q - m0)};
-  const i32 m_end = m0 + queries.count;
+  const i32 count = min(S.block_m, params.len_q - m0);
   const T* query = at(static_cast<const T*>(params.query), params.query_strides, batch, head);
   const T* key = at(static_cast<const T*>(params.key), params.key_strides, batch, head);
   const T* value = at(static_cast<const T*>(params.value), params.value_strides, batch, head);
   T* output = at(static_cast<T*>(params.output), params.output_strides, batch, head);
 
   clear(scratch);
-  load_query<S>(query + m0 * params.query_strides.seq, params.query_strides.seq, queries.count,
-                params.scale * kLog2e, scratch);
+  load_query<S>(query + m0 * params.query_strides.seq, params.query_strides.seq, count, params.scale * kLog2e,
+                scratch);
 
-  const KeyRange visited = visited_keys<S>(params.window, params.len_k, m0, m_end);
-  const KeyRange unmasked = unmasked_keys<S>(params.window, params.len_k, m0, m_end);
+  const KeyRange visited = visited_keys<S>(params.window, params.len_k, m0, m0 + count);
 #pragma clang loop unroll(disable)
   for (i32 n0 = visited.begin; n0 < visited.end; n0 += S.block_n) {
-    const i32 n_end = min(n0 + S.block_n, visited.end);
-    const Rows keys = widen<S.dtype, S.lanes>(key + n0 * params.key_strides.seq, params.key_strides.seq,
-                                              n_end - n0, scratch.key);
-    for_query_vectors<S>(queries.count, [&]<i32 V>(i32 m) { score_queries<S, V>(keys, m, scratch); });
-    mask_scores<S>(params.window, queries, n0, {n0, min(n_end, unmasked.begin)}, scratch);
-    mask_scores<S>(params.window, queries, n0, {max(n0, unmasked.end), n_end}, scratch);
-    for_query_vectors<S>(queries.count, [&]<i32 V>(i32 m) { softmax_step<S, V>(keys.count, m, scratch); });
+    const KeyRange block{n0, min(n0 + S.block_n, visited.end)};
+    const i32 rows = block.end - block.begin;
+    const Rows keys =
+        widen<S.dtype, S.lanes>(key + n0 * params.key_strides.seq, params.key_strides.seq, rows, scratch.key);
     const Rows values = widen<S.dtype, S.lanes>(value + n0 * params.value_strides.seq,
-                                                params.value_strides.seq, n_end - n0, scratch.value);
-    for_query_vectors<S>(queries.count, [&]<i32 V>(i32 m) { accumulate_queries<S, V>(values, m, scratch); });
+                                                params.value_strides.seq, rows, scratch.value);
+    i32 m = 0;
+#pragma clang loop unroll(disable)
+    for (; m + (S.tile_m - 1) * S.lanes < count; m += S.tile_m * S.lanes) {
+      attend<S, S.tile_m>(params, block, keys, values, m0 + m, min(S.tile_m * S.lanes, count - m), m,
+                          scratch);
+    }
+    // What is left, at most tile_m - 1 vectors, goes one by one.
+#pragma clang loop unroll(disable)
+    for (; m < count; m += S.lanes) {
+      attend<S, 1>(params, block, keys, values, m0 + m, min(S.lanes, count - m), m, scratch);
+    }
   }
 
-  store_output<S>(output + m0 * params.output_strides.seq, params.output_strides.seq, queries.count, scratch);
+  store_output<S>(output + m0 * params.output_strides.seq, params.output_strides.seq, count, scratch);
   if constexpr (S.lse == Lse::write) {
-    store_lse<S>(params.lse + (i64{batch} * params.heads + head) * params.len_q + m0, queries.count, scratch);
+    store_lse<S>(params.lse + (i64{batch} * params.heads + head) * params.len_q + m0, count, scratch);
   }
 }
 
