@@ -32,7 +32,14 @@ constexpr std::uint8_t kSizedFormat = 4;
 constexpr std::uint8_t kMaxThreads = 0x05;     // sized: x, y, z
 constexpr std::uint8_t kFrameSize = 0x11;      // sized: symbol, bytes
 constexpr std::uint8_t kRegisterCount = 0x2f;  // sized: symbol, registers
-constexpr std::uint8_t kBarrierCount = 0x4c;   // byte
+constexpr std::uint8_t kBarrierCount = 0x4c;   // byte; since CUDA 13
+
+/// Up to CUDA 12, seven bits of .text.<kernel>'s flags count the barriers.
+constexpr unsigned kBarrierFlagShift = 20;
+constexpr std::uint64_t kBarrierFlagMask = 0x7f;
+
+/// CUDA 13's ABI version of a cubin; 7 before.
+constexpr unsigned kNewAbi = 8;
 
 Failure defect(std::string what) {
   return invalid_argument("not a readable cubin: " + std::move(what));
@@ -105,9 +112,13 @@ Result<std::vector<Section>> read_sections(Bytes file, const Elf64_Ehdr& elf) {
   return sections;
 }
 
-/// The compute capability. CUDA 13 raised the ABI version to 8 and moved it up a byte.
+bool has_new_abi(const Elf64_Ehdr& elf) {
+  return elf.e_ident[EI_ABIVERSION] >= kNewAbi;
+}
+
+/// The compute capability, which the new ABI moved up a byte.
 int sm_of(const Elf64_Ehdr& elf) {
-  const unsigned shift = elf.e_ident[EI_ABIVERSION] >= 8 ? 8 : 0;
+  const unsigned shift = has_new_abi(elf) ? 8 : 0;
   return static_cast<int>(elf.e_flags >> shift & 0xff);
 }
 
@@ -225,6 +236,11 @@ Result<CubinInfo> read_cubin(std::span<const std::byte> bytes) {
     if (section.name == ".nv.info") ATTUNE_TRY(read_shared_attributes(section, kernels));
     if (const auto name = after(section.name, ".nv.info."); name && by_name.contains(*name)) {
       ATTUNE_TRY(read_own_attributes(section, *by_name[*name]));
+    }
+    if (const auto name = after(section.name, ".text.");
+        name && by_name.contains(*name) && !has_new_abi(elf)) {
+      by_name[*name]->barriers =
+          static_cast<int>(section.header.sh_flags >> kBarrierFlagShift & kBarrierFlagMask);
     }
     if (const auto name = after(section.name, ".nv.shared."); name && by_name.contains(*name)) {
       ATTUNE_ASSIGN(shared, static_shared_bytes(section, info.sm));

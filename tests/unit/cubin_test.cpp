@@ -1,0 +1,192 @@
+#include "cache/cubin.h"
+
+#include "base/file.h"
+#include "tests/support/temp_dir.h"
+#include "tiny_cubin.h"
+
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <regex>
+
+namespace attune::cache {
+namespace {
+
+namespace fs = std::filesystem;
+using test::TinyCubin;
+using Bytes = std::vector<std::byte>;
+
+constexpr std::uint32_t kSm80 = 0x6005004;  // e_flags as ptxas 13 writes them, ABI version 8
+constexpr std::uint32_t kSm90a = 0x6005a04;
+constexpr std::uint32_t kOldSm86 = 0x560556;  // as ptxas 12 writes them, ABI version 7
+
+TEST_CASE("a cubin's kernels, by name") {
+  const Bytes file = TinyCubin::build(kSm80, 8,
+                                      {{.name = "zeta",
+                                        .registers = 40,
+                                        .stack = 16,
+                                        .barriers = 2,
+                                        .shared = 1200,
+                                        .threads = {64, 2, 1},
+                                        .code = 640},
+                                       {.name = "helper", .registers = 99, .entry = false},
+                                       {.name = "alpha", .registers = 255, .code = 128}});
+  const auto info = read_cubin(file);
+  REQUIRE(info.ok());
+  CHECK(info->sm == 80);
+  REQUIRE(info->kernels.size() == 2);
+  const CubinKernel& alpha = info->kernels[0];
+  CHECK(alpha.name == "alpha");
+  CHECK(alpha.registers == 255);
+  CHECK(alpha.shared_bytes == 0);
+  CHECK(alpha.max_threads == 0);
+  const CubinKernel& zeta = info->kernels[1];
+  CHECK(zeta.name == "zeta");
+  CHECK(zeta.registers == 40);
+  CHECK(zeta.stack_bytes == 16);
+  CHECK(zeta.barriers == 2);
+  CHECK(zeta.shared_bytes == 1200);
+  CHECK(zeta.max_threads == 128);
+  CHECK(zeta.code_bytes == 640);
+}
+
+TEST_CASE("the architecture, in both ABI versions") {
+  CHECK(read_cubin(TinyCubin::build(kSm90a, 8, {}))->sm == 90);
+  CHECK(read_cubin(TinyCubin::build(kOldSm86, 7, {}))->sm == 86);
+}
+
+TEST_CASE("barriers, where each ABI version keeps them") {
+  const auto old_one = read_cubin(TinyCubin::build(kOldSm86, 7, {{.name = "k", .flag_barriers = 16}}));
+  CHECK(old_one->kernels[0].barriers == 16);
+  const auto new_one = read_cubin(TinyCubin::build(kSm80, 8, {{.name = "k", .barriers = 16}}));
+  CHECK(new_one->kernels[0].barriers == 16);
+}
+
+TEST_CASE("shared memory without the driver's part") {
+  const auto shared = [](std::uint32_t flags, std::uint32_t section) {
+    return read_cubin(TinyCubin::build(flags, 8, {{.name = "k", .shared = section}}))
+        ->kernels[0]
+        .shared_bytes;
+  };
+  CHECK(shared(kSm80, 1024) == 1024);
+  CHECK(shared(kSm90a, 1024) == 0);
+  CHECK(shared(kSm90a, 2224) == 1200);
+}
+
+TEST_CASE("refusals say what is wrong") {
+  const auto refusal = [](const Bytes& file) {
+    const auto info = read_cubin(file);
+    return info.ok() ? "accepted" : info.failure().message;
+  };
+  CHECK(refusal({}) == "not a readable cubin: 0 bytes are no ELF file");
+  CHECK(refusal(Bytes(100)) == "not a readable cubin: it is no ELF file");
+  const Bytes good = TinyCubin::build(kSm80, 8, {{.name = "k"}});
+
+  Bytes file = good;
+  file[offsetof(Elf64_Ehdr, e_machine)] = std::byte{62};
+  CHECK(refusal(file) == "not a readable cubin: it is an ELF file for machine 62, not 64-bit CUDA");
+  file = good;
+  file[offsetof(Elf64_Ehdr, e_shstrndx)] = std::byte{200};
+  CHECK(refusal(file) == "not a readable cubin: its section table is malformed");
+  file = good;
+  file[offsetof(Elf64_Ehdr, e_shoff) + 7] = std::byte{0xff};
+  CHECK(refusal(file).find("the section table is bytes") != std::string::npos);
+  file = good;
+  file.pop_back();
+  CHECK(refusal(file).find("the section table is bytes") != std::string::npos);
+  CHECK(refusal(TinyCubin::build(kSm80, 8, {{.name = "k", .registers = 0x80000000}})) ==
+        "not a readable cubin: 2147483648 registers");
+  CHECK(refusal(TinyCubin::build(kSm80, 8, {{.name = "k", .threads = {1U << 20, 1U << 20, 1U << 20}}})) ==
+        "not a readable cubin: 1099511627776 threads");
+  CHECK(refusal(TinyCubin::build(kSm80, 8, {{.name = std::string(5000, 'k')}})) ==
+        "not a readable cubin: a name has no end");
+}
+
+// ---- Against ptxas's own report ----
+
+constexpr const char* kSource = R"(
+extern "C" __global__ void __launch_bounds__(192) alpha(float* p, int n) {
+  __shared__ float s[300];
+  s[threadIdx.x] = p[threadIdx.x];
+  __syncthreads();
+  p[threadIdx.x] = s[(threadIdx.x * 7) % 192] + n;
+}
+extern "C" __global__ void beta(volatile float* p, int n) {
+  volatile float local[500];
+  for (int i = 0; i < 500; ++i) local[i] = p[i * n];
+  p[threadIdx.x] = local[n % 500];
+}
+)";
+
+std::string output_of(const std::string& command, int& status) {
+  std::FILE* pipe = popen(command.c_str(), "r");
+  REQUIRE(pipe != nullptr);
+  std::string text;
+  std::array<char, 512> buffer{};
+  while (std::fgets(buffer.data(), buffer.size(), pipe) != nullptr) text += buffer.data();
+  status = pclose(pipe);
+  return text;
+}
+
+std::map<std::string, CubinKernel> kernels_of_log(const std::string& log) {
+  std::map<std::string, CubinKernel> kernels;
+  const std::regex one(
+      "Function properties for (\\w+)\\s+(\\d+) bytes stack frame[^\n]*\n[^\n]*Used (\\d+) registers"
+      "(?:, used (\\d+) barriers)?(?:, (\\d+) bytes smem)?");
+  for (std::sregex_iterator at(log.begin(), log.end(), one), end; at != end; ++at) {
+    const auto number = [&](int group) { return (*at)[group].matched ? std::stoi((*at)[group].str()) : 0; };
+    kernels[(*at)[1].str()] = {.name = (*at)[1].str(),
+                               .registers = number(3),
+                               .stack_bytes = number(2),
+                               .shared_bytes = number(5),
+                               .barriers = number(4)};
+  }
+  return kernels;
+}
+
+TEST_CASE("a real cubin reads as ptxas reports it") {
+  int status = 0;
+  std::string nvcc = output_of("PATH=$PATH:/usr/local/cuda/bin command -v nvcc", status);
+  if (status != 0) {
+    MESSAGE("skipped: no nvcc on PATH or in /usr/local/cuda/bin");
+    return;
+  }
+  nvcc.pop_back();
+  const test::TempDir dir;
+  const std::string base = (dir.path() / "k").string();
+  std::ofstream(base + ".cu") << kSource;
+  for (const std::string arch : {"sm_80", "sm_90a"}) {
+    CAPTURE(arch);
+    const std::string log = output_of(
+        nvcc + " -cubin -arch=" + arch + " -Xptxas -v -o " + base + ".cubin " + base + ".cu 2>&1", status);
+    REQUIRE_MESSAGE(status == 0, log);
+    const auto bytes = read_file(base + ".cubin");
+    REQUIRE(bytes.ok());
+    const auto info = read_cubin(*bytes);
+    REQUIRE_MESSAGE(info.ok(), info.failure().message);
+    CHECK(info->sm == std::stoi(arch.substr(3)));
+    const auto reported = kernels_of_log(log);
+    REQUIRE(reported.size() == 2);
+    REQUIRE(info->kernels.size() == 2);
+    for (const CubinKernel& kernel : info->kernels) {
+      CAPTURE(kernel.name);
+      const CubinKernel& expected = reported.at(kernel.name);
+      CHECK(kernel.registers == expected.registers);
+      CHECK(kernel.stack_bytes == expected.stack_bytes);
+      CHECK(kernel.shared_bytes == expected.shared_bytes);
+      CHECK(kernel.barriers == expected.barriers);
+      CHECK(kernel.code_bytes > 0);
+      CHECK(kernel.code_bytes % 128 == 0);  // instructions of 16 bytes, padded
+    }
+    CHECK(info->kernels[0].shared_bytes == 1200);
+    CHECK(info->kernels[0].max_threads == 192);
+    CHECK(info->kernels[1].stack_bytes == 2000);
+    CHECK(info->kernels[1].max_threads == 0);
+  }
+}
+
+}  // namespace
+}  // namespace attune::cache
