@@ -176,7 +176,7 @@ def _row_major(shape: Shape) -> Shape:
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
-        step *= size
+        step *= max(size, 1)
     return tuple(reversed(strides))
 
 
