@@ -1,6 +1,5 @@
 #include "tools/device_option.h"
 
-#include "base/env.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/engine.h"
 
@@ -14,12 +13,9 @@ namespace {
 constexpr std::string_view kCudaPrefix = "cuda:";
 
 Result<Device> native_device() {
-  const std::string backend = env("ATTUNE_BACKEND").value_or("auto");
-  if (backend == "cpu") return Device{};
-  if (backend == "cuda") return Device{.type = DeviceType::cuda};
-  if (backend != "auto") {
-    return invalid_argument(fmt::format("ATTUNE_BACKEND={}: expected one of auto, cuda, cpu", backend));
-  }
+  ATTUNE_ASSIGN(options, runtime::EngineOptions::from_environment());
+  if (options.backend == runtime::BackendChoice::cpu) return Device{};
+  if (options.backend == runtime::BackendChoice::cuda) return Device{.type = DeviceType::cuda};
   return Device{.type = runtime::cuda_backend(0).ok() ? DeviceType::cuda : DeviceType::cpu};
 }
 

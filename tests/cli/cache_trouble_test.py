@@ -1,0 +1,142 @@
+"""What the cache does to a call: a hit saves the compiler, and no trouble of the disk costs more than a warning."""
+
+import subprocess
+
+from harness import COMMAND, CommandTest, Problem, environment, main, needs_cpu, read_safetensors, worst
+
+
+@needs_cpu
+class CacheTrouble(CommandTest):
+
+    def setUp(self):
+        super().setUp()
+        self.problem = Problem(len_q=6, len_k=6)
+        self.source = self.problem.write(self.folder / "in.safetensors")
+        self.target = self.folder / "out.safetensors"
+
+    def command(self):
+        return ("attend", self.source, "-o", self.target, "--repeat", 1, "--json")
+
+    def attend(self, **variables):
+        """Runs, checks the result, and returns the report and the warnings."""
+        self.target.unlink(missing_ok=True)
+        outcome = self.attune(*self.command(), **variables)
+        tensors, _ = read_safetensors(self.target)
+        expected, expected_lse = self.problem.reference()
+        self.assertLess(worst(tensors["output"][2], expected), 1e-5)
+        self.assertLess(worst(tensors["lse"][2], expected_lse), 1e-5)
+        return outcome.json(), outcome.err
+
+    def assert_compiled(self, times, **variables):
+        report, warnings = self.attend(**variables)
+        self.assertEqual(report["compiles"], times)
+        return warnings
+
+    def test_the_second_process_compiles_nothing(self):
+        self.assertEqual(self.assert_compiled(1), "")
+        self.assertEqual(len(self.entries()), 1)
+        report, warnings = self.attend()
+        self.assertEqual((report["compiles"], report["cache_hits"], report["source"]), (0, 1, "disk"))
+        self.assertEqual(warnings, "")
+
+    def test_defective_entries_are_quarantined_and_compiled_again(self):
+        self.assert_compiled(1)
+        path, = self.entries()
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        for what, data in (
+            ("a flipped bit of the header", whole[:3] + bytes([whole[3] ^ 1]) + whole[4:]),
+            ("a flipped bit of the metadata", whole[:200] + bytes([whole[200] ^ 0x40]) + whole[201:]),
+            ("a flipped bit of the kernel", whole[:middle] + bytes([whole[middle] ^ 0x80]) + whole[middle + 1:]),
+            ("truncated", whole[:-1]),
+            ("extended", whole + b"\0"),
+            ("empty", b""),
+            ("another file", b"#!/bin/sh\nexit 1\n" * 1000),
+        ):
+            with self.subTest(what=what):
+                path.write_bytes(data)
+                report, warnings = self.attend()
+                self.assertEqual((report["compiles"], report["cache_defects"]), (1, 1))
+                self.assertIn("attune: warn: ", warnings)
+                self.assertIn(str(path), warnings)
+                self.assertEqual(len(self.quarantined()), 1)
+                self.assertEqual(self.quarantined()[0].read_bytes(), data)
+                self.assertEqual(self.assert_compiled(0), "")  # the good entry is back
+
+    def test_an_entry_under_a_wrong_key_is_refused(self):
+        self.assert_compiled(1)
+        path, = self.entries()
+        other = Problem(len_q=6, len_k=6, head_dim=16).write(self.folder / "other.safetensors")
+        self.attune("attend", other, "-o", self.folder / "other_out.safetensors")
+        stranger = next(entry for entry in self.entries() if entry != path)
+        path.write_bytes(stranger.read_bytes())
+        self.assertIn("warn", self.assert_compiled(1))
+
+    def test_unwritable_folders_cost_a_warning(self):
+        blocker = self.folder / "blocker"
+        blocker.write_text("a file")
+        for what, folder in (("under a file", blocker / "cache"), ("a file", blocker)):
+            with self.subTest(what=what):
+                warnings = self.assert_compiled(1, ATTUNE_CACHE_DIR=str(folder))
+                self.assertEqual(warnings.count("attune: warn: "), 1, warnings)
+                self.assertIn(str(blocker), warnings)
+        self.assertEqual(blocker.read_text(), "a file")
+
+    def test_unsafe_folders_are_not_used(self):
+        self.assert_compiled(1)
+        self.cache.chmod(0o777)
+        self.assertIn("others may write", self.assert_compiled(1))
+        self.cache.chmod(0o700)
+        self.assertEqual(self.assert_compiled(0), "")
+        link = self.folder / "link"
+        link.symlink_to(self.cache)
+        self.assertIn("symbolic link", self.assert_compiled(1, ATTUNE_CACHE_DIR=str(link)))
+
+    def test_no_folder_at_all(self):
+        self.assertEqual(self.assert_compiled(1, ATTUNE_CACHE_DIR="", HOME="", XDG_CACHE_HOME=""), "")
+
+    def test_modes(self):
+        self.assert_compiled(1, ATTUNE_CACHE_MODE="off")
+        self.assert_compiled(1, ATTUNE_CACHE_MODE="ro")
+        self.assertFalse(self.cache.exists())
+        self.assert_compiled(1, ATTUNE_CACHE_MODE="rw")
+        self.assert_compiled(0, ATTUNE_CACHE_MODE="ro")
+        self.assert_compiled(1, ATTUNE_CACHE_MODE="off")
+        self.assert_compiled(1, ATTUNE_CACHE_MODE="refresh")
+        self.assertEqual(len(self.entries()), 1)
+        self.target.unlink()
+        self.assert_fails(2, "ATTUNE_CACHE_MODE=sometimes: expected one of rw, ro, off, refresh",
+                          *self.command(), ATTUNE_CACHE_MODE="sometimes")
+
+    def test_jit(self):
+        self.assert_fails(3, "`attune precompile --arch ", *self.command(), ATTUNE_JIT="never")
+        self.assert_fails(3, "ATTUNE_JIT=never forbids compiling", *self.command(), ATTUNE_JIT="never")
+        self.assert_compiled(1)
+        self.assert_compiled(0, ATTUNE_JIT="never")
+        self.assert_compiled(1, ATTUNE_JIT="always")
+        self.assert_fails(2, "ATTUNE_JIT=maybe: expected one of auto, never, always", *self.command(),
+                          ATTUNE_JIT="maybe")
+
+    def test_recorded_problems_are_what_precompile_needs(self):
+        record = self.folder / "problems.txt"
+        self.assert_compiled(1, ATTUNE_RECORD=str(record), ATTUNE_CACHE_MODE="off")
+        self.attune("precompile", record)
+        self.assert_compiled(0, ATTUNE_JIT="never")
+
+    def test_many_processes_at_once(self):
+        env = environment(ATTUNE_CACHE_DIR=str(self.cache))
+        targets = [self.folder / f"out{i}.safetensors" for i in range(6)]
+        processes = [subprocess.Popen([COMMAND, "attend", self.source, "-o", target], env=env,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for target in targets]
+        for process in processes:
+            _, err = process.communicate(timeout=300)
+            self.assertEqual((process.returncode, err), (0, b""))
+        expected, _ = self.problem.reference()
+        for target in targets:
+            self.assertLess(worst(read_safetensors(target)[0]["output"][2], expected), 1e-5)
+        self.assertEqual(len(self.entries()), 1)
+        self.attune("cache", "verify")
+
+
+if __name__ == "__main__":
+    main()

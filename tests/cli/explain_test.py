@@ -1,0 +1,99 @@
+"""attune explain and attune emit: the same answer on any machine, without a device."""
+
+import hashlib
+
+from harness import CommandTest, finding, main, needs_cpu
+
+PROBLEM = "dtype=f16 head_dim=64 window_right=bounded lse=write"
+
+
+class Explain(CommandTest):
+
+    def test_json(self):
+        told = self.attune_json("explain", "--problem", PROBLEM, "--arch", "x86-64-v4")
+        self.assertEqual(told["problem"], PROBLEM)
+        self.assertEqual((told["target"], told["family"]), ("x86-64-v4", "cpu"))
+        self.assertTrue(told["candidate"].startswith("cpu_avx512"))
+        self.assertEqual((told["spec"]["dtype"], told["spec"]["head_dim"], told["spec"]["lse"]), ("f16", 64, "write"))
+        self.assertEqual(told["verdicts"], [{"family": "cpu", "reasons": []}])
+        self.assertEqual(told["state"], "absent")
+        self.assertRegex(told["key"], "^[0-9a-f]{64}$")
+        self.assertEqual(told["key_fields"]["source"], hashlib.sha256(told["source"].encode()).hexdigest())
+        self.assertFalse(self.cache.exists())
+
+    def test_the_gpu_families(self):
+        told = self.attune_json("explain", "--problem", PROBLEM, "--arch", "sm_90a")
+        self.assertEqual((told["family"], told["target"]), ("mma", "sm_90a"))
+        told = self.attune_json("explain", "--problem", PROBLEM, "--arch", "sm_70")
+        self.assertEqual(told["family"], "simt")
+        self.assertEqual(told["verdicts"][0]["family"], "mma")
+        self.assertIn("needs compute capability 8.0 or later", told["verdicts"][0]["reasons"][0])
+        if not finding("gpu compiler")["ok"]:  # the choice needs no compiler, the key does
+            self.assertIsNone(told["key"])
+            self.assertTrue(told["compiler_problem"])
+
+    def test_text(self):
+        text = self.attune("explain", "--problem", PROBLEM, "--arch", "x86-64-v3", "--key", "--source").out
+        for words in ("candidate  cpu_avx2", "  cpu      chosen", "state      absent", "key fields",
+                      "x86-64-v3", "constexpr k::KernelSpec kSpec{"):
+            self.assertIn(words, text)
+        text = self.attune("explain", "--problem", "dtype=f32 head_dim=64", "--arch", "sm_90a").out
+        self.assertIn("mma", text)
+        self.assertIn("no: ", text)
+        self.assertNotIn("kSpec", text)
+
+    @needs_cpu
+    def test_state_of_a_cached_kernel(self):
+        self.attune("precompile", "--problem", PROBLEM, "--arch", "x86-64-v3")
+        told = self.attune_json("explain", "--problem", PROBLEM, "--arch", "x86-64-v3")
+        self.assertEqual(told["state"], "cached")
+        path, = self.entries()
+        self.assertEqual(told["key"], path.parent.name + path.name)
+
+    def test_refusals(self):
+        def refuse(text, problem, arch="x86-64-v4"):
+            self.assert_fails(2, text, "explain", "--problem", problem, "--arch", arch)
+
+        refuse("head_dim 512 is outside 1 to 256", "dtype=f16 head_dim=512")
+        refuse("the call forces simt", "dtype=f16 head_dim=64 force=simt")
+        refuse("no f32 kernels", "dtype=f32 head_dim=64 force=mma", "sm_90a")
+        refuse("unknown architecture 'sm_91'", PROBLEM, "sm_91")
+        refuse("head_dim=N is missing", "dtype=f16")
+        self.assert_fails(2, "--problem is required", "explain")
+
+
+class Emit(CommandTest):
+
+    def test_one(self):
+        source = self.attune("emit", "--problem", PROBLEM, "--arch", "sm_90a").out
+        self.assertIn('#include "attune/cuda/forward_mma.cuh"', source)
+        self.assertIn(".head_dim = 64,", source)
+        told = self.attune_json("explain", "--problem", PROBLEM, "--arch", "sm_90a")
+        self.assertEqual(told["source"], source)
+        path = self.folder / "kernel.cu"
+        self.assertEqual(self.attune("emit", "--problem", PROBLEM, "--arch", "sm_90a", "-o", path).out, "")
+        self.assertEqual(path.read_text(), source)
+        emitted = self.attune_json("emit", "--problem", PROBLEM, "--arch", "sm_90a")
+        self.assertEqual((emitted["source"], emitted["candidate"]), (source, told["candidate"]))
+
+    def test_all(self):
+        folder = self.folder / "kernels"
+        report = self.attune_json("emit", "--all", "--out", folder)
+        self.assertEqual(sorted(f["path"] for f in report["files"]), sorted(map(str, folder.iterdir())))
+        self.assertEqual({f["candidate"].split("_")[0] for f in report["files"]}, {"cpu", "simt", "mma"})
+        for name in ("forward_cpu.h", "forward_simt.cuh", "forward_mma.cuh"):
+            self.assertTrue(any(name in path.read_text() for path in folder.iterdir()), name)
+
+    def test_refusals(self):
+        self.assert_fails(2, "--problem P or --all --out DIR", "emit")
+        self.assert_fails(2, "--out", "emit", "--all")
+        self.assert_fails(2, "--problem", "emit", "--all", "--out", self.folder, "--problem", PROBLEM)
+        self.assert_fails(3, "No such file", "emit", "--problem", PROBLEM, "--arch", "sm_90a", "-o",
+                          self.folder / "absent" / "kernel.cu")
+        blocker = self.folder / "blocker"
+        blocker.write_text("a file")
+        self.assert_fails(3, "cannot create", "emit", "--all", "--out", blocker / "kernels")
+
+
+if __name__ == "__main__":
+    main()
