@@ -3,6 +3,7 @@
 
 #include "base/result.h"
 
+#include <exception>
 #include <future>
 #include <map>
 #include <memory>

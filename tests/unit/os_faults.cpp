@@ -1,6 +1,7 @@
 #include "os_faults.h"
 
 #include <dlfcn.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,9 +17,12 @@ std::atomic<int> failing_call{-1};
 std::atomic<int> failing_error{0};
 std::atomic<int> failures_left{0};
 std::atomic<int> failure_count{0};
+std::atomic<int> deadly_call{-1};
+std::atomic<int> calls_to_live{0};
 std::atomic<std::size_t> write_limit{std::numeric_limits<std::size_t>::max()};
 
 bool fails(Call call) {
+  if (deadly_call == static_cast<int>(call) && --calls_to_live == 0) ::kill(::getpid(), SIGKILL);
   if (failing_call != static_cast<int>(call) || failures_left.fetch_sub(1) <= 0) return false;
   ++failure_count;
   errno = failing_error;
@@ -45,6 +49,11 @@ FailingCall::~FailingCall() {
 
 int FailingCall::failures() const {
   return failure_count;
+}
+
+void die_at(Call call, int nth) {
+  calls_to_live = nth;
+  deadly_call = static_cast<int>(call);
 }
 
 ShortWrites::ShortWrites(int bytes) {

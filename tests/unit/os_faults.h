@@ -19,6 +19,10 @@ class FailingCall {
   int failures() const;
 };
 
+/// The process dies, as by a power cut or `kill -9`, on entering the call for the n-th time from now (1: the
+/// next time).
+void die_at(Call call, int nth);
+
 /// While it lives, a write() takes at most `bytes`.
 class ShortWrites {
  public:
