@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tools/setup.sh
+export VIRTUAL_ENV="$PWD/.venv"  # where setup.sh put NVRTC if there is no CUDA toolkit
 echo "quickstart: building the library and the attune command"
 cmake --preset release | sed -n '/^-- Attune/,/CPU compiler/p'
 cmake --build --preset release --target attune attune_command -- --quiet

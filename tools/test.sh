@@ -144,6 +144,7 @@ for step in "${steps[@]}"; do
 done
 
 tools/setup.sh --tests || exit $?
+export VIRTUAL_ENV="$PWD/.venv"  # where setup.sh put the wheels with NVRTC
 mkdir -p build
 begin=$SECONDS
 for step in "${steps[@]}"; do
