@@ -48,6 +48,7 @@ Values reference_attention(const Inputs& inputs) {
           for (int d = 0; d < head_dim; ++d) dot += double{q[d]} * k[d];
           score[j] = scale * dot;
           largest = std::max(largest, score[j]);
+          result.largest_score = std::max(result.largest_score, std::abs(score[j]));
         }
         double* out = result.output.data() + ((std::size_t(b) * len_q + i) * heads + h) * head_dim_v;
         double sum = 0;

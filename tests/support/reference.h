@@ -27,6 +27,7 @@ struct Inputs {
 struct Values {
   std::vector<double> output;
   std::vector<double> lse;
+  double largest_score = 0;  // |scale * q.k| of the visible pairs; by the reference alone
 };
 
 Values reference_attention(const Inputs& inputs);

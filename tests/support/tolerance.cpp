@@ -20,7 +20,7 @@ double error_of(double actual, double reference) {
 }  // namespace
 
 Comparison compare(std::span<const double> actual, std::span<const double> plain,
-                   std::span<const double> reference, double magnitude) {
+                   std::span<const double> reference, double tiny) {
   Comparison result;
   if (actual.size() != reference.size() || plain.size() != reference.size()) return result;
   for (std::size_t i = 0; i < reference.size(); ++i) {
@@ -37,7 +37,6 @@ Comparison compare(std::span<const double> actual, std::span<const double> plain
   const auto count = static_cast<double>(std::max<std::size_t>(1, reference.size()));
   result.mean /= count;
   result.mean_plain /= count;
-  const double tiny = 4 * std::numeric_limits<float>::epsilon() * magnitude;
   result.worst_bound = 2 * result.worst_plain + tiny;
   result.mean_bound = 2 * result.mean_plain + tiny;
   // A bound that is not finite bounds nothing: the case is ill-posed and must not pass.
@@ -52,11 +51,14 @@ std::string Comparison::text() const {
       worst_index, worst_plain, worst_bound, mean, mean_plain, mean_bound);
 }
 
-double largest_magnitude(std::span<const double> values, double floor) {
-  for (const double value : values) {
-    if (std::isfinite(value)) floor = std::max(floor, std::abs(value));
-  }
-  return floor;
+double tiny_of(double largest_score, double largest_value) {
+  return std::numeric_limits<float>::epsilon() * (4 + largest_score) * largest_value;
+}
+
+double largest_magnitude(std::span<const double> values) {
+  double largest = 0;
+  for (const double value : values) largest = std::max(largest, std::abs(value));
+  return largest;
 }
 
 }  // namespace attune::test

@@ -6,9 +6,11 @@
 // over it. A kernel may be as wrong as twice what an eager framework is in the same type: an absolute bound
 // would hide bugs in 16 bit, and a relative one forbids nothing near 0.
 //
-// tiny = 4 * 2^-23 * magnitude: four float32 ulps of the largest |value| (of the largest |lse|, at least 1).
-// It is what a float32 accumulation may lose where the plain implementation happens to be exact, as with one
-// visible key. It is 1/2048 of a float16 ulp, so it does not loosen the bound in 16 bit.
+// tiny = 2^-23 * (4 + largest |score|) * largest |value|, for results that the plain implementation happens
+// to hit: four float32 ulps that the sums may lose, and what float32 scores cost. A score s, in the base 2
+// that kernels work in, is off by up to |s| * 2^-23 when it is merely stored; its weight is off by that
+// fraction, and the output by that fraction of a value. The lse is judged alike, with 1 in place of the
+// value. In 16 bit, tiny is far below an ulp and does not loosen the bound.
 #pragma once
 
 #include <cstddef>
@@ -27,12 +29,13 @@ struct Comparison {
   std::string text() const;
 };
 
-/// `magnitude` is the largest |value| that the sums are made of. Infinities must be equal; a NaN is an error
-/// of infinity.
+/// Infinities must be equal; a NaN is an error of infinity.
 Comparison compare(std::span<const double> actual, std::span<const double> plain,
-                   std::span<const double> reference, double magnitude);
+                   std::span<const double> reference, double tiny);
 
-/// The largest finite |x|, at least `floor`.
-double largest_magnitude(std::span<const double> values, double floor);
+double tiny_of(double largest_score, double largest_value);
+
+/// The largest |x|; 0 of nothing.
+double largest_magnitude(std::span<const double> values);
 
 }  // namespace attune::test
