@@ -81,14 +81,13 @@ struct RowWalk {
 template <i32 CopyBytes>
 ATTUNE_DEVICE void copy_chunk(u32 destination, const u16* source, i32 valid) {
   if constexpr (CopyBytes == 2) {
-    ptx::Chunk chunk;
-#pragma unroll
-    for (i32 word = 0; word < 4; ++word) {
-      const u32 low = word * 4 < valid ? source[word * 2] : 0;
-      const u32 high = word * 4 + 2 < valid ? source[word * 2 + 1] : 0;
-      chunk.word[word] = low | high << 16;
+    // Elements are held in registers on their way, so few are in flight.
+#pragma unroll 2
+    for (i32 byte = 0; byte < kChunkBytes; byte += 4) {
+      const u32 low = byte < valid ? source[byte / 2] : 0;
+      const u32 high = byte + 2 < valid ? source[byte / 2 + 1] : 0;
+      ptx::st_shared_b32(destination + byte, low | high << 16);
     }
-    ptx::st_shared_v4(destination, chunk);
   } else {
 #pragma unroll
     for (i32 byte = 0; byte < kChunkBytes; byte += CopyBytes) {
