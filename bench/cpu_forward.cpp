@@ -1,0 +1,237 @@
+// The CPU kernel's speed, as a share of the FMA peak that the same machine shows in the same minute.
+//   bench_cpu_forward [--threads N] [--arch x86-64-v3|x86-64-v4] [--json]
+// Compiles each kernel anew, so the table also shows what a cold start costs.
+#include "attune/num.h"
+#include "bench/fma_peak.h"
+#include "codegen/choose.h"
+#include "codegen/names.h"
+#include "runtime/cpu/cpu_backend.h"
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+using namespace attune;
+using kernel::DType;
+
+struct Case {
+  DType dtype;
+  int head_dim, len_q, len_k;
+  bool causal;
+};
+
+constexpr int kBatch = 1;
+constexpr int kHeads = 8;
+constexpr Case kCases[] = {
+    {DType::f32, 64, 1024, 1024, false},  {DType::f32, 64, 1024, 1024, true},
+    {DType::f16, 64, 1024, 1024, false},  {DType::f16, 64, 1024, 1024, true},
+    {DType::bf16, 64, 1024, 1024, false}, {DType::bf16, 64, 1024, 1024, true},
+    {DType::f32, 32, 1024, 1024, false},  {DType::f32, 40, 1024, 1024, false},
+    {DType::f32, 128, 1024, 1024, false}, {DType::f32, 256, 1024, 1024, false},
+    {DType::f32, 64, 1, 1024, false},     {DType::f32, 64, 1, 16384, false},
+};
+
+struct Row {
+  Case problem;
+  std::string candidate;
+  double milliseconds, gflops, peak_gflops, compile_ms, first_call_ms;
+};
+
+template <typename T>
+T must(Result<T> result) {
+  if (!result.ok()) throw std::runtime_error(result.failure().message);
+  return std::move(result).value();
+}
+void must(Result<void> result) {
+  if (!result.ok()) throw std::runtime_error(result.failure().message);
+}
+
+/// [1, length, heads, head_dim], dense, of normal numbers.
+std::vector<std::byte> tensor(DType dtype, int length, int head_dim, unsigned seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  const std::size_t count = std::size_t{kHeads} * length * head_dim;
+  std::vector<std::byte> bytes(count * kernel::size_of(dtype));
+  for (std::size_t i = 0; i < count; ++i) {
+    const float x = normal(engine);
+    const std::uint16_t half = dtype == DType::f16 ? kernel::float_to_f16(x) : kernel::float_to_bf16(x);
+    const void* element = dtype == DType::f32 ? static_cast<const void*>(&x) : &half;
+    std::memcpy(bytes.data() + i * kernel::size_of(dtype), element, kernel::size_of(dtype));
+  }
+  return bytes;
+}
+
+double visible_pairs(const Case& problem) {
+  const double all = double{1} * problem.len_q * problem.len_k;
+  return problem.causal ? problem.len_q * (problem.len_q + 1.0) / 2 : all;
+}
+
+double best_seconds(const std::function<void()>& work) {
+  constexpr double kBudget = 1.0;
+  double best = 1e9;
+  for (double spent = 0; spent < kBudget;) {
+    const double seconds = bench::seconds_of(work);
+    best = std::min(best, seconds);
+    spent += seconds;
+  }
+  return best;
+}
+
+Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch& arch, int threads) {
+  const codegen::Problem wanted{
+      .dtype = problem.dtype,
+      .head_dim = problem.head_dim,
+      .head_dim_v = problem.head_dim,
+      .window_right = problem.causal ? kernel::Edge::bounded : kernel::Edge::open,
+  };
+  const codegen::Choice choice = must(codegen::choose(wanted, arch));
+  const codegen::Unit unit =
+      codegen::make_unit(choice.spec, arch, runtime::clang_compiler(arch), codegen::embedded_files());
+  runtime::Image image;
+  const double compile = bench::seconds_of([&] { image = must(runtime::clang_compile(unit)); });
+
+  const auto query = tensor(problem.dtype, problem.len_q, problem.head_dim, 1);
+  const auto key = tensor(problem.dtype, problem.len_k, problem.head_dim, 2);
+  const auto value = tensor(problem.dtype, problem.len_k, problem.head_dim, 3);
+  std::vector<std::byte> output(query.size());
+  const auto strides = [&](int length) {
+    const long long row = kHeads * problem.head_dim;
+    return kernel::Strides{.batch = row * length, .seq = row, .head = problem.head_dim};
+  };
+  kernel::ForwardParams params;
+  params.query = query.data();
+  params.key = key.data();
+  params.value = value.data();
+  params.output = output.data();
+  params.query_strides = params.output_strides = strides(problem.len_q);
+  params.key_strides = params.value_strides = strides(problem.len_k);
+  params.batch = kBatch;
+  params.heads = kHeads;
+  params.len_q = problem.len_q;
+  params.len_k = problem.len_k;
+  params.window = kernel::make_window(kernel::Anchor::top_left, -1, problem.causal ? 0 : -1, problem.len_q,
+                                      problem.len_k);
+  params.scale = 1 / std::sqrt(static_cast<float>(problem.head_dim));
+
+  // What a cache hit costs beyond the hot call: loading, and the pages that the first call touches.
+  std::unique_ptr<runtime::Kernel> kernel;
+  const double first = bench::seconds_of([&] {
+    kernel = must(backend.load(image.bytes, unit.spec));
+    must(kernel->forward(params, nullptr));
+  });
+  const double seconds = best_seconds([&] { must(kernel->forward(params, nullptr)); });
+  const double flops = 4.0 * kBatch * kHeads * visible_pairs(problem) * problem.head_dim;
+  return {.problem = problem,
+          .candidate = choice.candidate->name,
+          .milliseconds = seconds * 1e3,
+          .gflops = flops / seconds / 1e9,
+          .peak_gflops = bench::fma_peak_gflops(arch.isa == codegen::Isa::avx512, threads),
+          .compile_ms = compile * 1e3,
+          .first_call_ms = (first - seconds) * 1e3};
+}
+
+void print_table_row(const Row& row) {
+  fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:<6} {:>9.3f} {:>8.1f} {:>8.1f} {:>6.2f} {:>9.0f} {:>9.2f}\n",
+             row.candidate, codegen::name_of(row.problem.dtype), row.problem.head_dim, row.problem.len_q,
+             row.problem.len_k, row.problem.causal ? "causal" : "none", row.milliseconds, row.gflops,
+             row.peak_gflops, row.gflops / row.peak_gflops, row.compile_ms, row.first_call_ms);
+}
+
+nlohmann::json json_of(const Row& row) {
+  return {{"candidate", row.candidate},
+          {"dtype", codegen::name_of(row.problem.dtype)},
+          {"batch", kBatch},
+          {"heads", kHeads},
+          {"head_dim", row.problem.head_dim},
+          {"len_q", row.problem.len_q},
+          {"len_k", row.problem.len_k},
+          {"causal", row.problem.causal},
+          {"ms", row.milliseconds},
+          {"gflops", row.gflops},
+          {"peak_gflops", row.peak_gflops},
+          {"of_peak", row.gflops / row.peak_gflops},
+          {"compile_ms", row.compile_ms},
+          {"load_and_first_call_ms", row.first_call_ms}};
+}
+
+struct Options {
+  int threads = 1;
+  std::string arch;  // empty: this CPU's
+  bool json = false;
+};
+
+std::optional<Options> parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == "--json") {
+      options.json = true;
+    } else if (word == "--threads" && i + 1 < argc) {
+      options.threads = std::atoi(argv[++i]);
+    } else if (word == "--arch" && i + 1 < argc) {
+      options.arch = argv[++i];
+    } else {
+      return std::nullopt;
+    }
+  }
+  return options.threads > 0 ? std::optional(options) : std::nullopt;
+}
+
+void run(const Options& options) {
+  runtime::Backend& backend = *must(runtime::cpu_backend());
+  const codegen::Arch arch =
+      options.arch.empty() ? backend.arch() : must(codegen::arch_from_name(options.arch));
+  if (arch.isa > backend.arch().isa)
+    throw std::runtime_error("this CPU does not run code for " + arch.target);
+
+  nlohmann::json rows = nlohmann::json::array();
+  if (!options.json) {
+    fmt::print("{}, {} thread(s); ms: best of one second; of peak: causal counts the triangle alone\n",
+               arch.target, options.threads);
+    fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:<6} {:>9} {:>8} {:>8} {:>6} {:>9} {:>9}\n", "kernel",
+               "dtype", "K", "len_q", "len_k", "mask", "ms", "GFLOP/s", "peak", "ratio", "compile", "load");
+  }
+  for (const Case& problem : kCases) {
+    const Row row = measure(problem, backend, arch, options.threads);
+    if (options.json) {
+      rows.push_back(json_of(row));
+    } else {
+      print_table_row(row);
+    }
+  }
+  if (options.json) {
+    const nlohmann::json report{{"arch", arch.target}, {"threads", options.threads}, {"rows", rows}};
+    fmt::print("{}\n", report.dump(2));
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto options = parse(argc, argv);
+  if (!options) {
+    std::fprintf(stderr, "usage: bench_cpu_forward [--threads N] [--arch x86-64-v3|x86-64-v4] [--json]\n");
+    return 2;
+  }
+  setenv("ATTUNE_THREADS", std::to_string(options->threads).c_str(), 1);  // before the backend reads it
+  try {
+    run(*options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 3;
+  }
+  return 0;
+}
