@@ -52,12 +52,14 @@ std::string Comparison::text() const {
 }
 
 double tiny_of(double largest_score, double largest_value) {
-  return std::numeric_limits<float>::epsilon() * (4 + largest_score) * largest_value;
+  return std::numeric_limits<float>::epsilon() * (4 + 3 * largest_score) * largest_value;
 }
 
 double largest_magnitude(std::span<const double> values) {
   double largest = 0;
-  for (const double value : values) largest = std::max(largest, std::abs(value));
+  for (const double value : values) {
+    if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
+  }
   return largest;
 }
 

@@ -6,11 +6,12 @@
 // over it. A kernel may be as wrong as twice what an eager framework is in the same type: an absolute bound
 // would hide bugs in 16 bit, and a relative one forbids nothing near 0.
 //
-// tiny = 2^-23 * (4 + largest |score|) * largest |value|, for results that the plain implementation happens
-// to hit: four float32 ulps that the sums may lose, and what float32 scores cost. A score s, in the base 2
-// that kernels work in, is off by up to |s| * 2^-23 when it is merely stored; its weight is off by that
-// fraction, and the output by that fraction of a value. The lse is judged alike, with 1 in place of the
-// value. In 16 bit, tiny is far below an ulp and does not loosen the bound.
+// tiny = 2^-23 * (4 + 3 * largest |score|) * largest |value|, for results that the plain implementation
+// happens to hit: four float32 ulps that the sums may lose, and what float32 scores cost. Up to six roundings
+// of half an ulp each are in proportion to a score: scale, scale * log2(e), its product with the query, the
+// score, and for the lse its sum and the way back to the natural logarithm. A weight, and with it the output,
+// is off by as large a fraction as its score is off. The lse is judged alike: |lse| counts as a score, and 1
+// stands in place of the value. In 16 bit, tiny is far below an ulp and does not loosen the bound.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +36,7 @@ Comparison compare(std::span<const double> actual, std::span<const double> plain
 
 double tiny_of(double largest_score, double largest_value);
 
-/// The largest |x|; 0 of nothing.
+/// The largest finite |x|; 0 of nothing.
 double largest_magnitude(std::span<const double> values);
 
 }  // namespace attune::test
