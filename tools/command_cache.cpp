@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -61,6 +62,12 @@ std::string spec_text(const json& metadata) {
   return text;
 }
 
+/// The compiler's name and version, without its build.
+std::string short_compiler(const std::string& name) {
+  const std::size_t space = name.find(' ');
+  return name.substr(0, space == std::string::npos ? space : name.find(' ', space + 1));
+}
+
 json listed_json(const cache::Listed& listed) {
   return {{"key", listed.key.hex()},
           {"path", listed.path.string()},
@@ -86,8 +93,8 @@ Result<int> list(bool as_json) {
       const json metadata = metadata_of(*entry);
       for (const char* name : {"candidate", "target", "compiler"}) object[name] = text_of(metadata, name);
       object["spec"] = metadata.value("spec", json::object());
-      table.row(
-          {key, object["candidate"], spec_text(metadata), object["target"], size, age, object["compiler"]});
+      table.row({key, object["candidate"], spec_text(metadata), object["target"], size, age,
+                 short_compiler(object["compiler"])});
     } else {
       object["defect"] = entry.failure().message;
       table.row({key, "-", paint("defective, see `attune cache verify`", Colour::red, Stream::out), "-", size,
@@ -137,14 +144,16 @@ json cubin_json(const cache::CubinInfo& cubin) {
   return {{"sm", cubin.sm}, {"kernels", std::move(kernels)}};
 }
 
-/// Nested objects as "outer.inner" rows.
+/// Nested objects as "outer.inner" rows; compiler options are one to a line and become one line.
 void add_rows(Table& table, const std::string& prefix, const json& object) {
   for (const auto& [name, value] : object.items()) {
     const std::string label = prefix.empty() ? name : prefix + "." + name;
     if (value.is_object()) {
       add_rows(table, label, value);
     } else {
-      table.row({label, value.is_string() ? value.get<std::string>() : value.dump()});
+      std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+      std::ranges::replace(text, '\n', ' ');
+      table.row({label, std::move(text)});
     }
   }
 }
@@ -171,7 +180,11 @@ Result<int> show(const CacheOptions& options, bool as_json) {
     ATTUNE_TRY(print_json(object));
   } else {
     Table table;
-    add_rows(table, "", object);
+    for (const char* name : {"key", "path", "bytes", "payload_bytes", "payload_sha256"}) {
+      add_rows(table, "", {{name, object[name]}});
+    }
+    add_rows(table, "", metadata);
+    if (object.contains("cubin")) add_rows(table, "cubin", object["cubin"]);
     ATTUNE_TRY(print(table.text()));
   }
   return kOk;

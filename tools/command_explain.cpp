@@ -13,6 +13,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 
@@ -107,7 +108,7 @@ std::string to_text(const Explanation& e, const ExplainOptions& options) {
   }
   table.row({"spec", codegen::describe(e.choice.spec)});
   if (!e.compiler_problem.empty()) {
-    table.row({"key", "needs the compiler: " + e.compiler_problem});
+    table.row({"key", "needs the compiler, which is not here (below)"});
   } else {
     table.row({"compiler", e.unit.compiler.name});
     table.row({"key", e.unit.key.hex()});
@@ -123,6 +124,7 @@ std::string to_text(const Explanation& e, const ExplainOptions& options) {
     }
     text += "\nkey fields\n" + fields.text();
   }
+  if (!e.compiler_problem.empty()) text += "\n" + e.compiler_problem + "\n";
   if (options.source) text += "\n" + e.unit.source;
   return text;
 }

@@ -102,8 +102,8 @@ class BadInput(CommandTest):
         self.refuse("the call forces mma", "--device", "cpu", "--family", "mma")
         self.assert_fails(2, "ATTUNE_BACKEND=gpu: expected one of auto, cuda, cpu", "attend", self.source,
                           "-o", self.target, ATTUNE_BACKEND="gpu")
-        self.assert_fails(3, "ATTUNE_BACKEND=cpu forbids CUDA tensors", "attend", self.source, "-o", self.target,
-                          "--device", "cuda")
+        self.assert_fails(3, "ATTUNE_BACKEND=cuda forbids CPU tensors", "attend", self.source, "-o", self.target,
+                          "--device", "cpu", ATTUNE_BACKEND="cuda")
         self.assert_fails(3, "", "attend", self.source, "-o", self.target, "--device", "cuda:63",
                           ATTUNE_BACKEND="auto")
         self.refuse("--repeat", "--repeat", 0)

@@ -74,7 +74,8 @@ class FullCache(CommandTest):
         self.assertEqual(shown["metadata"]["spec"]["head_dim"], 8)
         self.assertNotIn("cubin", shown)
         text = self.attune("cache", "show", key[:12]).out
-        self.assertIn("metadata.spec.head_dim", text)
+        self.assertRegex(text, r"(?m)^spec.head_dim +8$")
+        self.assertTrue(text.startswith("key "), text)
         self.assert_fails(2, "is ambiguous", "cache", "show", "")
 
     def test_verify(self):
