@@ -62,7 +62,7 @@ class ForwardSimt {
   ATTUNE_DEVICE void run() {
     load_tile<S.block_m, S.head_dim, kShared.query_pitch>(
         query_tile_, rows_of(p_.query, p_.query_strides, queries_.begin), p_.query_strides.seq,
-        queries_.end - queries_.begin, p_.scale * kLog2e);
+        queries_.end - queries_.begin);
     clear();
     const KeyRange visited = visited_keys<S>(p_.window, p_.len_k, queries_.begin, queries_.end);
     const KeyRange unmasked = unmasked_keys<S>(p_.window, p_.len_k, queries_.begin, queries_.end);
@@ -70,7 +70,7 @@ class ForwardSimt {
     for (i32 key = visited.begin; key < visited.end; key += S.block_n) {
       Scores scores;
       load_tile<S.block_n, S.head_dim, kShared.slot_pitch>(slot_, rows_of(p_.key, p_.key_strides, key),
-                                                           p_.key_strides.seq, p_.len_k - key, 1.0f);
+                                                           p_.key_strides.seq, p_.len_k - key);
       __syncthreads();
       multiply_query_key(scores);
       if (key < unmasked.begin || key + S.block_n > unmasked.end) hide_invisible(scores, key);
@@ -78,7 +78,7 @@ class ForwardSimt {
       store_probabilities(scores);
       __syncthreads();
       load_tile<S.block_n, S.head_dim_v, kShared.slot_pitch>(slot_, rows_of(p_.value, p_.value_strides, key),
-                                                             p_.value_strides.seq, p_.len_k - key, 1.0f);
+                                                             p_.value_strides.seq, p_.len_k - key);
       __syncthreads();
       multiply_probability_value();
       __syncthreads();
@@ -100,12 +100,11 @@ class ForwardSimt {
     return static_cast<const u8*>(tensor) + queries_.offset(strides, row) * kElementBytes;
   }
 
-  /// Fills a tile of shared memory with rows from global memory, times a factor. Rows past `valid_rows` and
+  /// Fills a tile of shared memory with rows from global memory. Rows past `valid_rows` and
   /// columns past HeadDim become zero: what lies there in memory, NaN included, is never read. Loads are in
   /// flight by the batch.
   template <i32 Rows, i32 HeadDim, i32 Pitch>
-  static ATTUNE_DEVICE void load_tile(float4* tile, const u8* rows, i64 stride, i32 valid_rows,
-                                      float factor) {
+  static ATTUNE_DEVICE void load_tile(float4* tile, const u8* rows, i64 stride, i32 valid_rows) {
     constexpr i32 kVectors = ceil_div(HeadDim, 4);
     constexpr i32 kRowLanes = min(bit_ceil(kVectors), kThreads);
     constexpr i32 kStep = kThreads / kRowLanes;
@@ -126,7 +125,7 @@ class ForwardSimt {
 #pragma unroll
       for (i32 b = 0; b < kBatch; ++b) {
         const i32 row = begin + b * kStep;
-        if (Rows % (kBatch * kStep) == 0 || row < Rows) tile[row * Pitch + vector] = scale4(batch[b], factor);
+        if (Rows % (kBatch * kStep) == 0 || row < Rows) tile[row * Pitch + vector] = batch[b];
       }
     }
   }
@@ -141,7 +140,8 @@ class ForwardSimt {
     }
   }
 
-  /// scores = Q K^T; the queries carry the scale, so scores are in base 2.
+  /// scores = scale * log2(e) * Q K^T: in base 2. The scale, of any sign, comes after the sum, where it
+  /// rounds once.
   ATTUNE_DEVICE void multiply_query_key(Scores& scores) const {
 #pragma unroll
     for (i32 r = 0; r < S.tile_m; ++r) {
@@ -161,6 +161,12 @@ class ForwardSimt {
 #pragma unroll
         for (i32 c = 0; c < S.tile_n; ++c) scores[r][c] = dot4(query, key[c], scores[r][c]);
       }
+    }
+    const float scale2 = p_.scale * kLog2e;
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+#pragma unroll
+      for (i32 c = 0; c < S.tile_n; ++c) scores[r][c] *= scale2;
     }
   }
 
