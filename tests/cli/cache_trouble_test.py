@@ -1,6 +1,8 @@
 """What the cache does to a call: a hit saves the compiler, and no trouble of the disk costs more than a warning."""
 
+import signal
 import subprocess
+import time
 
 from harness import COMMAND, CommandTest, Problem, environment, main, needs_cpu, read_safetensors, worst
 
@@ -122,6 +124,24 @@ class CacheTrouble(CommandTest):
         self.assert_compiled(1, ATTUNE_RECORD=str(record), ATTUNE_CACHE_MODE="off")
         self.attune("precompile", record)
         self.assert_compiled(0, ATTUNE_JIT="never")
+
+    def test_an_interrupted_precompile_leaves_a_whole_cache(self):
+        problems = self.folder / "problems.txt"
+        problems.write_text("".join(f"dtype=f32 head_dim={dim}\n" for dim in range(1, 65)))
+        process = subprocess.Popen([COMMAND, "precompile", problems, "--jobs", "1"],
+                                   env=environment(ATTUNE_CACHE_DIR=str(self.cache)),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while len(self.entries()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(timeout=60), -signal.SIGINT)
+        kept = len(self.entries())
+        self.assertGreaterEqual(kept, 2)
+        self.assertLess(kept, 64)
+        self.assertEqual(self.attune_json("cache", "verify")["defects"], [])
+        done = problems.read_text().splitlines()[0]
+        self.assertEqual(self.attune_json("precompile", "--problem", done)["hits"], 1)
 
     def test_many_processes_at_once(self):
         env = environment(ATTUNE_CACHE_DIR=str(self.cache))
