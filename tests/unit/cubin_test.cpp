@@ -10,7 +10,6 @@
 #include <cstdio>
 #include <fstream>
 #include <map>
-#include <regex>
 
 namespace attune::cache {
 namespace {
@@ -131,18 +130,28 @@ std::string output_of(const std::string& command, int& status) {
   return text;
 }
 
+/// The number that stands before `unit`, or 0.
+int number_before(const std::string& text, const std::string& unit) {
+  const std::size_t end = text.find(unit);
+  if (end == std::string::npos) return 0;
+  const std::size_t begin = text.find_last_not_of("0123456789", end - 1) + 1;
+  return std::stoi(text.substr(begin, end - begin));
+}
+
 std::map<std::string, CubinKernel> kernels_of_log(const std::string& log) {
+  const std::string heading = "Function properties for ";
   std::map<std::string, CubinKernel> kernels;
-  const std::regex one(
-      "Function properties for (\\w+)\\s+(\\d+) bytes stack frame[^\n]*\n[^\n]*Used (\\d+) registers"
-      "(?:, used (\\d+) barriers)?(?:, (\\d+) bytes smem)?");
-  for (std::sregex_iterator at(log.begin(), log.end(), one), end; at != end; ++at) {
-    const auto number = [&](int group) { return (*at)[group].matched ? std::stoi((*at)[group].str()) : 0; };
-    kernels[(*at)[1].str()] = {.name = (*at)[1].str(),
-                               .registers = number(3),
-                               .stack_bytes = number(2),
-                               .shared_bytes = number(5),
-                               .barriers = number(4)};
+  for (std::size_t at = log.find(heading); at != std::string::npos;) {
+    at += heading.size();
+    const std::size_t next = log.find(heading, at);
+    const std::string part = log.substr(at, next - at);
+    const std::string name = part.substr(0, part.find_first_of(" \n"));
+    kernels[name] = {.name = name,
+                     .registers = number_before(part, " registers"),
+                     .stack_bytes = number_before(part, " bytes stack frame"),
+                     .shared_bytes = number_before(part, " bytes smem"),
+                     .barriers = number_before(part, " barriers")};
+    at = next;
   }
   return kernels;
 }

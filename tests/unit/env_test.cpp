@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <regex>
 #include <set>
 #include <sstream>
 #include <vector>
@@ -28,7 +27,9 @@ std::string text_of(const fs::path& path) {
 /// "a|b" as the table of docs/environment.md has it: `a`, `b`
 std::string documented_values(const std::string& values) {
   if (values.find('|') == std::string::npos) return values;
-  return "`" + std::regex_replace(values, std::regex("\\|"), "`, `") + "`";
+  std::string text = "`";
+  for (const char c : values) c == '|' ? text += "`, `" : text += c;
+  return text + "`";
 }
 
 std::vector<std::string> documented_rows() {
@@ -40,16 +41,21 @@ std::vector<std::string> documented_rows() {
   return rows;
 }
 
+void add_names(const std::string& text, std::set<std::string>& names) {
+  const std::string call = "env(\"";
+  for (std::size_t at = text.find(call); at != std::string::npos; at = text.find(call, at)) {
+    at += call.size();
+    names.insert(text.substr(at, text.find('"', at) - at));
+  }
+}
+
 /// The names in env("...") of all sources.
 std::set<std::string> names_in_sources() {
-  const std::regex call("\\benv\\(\"([A-Z_]+)\"\\)");
   std::set<std::string> names;
   for (const char* module : {"base", "cache", "codegen", "runtime", "tools"}) {
     for (const auto& file : fs::recursive_directory_iterator(kSource / module)) {
-      if (file.path().extension() != ".cpp" && file.path().extension() != ".h") continue;
-      const std::string text = text_of(file.path());
-      for (std::sregex_iterator at(text.begin(), text.end(), call), end; at != end; ++at)
-        names.insert((*at)[1].str());
+      const fs::path extension = file.path().extension();
+      if (extension == ".cpp" || extension == ".h") add_names(text_of(file.path()), names);
     }
   }
   return names;
