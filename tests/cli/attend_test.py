@@ -17,7 +17,8 @@ BIASES = [
     ("none", [], lambda i, j, s: True),
     ("lower_triangular", [], lambda i, j, s: j <= i),
     ("lower_triangular_from_bottom_right", [], lambda i, j, s: j <= i + s),
-    ("lower_triangular_from_bottom_right_local", ["--window-size", 2], lambda i, j, s: i + s - 2 < j <= i + s),
+    ("lower_triangular_from_bottom_right_local", ["--window-size", 2],
+     lambda i, j, s: i + s - 2 < j <= i + s),
     ("local_from_bottom_right", ["--window-left", 1, "--window-right", 2],
      lambda i, j, s: i + s - 1 <= j <= i + s + 2),
 ]
@@ -30,7 +31,8 @@ class Attend(CommandTest):
         """Runs on the problem; returns the report, output and lse."""
         source = problem.write(self.folder / "in.safetensors")
         target = self.folder / "out.safetensors"
-        report = self.attune_json("attend", source, "-o", target, "--repeat", 1, *options, code=code, **variables)
+        report = self.attune_json("attend", source, "-o", target, "--repeat", 1, *options, code=code,
+                                  **variables)
         tensors, _ = read_safetensors(target)
         return report, tensors["output"], tensors["lse"]
 
@@ -111,8 +113,8 @@ class Attend(CommandTest):
         source = Problem().write(self.folder / "in.safetensors")
         target = self.folder / "out.safetensors"
         text = self.attune("attend", source, "-o", target, "--check", "--repeat", 3).out
-        for words in ("kernel      cpu_", "(from compiler)", "first call  ", "(median of 3)", "check       ok",
-                      f"written     {target}"):
+        for words in ("kernel      cpu_", "(from compiler)", "first call  ", "(median of 3)",
+                      "check       ok", f"written     {target}"):
             self.assertIn(words, text)
         self.assertNotIn("\x1b", text)  # no colour into a pipe
         _, metadata = read_safetensors(target)

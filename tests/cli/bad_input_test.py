@@ -1,4 +1,4 @@
-"""attune attend on bad input: exit code 2 or 3, a message that says what, where and what to try, no output."""
+"""attune attend on bad input: an exit code, a message that says what and where, and no output."""
 
 import struct
 
@@ -102,8 +102,8 @@ class BadInput(CommandTest):
         self.refuse("the call forces mma", "--device", "cpu", "--family", "mma")
         self.assert_fails(2, "ATTUNE_BACKEND=gpu: expected one of auto, cuda, cpu", "attend", self.source,
                           "-o", self.target, ATTUNE_BACKEND="gpu")
-        self.assert_fails(3, "ATTUNE_BACKEND=cuda forbids CPU tensors", "attend", self.source, "-o", self.target,
-                          "--device", "cpu", ATTUNE_BACKEND="cuda")
+        self.assert_fails(3, "ATTUNE_BACKEND=cuda forbids CPU tensors", "attend", self.source, "-o",
+                          self.target, "--device", "cpu", ATTUNE_BACKEND="cuda")
         self.assert_fails(3, "", "attend", self.source, "-o", self.target, "--device", "cuda:63",
                           ATTUNE_BACKEND="auto")
         self.refuse("--repeat", "--repeat", 0)

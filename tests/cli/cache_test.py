@@ -12,7 +12,8 @@ class EmptyCache(CommandTest):
 
     def test_nothing_to_list(self):
         self.assertEqual(self.attune("cache", "list").out, f"0 kernels, 0 B in {self.cache}\n")
-        self.assertEqual(self.attune_json("cache", "list"), {"root": str(self.cache), "bytes": 0, "entries": []})
+        self.assertEqual(self.attune_json("cache", "list"),
+                         {"root": str(self.cache), "bytes": 0, "entries": []})
         self.assertFalse(self.cache.exists())  # looking creates nothing
 
     def test_nothing_to_verify(self):
@@ -24,8 +25,8 @@ class EmptyCache(CommandTest):
     def test_no_folder(self):
         for command in (("list",), ("verify",), ("show", "ab")):
             with self.subTest(command=command):
-                self.assert_fails(3, "there is no cache folder: set ATTUNE_CACHE_DIR or HOME", "cache", *command,
-                                  ATTUNE_CACHE_DIR="", HOME="", XDG_CACHE_HOME="")
+                self.assert_fails(3, "there is no cache folder: set ATTUNE_CACHE_DIR or HOME", "cache",
+                                  *command, ATTUNE_CACHE_DIR="", HOME="", XDG_CACHE_HOME="")
 
     def test_usage(self):
         self.assert_fails(2, "", "cache")

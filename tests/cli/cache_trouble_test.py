@@ -1,4 +1,4 @@
-"""What the cache does to a call: a hit saves the compiler, and no trouble of the disk costs more than a warning."""
+"""A hit in the cache saves the compiler, and no trouble of the disk costs a call more than a warning."""
 
 import signal
 import subprocess
@@ -49,7 +49,8 @@ class CacheTrouble(CommandTest):
         for what, data in (
             ("a flipped bit of the header", whole[:3] + bytes([whole[3] ^ 1]) + whole[4:]),
             ("a flipped bit of the metadata", whole[:200] + bytes([whole[200] ^ 0x40]) + whole[201:]),
-            ("a flipped bit of the kernel", whole[:middle] + bytes([whole[middle] ^ 0x80]) + whole[middle + 1:]),
+            ("a flipped bit of the kernel", 
+             whole[:middle] + bytes([whole[middle] ^ 0x80]) + whole[middle + 1:]),
             ("truncated", whole[:-1]),
             ("extended", whole + b"\0"),
             ("empty", b""),
@@ -147,7 +148,8 @@ class CacheTrouble(CommandTest):
         env = environment(ATTUNE_CACHE_DIR=str(self.cache))
         targets = [self.folder / f"out{i}.safetensors" for i in range(6)]
         processes = [subprocess.Popen([COMMAND, "attend", self.source, "-o", target], env=env,
-                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for target in targets]
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                     for target in targets]
         for process in processes:
             _, err = process.communicate(timeout=300)
             self.assertEqual((process.returncode, err), (0, b""))

@@ -14,7 +14,8 @@ class Explain(CommandTest):
         self.assertEqual(told["problem"], PROBLEM)
         self.assertEqual((told["target"], told["family"]), ("x86-64-v4", "cpu"))
         self.assertTrue(told["candidate"].startswith("cpu_avx512"))
-        self.assertEqual((told["spec"]["dtype"], told["spec"]["head_dim"], told["spec"]["lse"]), ("f16", 64, "write"))
+        self.assertEqual((told["spec"]["dtype"], told["spec"]["head_dim"], told["spec"]["lse"]),
+                         ("f16", 64, "write"))
         self.assertEqual(told["verdicts"], [{"family": "cpu", "reasons": []}])
         self.assertEqual(told["state"], "absent")
         self.assertRegex(told["key"], "^[0-9a-f]{64}$")

@@ -17,7 +17,8 @@ class BadLists(CommandTest):
         self.assert_fails(2, str(path), "precompile", path, "--arch", "x86-64-v3")
 
     def test_lines(self):
-        self.refuse_list("problems:3: problem: unknown field 'colour'", f"# a comment\n{PROBLEM}\ncolour=red\n")
+        self.refuse_list("problems:3: problem: unknown field 'colour'",
+                         f"# a comment\n{PROBLEM}\ncolour=red\n")
         self.refuse_list("problems:1: problem: 'f64' is no value of dtype", "dtype=f64 head_dim=8\n")
         self.refuse_list("problems:1: problem: 'f32' is not name=value", "f32 head_dim=8\n")
         self.refuse_list("problems:1: problem: head_dim=N is missing", "dtype=f32\n")
@@ -35,8 +36,8 @@ class BadLists(CommandTest):
         self.assert_fails(2, "cannot open", "precompile", self.folder / "absent")
 
     def test_unknown_architecture(self):
-        self.assert_fails(2, "unknown architecture 'sm_42': known are sm_60", "precompile", "--problem", PROBLEM,
-                          "--arch", "x86-64-v3,sm_42")
+        self.assert_fails(2, "unknown architecture 'sm_42': known are sm_60", "precompile", "--problem",
+                          PROBLEM, "--arch", "x86-64-v3,sm_42")
 
     def test_jobs(self):
         self.assert_fails(2, "--jobs", "precompile", "--problem", PROBLEM, "--jobs", 0)
@@ -73,12 +74,13 @@ class Precompile(CommandTest):
 
     def test_other_architectures(self):
         report = self.attune_json("precompile", "--problem", PROBLEM, "--arch", "x86-64-v3,x86-64-v4")
-        self.assertEqual([(result["target"], result["candidate"].split("_")[1]) for result in report["results"]],
+        self.assertEqual([(r["target"], r["candidate"].split("_")[1]) for r in report["results"]],
                          [("x86-64-v3", "avx2"), ("x86-64-v4", "avx512")])
         self.assertEqual(len(self.entries()), 2)
 
     def test_one_failure_stops_nothing(self):
-        report = self.attune_json("precompile", "--problem", "dtype=f32 head_dim=300", "--problem", PROBLEM, code=1)
+        report = self.attune_json("precompile", "--problem", "dtype=f32 head_dim=300", "--problem", PROBLEM,
+                                  code=1)
         self.assertEqual((report["failed"], report["compiled"]), (1, 1))
         self.assertIn("head_dim 300 is outside 1 to 256", report["results"][0]["failure"])
         self.assertEqual(len(self.entries()), 1)
@@ -89,7 +91,8 @@ class Precompile(CommandTest):
     def test_a_disk_that_takes_nothing_is_a_failure(self):
         blocker = self.folder / "blocker"
         blocker.write_text("a file")
-        outcome = self.attune("precompile", "--problem", PROBLEM, code=3, ATTUNE_CACHE_DIR=str(blocker / "cache"))
+        outcome = self.attune("precompile", "--problem", PROBLEM, code=3,
+                              ATTUNE_CACHE_DIR=str(blocker / "cache"))
         self.assertIn("could not be written; `attune doctor` says why", outcome.err)
 
     def test_what_was_precompiled_is_what_a_call_needs(self):

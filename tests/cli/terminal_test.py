@@ -10,7 +10,7 @@ from harness import COMMAND, CommandTest, environment, main, needs_cpu
 class Terminal(CommandTest):
 
     def on_terminal(self, *arguments, **variables):
-        """Runs with stdout and stderr on a terminal of their own; returns the exit code and what it showed."""
+        """Runs with stdout and stderr on a terminal; returns the exit code and what it showed."""
         ours, theirs = pty.openpty()
         env = environment(ATTUNE_CACHE_DIR=str(self.cache), **variables)
         with subprocess.Popen([COMMAND, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=theirs,
