@@ -47,6 +47,12 @@ test_targets() {
   ctest --test-dir "build/$1" -N -L "$2" | sed -n 's/^ *Test *#[0-9]*: [a-z]*\.\([a-z0-9_]*_test\)$/\1/p' | tr '\n' ' '
 }
 
+# What the failed tests of a CTest log printed, then their names.
+failures_of() {
+  sed -n '/\*\*\*\(Failed\|Timeout\|Exception\|Not Run\)/,/^ *[0-9]*\/[0-9]* Test/p' "$1"
+  sed -n '/^The following tests FAILED/,/^Errors while/p' "$1"
+}
+
 # run_ctest NAME [CTEST ARGUMENT...]: runs build/NAME's tests and adds up what its report says.
 run_ctest() {
   local name=$1 report="$PWD/build/$1.junit.xml" counts reason
@@ -68,7 +74,7 @@ run_ctest() {
   skipped=$((skipped + this_skipped))
   for reason in "${counts[@]:1}"; do skips+=("$name: $reason"); done
   echo "$name: $this_passed passed, $this_failed failed, $this_skipped skipped"
-  [ "$this_failed" = 0 ] || sed -n '/\*\*\*Failed\|\*\*\*Timeout\|\*\*\*Exception/,/^ *[0-9]*\/[0-9]* Test/p' "build/$name.ctest.log"
+  [ "$this_failed" = 0 ] || failures_of "build/$name.ctest.log"
 }
 
 step_release() {
