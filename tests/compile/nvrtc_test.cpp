@@ -74,22 +74,23 @@ struct Windows {
   Edge left, right;
 };
 
-/// What a row is compiled with: its largest and an odd pair of head dims, with each kind of window and
-/// alignment in turn, so that a small sample meets them all.
+/// What a row is compiled with: each pair of head dims with each kind of window. Dtype and alignment take
+/// turns, so that the sample meets them all; --wide takes every combination.
 std::vector<Case> cases_of(const Candidate& row, const Arch& arch) {
-  const std::vector<Windows> windows{
+  constexpr Windows kWindows[] = {
       {Edge::open, Edge::open}, {Edge::open, Edge::bounded}, {Edge::bounded, Edge::bounded}};
+  std::vector<DType> dtypes{DType::bf16, DType::f32, DType::f16};
+  std::erase_if(dtypes, [&](DType dtype) { return (row.dtypes >> static_cast<int>(dtype) & 1u) == 0; });
   std::vector<Case> cases;
-  int turn = 0;
+  std::size_t turn = 0;
   for (const auto& [dim, dim_v] : head_dims_of(row)) {
-    for (const Windows& window : windows) {
-      for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-        if ((row.dtypes >> static_cast<int>(dtype) & 1u) == 0) continue;
-        ++turn;
-        if (!wide && turn % 2 == 0) continue;
+    for (const Windows& window : kWindows) {
+      const DType next = dtypes[turn++ % dtypes.size()];
+      for (const DType dtype : dtypes) {
         const int smallest = dtype == DType::f32 ? 4 : 2;
-        for (const int align : {dim % 8 == 0 && dim_v % 8 == 0 ? 16 : 8, smallest}) {
-          if (!wide && align == smallest && window.left != window.right) continue;
+        const int widest = dim % 8 == 0 && dim_v % 8 == 0 ? 16 : 8;
+        for (const int align : {widest, smallest}) {
+          if (!wide && (dtype != next || (align == smallest) != (turn % 4 == 0))) continue;
           const Problem problem{.dtype = dtype,
                                 .head_dim = dim,
                                 .head_dim_v = dim_v,
@@ -97,8 +98,9 @@ std::vector<Case> cases_of(const Candidate& row, const Arch& arch) {
                                 .window_right = window.right,
                                 .lse = kernel::Lse::write,
                                 .align_bytes = align};
-          if (codegen::fits(row, problem, arch) && chosen(row, problem, arch))
+          if (codegen::fits(row, problem, arch) && chosen(row, problem, arch)) {
             cases.push_back({row, problem, arch});
+          }
         }
       }
     }
@@ -132,7 +134,7 @@ void check_arch(const char* name) {
   const Arch arch = arch_of(name);
   const auto compiler = runtime::nvrtc_compiler(arch);
   if (!compiler.ok()) {
-    MESSAGE("skipped " << name << ": " << compiler.failure().message);
+    MESSAGE(fmt::format("skipped {}: {}", name, compiler.failure().message));
     return;
   }
   std::vector<Case> cases;
