@@ -6,7 +6,7 @@
 #
 # Each step prints its time; every skipped test is listed with its reason. Exit status: 0 when nothing failed.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 all_steps=(format release tidy asan tsan no_cuda no_llvm)
 jobs=$(nproc)
