@@ -112,8 +112,8 @@ class TileSource {
   /// zero: what lies there in memory, NaN included, is never read.
   ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows) {
     const i64 step = ptx::opaque(Walk::kStep * stride);
-    // Synchronous copies hold a chunk in registers each, so few are in flight.
-    constexpr i32 kUnroll = CopyBytes == 2 ? 1 : Walk::kPasses;
+    // A chunk copied in pieces needs registers for each, so few are unrolled.
+    constexpr i32 kUnroll = CopyBytes == 16 ? Walk::kPasses : CopyBytes == 2 ? 1 : min(Walk::kPasses, 2);
     Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
       const i32 valid = row < valid_rows ? Walk::bytes_left(chunk) : 0;
       copy_chunk<CopyBytes>(tile + Tile::offset(row, chunk), next_, valid);
