@@ -6,7 +6,8 @@
 #include "tools/command.h"
 #include "tools/console.h"
 #include "tools/device_option.h"
-#include "tools/reference.h"
+#include "tools/reference/element.h"
+#include "tools/reference/judge.h"
 #include "tools/safetensors.h"
 #include "tools/table.h"
 
@@ -235,25 +236,20 @@ Result<void> write_result(const AttendOptions& options, const Run& run) {
 
 // ---- The check ----
 
-struct Errors {
-  double output, plain_output, lse, plain_lse;
-  bool good;
-};
+std::vector<double> values_of(const Tensor& tensor) {
+  const std::vector<float> elements = reference::dense(tensor.view());
+  return {elements.begin(), elements.end()};
+}
 
-Errors errors_of(const runtime::Call& call, const Inputs& host, const Run& run) {
-  const Answer exact = reference_attention(call);
-  const Answer plain = plain_attention(call);
-  const auto output = to_double(run.output.data(), call.problem.dtype, exact.output.size());
-  const auto lse = to_double(run.lse.data(), kernel::DType::f32, exact.lse.size());
-  const auto value = to_double(host.value.data(), call.problem.dtype, count_of(host.value.view()));
-  Errors errors{.output = max_abs_error(output, exact.output),
-                .plain_output = max_abs_error(plain.output, exact.output),
-                .lse = max_abs_error(lse, exact.lse),
-                .plain_lse = max_abs_error(plain.lse, exact.lse),
-                .good = false};
-  errors.good = errors.output <= error_bound(errors.plain_output, largest_magnitude(value, 0)) &&
-                errors.lse <= error_bound(errors.plain_lse, largest_magnitude(exact.lse, 1));
-  return errors;
+reference::Judgement judge(const Inputs& host, const AttentionBias& bias, const AttendOptions& options,
+                           const Run& run) {
+  const reference::Inputs inputs{host.query.view(), host.key.view(), host.value.view(), bias, options.scale};
+  return reference::judge(inputs, reference::reference_attention(inputs), values_of(run.output),
+                          values_of(run.lse));
+}
+
+bool good(const reference::Judgement& judged) {
+  return judged.output.ok && judged.lse.ok;
 }
 
 // ---- The report ----
@@ -272,8 +268,13 @@ std::string family_name(const std::string& kernel) {
   return "none";
 }
 
-json report_json(const Run& run, const std::optional<Errors>& errors, Device device) {
-  const auto error = [&](double Errors::*field) { return errors ? json((*errors).*field) : json(nullptr); };
+json report_json(const Run& run, const std::optional<reference::Judgement>& judged, Device device) {
+  const auto error = [&](reference::Comparison reference::Judgement::*tensor,
+                         double reference::Comparison::*field) {
+    return judged ? json((*judged).*tensor.*field) : json(nullptr);
+  };
+  using reference::Comparison;
+  using reference::Judgement;
   return {{"kernel", run.kernel},
           {"family", family_name(run.kernel)},
           {"source", source_of(run)},
@@ -283,14 +284,14 @@ json report_json(const Run& run, const std::optional<Errors>& errors, Device dev
           {"compiles", run.counters.compiles},
           {"cache_hits", run.counters.cache_hits},
           {"cache_defects", run.counters.cache_defects},
-          {"max_abs_error", error(&Errors::output)},
-          {"plain_max_abs_error", error(&Errors::plain_output)},
-          {"lse_max_abs_error", error(&Errors::lse)},
-          {"plain_lse_max_abs_error", error(&Errors::plain_lse)},
-          {"correct", errors ? json(errors->good) : json(nullptr)}};
+          {"max_abs_error", error(&Judgement::output, &Comparison::worst)},
+          {"plain_max_abs_error", error(&Judgement::output, &Comparison::worst_plain)},
+          {"lse_max_abs_error", error(&Judgement::lse, &Comparison::worst)},
+          {"plain_lse_max_abs_error", error(&Judgement::lse, &Comparison::worst_plain)},
+          {"correct", judged ? json(good(*judged)) : json(nullptr)}};
 }
 
-std::string report_text(const Run& run, const std::optional<Errors>& errors, Device device,
+std::string report_text(const Run& run, const std::optional<reference::Judgement>& judged, Device device,
                         const AttendOptions& options) {
   Table table;
   table.row({"kernel", run.kernel.empty() ? "none: the output is empty"
@@ -298,13 +299,14 @@ std::string report_text(const Run& run, const std::optional<Errors>& errors, Dev
   table.row({"device", to_text(device)});
   table.row({"first call", fmt::format("{:.2f} ms", run.first_call_ms)});
   table.row({"hot call", fmt::format("{:.3f} ms (median of {})", run.hot_call_ms, options.repeat)});
-  if (errors) {
-    table.row({"error",
-               fmt::format("{:.2e} (a plain implementation: {:.2e})", errors->output, errors->plain_output)});
-    table.row({"lse error",
-               fmt::format("{:.2e} (a plain implementation: {:.2e})", errors->lse, errors->plain_lse)});
-    table.row({"check", errors->good ? paint("ok", Colour::green, Stream::out)
-                                     : paint("WRONG", Colour::red, Stream::out)});
+  if (judged) {
+    const auto text = [](const reference::Comparison& one) {
+      return fmt::format("{:.2e} (a plain implementation: {:.2e})", one.worst, one.worst_plain);
+    };
+    table.row({"error", text(judged->output)});
+    table.row({"lse error", text(judged->lse)});
+    table.row({"check", good(*judged) ? paint("ok", Colour::green, Stream::out)
+                                      : paint("WRONG", Colour::red, Stream::out)});
   }
   table.row({"written", options.output});
   return table.text();
@@ -315,19 +317,19 @@ Result<int> attend(const AttendOptions& options, bool as_json) {
   ATTUNE_ASSIGN(host, read_inputs(options.input));
   const AttentionOptions attention{
       .scale = options.scale, .stream = nullptr, .family = family_of(options.family)};
-  // Shapes are judged before a device is looked for, and on host memory, where the check reads them too.
+  // The shapes are checked before a device is looked for.
   const MutableTensorView query = host.query.view();
   const TensorView views[] = {query, host.key.view(), host.value.view()};
-  ATTUNE_ASSIGN(call, runtime::check({views[0], views[1], views[2], nullptr, nullptr, /*with_lse=*/true, bias,
-                                      attention}));
+  ATTUNE_TRY(
+      runtime::check({views[0], views[1], views[2], nullptr, nullptr, /*with_lse=*/true, bias, attention}));
   ATTUNE_ASSIGN(device, parse_device(options.device));
   ATTUNE_ASSIGN(run, attend_on(host, device, bias, attention, options.repeat));
   ATTUNE_TRY(write_result(options, run));
-  std::optional<Errors> errors;
-  if (options.check) errors = errors_of(call, host, run);
-  ATTUNE_TRY(as_json ? print_json(report_json(run, errors, device))
-                     : print(report_text(run, errors, device, options)));
-  return errors && !errors->good ? kWrongResult : kOk;
+  std::optional<reference::Judgement> judged;
+  if (options.check) judged = judge(host, bias, options, run);
+  ATTUNE_TRY(as_json ? print_json(report_json(run, judged, device))
+                     : print(report_text(run, judged, device, options)));
+  return judged && !good(*judged) ? kWrongResult : kOk;
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 #include "codegen/embedded.h"
 #include "codegen/unit.h"
 #include "runtime/cuda/cuda_backend.h"
-#include "tests/support/parallel.h"
+#include "tools/parallel.h"
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -148,7 +148,7 @@ void check_arch(const char* name) {
   std::vector<std::string> defects;
   double slowest = 0;
   double total = 0;
-  test::parallel_for(cases.size(), [&](std::size_t index) {
+  tools::parallel_for(cases.size(), tools::default_jobs(), [&](std::size_t index) {
     const Case& one = cases[index];
     const auto unit = codegen::make_unit(codegen::spec_of(one.row, one.problem), arch, *compiler,
                                          codegen::embedded_files());

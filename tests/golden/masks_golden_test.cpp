@@ -3,7 +3,7 @@
 // it.
 #include "attune/attune.h"
 #include "runtime/check.h"
-#include "tests/support/mask.h"
+#include "tools/reference/mask.h"
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -15,7 +15,7 @@
 #include <string>
 
 using namespace attune;
-using test::Mask;
+using reference::Mask;
 
 namespace {
 
@@ -71,8 +71,8 @@ TEST_CASE("window masks equal upstream's") {
     if (!bias) continue;
     const int len_q = one.at("q_len");
     const int len_k = one.at("k_len");
-    CAPTURE(test::to_string(*bias));
-    CHECK(picture(test::mask_of(*bias, len_q, len_k)) == golden_picture(one));
+    CAPTURE(reference::to_string(*bias));
+    CHECK(picture(reference::mask_of(*bias, len_q, len_k)) == golden_picture(one));
     CHECK(picture(mask_of_call(*bias, len_q, len_k)) == golden_picture(one));
     ++compared[one.at("class")];
   }

@@ -4,9 +4,9 @@
 #include "attune/attune.h"
 #include "tests/support/cases.h"
 #include "tests/support/cuda_copy.h"
-#include "tests/support/parallel.h"
 #include "tests/support/random.h"
 #include "tests/support/temp_dir.h"
+#include "tools/parallel.h"
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -94,7 +94,7 @@ void check_family(Family family, const char* prefix, std::span<const DType> dtyp
   auto* arena = static_cast<std::byte*>(memory.data());
 
   // Equal classes may differ in alignment by luck, so each case is asked; the second time costs a look-up.
-  parallel_for(cases.size(), [&](std::size_t i) {
+  tools::parallel_for(cases.size(), tools::default_jobs(), [&](std::size_t i) {
     REQUIRE(use_gpu() == "");
     OnGpu(cases[i], arena).prepare(family);
   });

@@ -2,9 +2,9 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "attune/attune.h"
 #include "tests/support/cases.h"
-#include "tests/support/parallel.h"
 #include "tests/support/random.h"
 #include "tests/support/temp_dir.h"
+#include "tools/parallel.h"
 
 #include <doctest/doctest.h>
 
@@ -42,7 +42,7 @@ TEST_CASE("512 random problems are as exact as twice the plain implementation's 
   const auto classes = random_classes(random, kClasses, dtypes);
   const auto cases = random_cases(random, classes, kCases);
 
-  parallel_for(kClasses, [&](std::size_t i) { prepare_kernel(cases[i]); });
+  tools::parallel_for(kClasses, tools::default_jobs(), [&](std::size_t i) { prepare_kernel(cases[i]); });
   CHECK(counters().compiles == kClasses);
 
   std::uint64_t launches = 0;

@@ -1,9 +1,8 @@
 #include "tests/support/cases.h"
 
-#include "tests/support/mask.h"
-#include "tests/support/parallel.h"
-#include "tests/support/plain.h"
-#include "tests/support/tolerance.h"
+#include "tools/parallel.h"
+#include "tools/reference/judge.h"
+#include "tools/reference/mask.h"
 
 #include <fmt/format.h>
 
@@ -87,13 +86,6 @@ GuardedTensor random_tensor(Random& random, DType dtype, const std::vector<std::
   // Cut at 6 standard deviations: 6e4 is finite in float16.
   tensor.fill([&] { return static_cast<float>(spread * std::clamp(random.normal(), -6.0, 6.0)); });
   return tensor;
-}
-
-std::string check_one(const char* what, const std::vector<double>& actual, const std::vector<double>& plain,
-                      const std::vector<double>& reference, double tiny) {
-  const Comparison comparison = compare(actual, plain, reference, tiny);
-  if (!comparison.ok) return fmt::format("{}: {}", what, comparison.text());
-  return "";
 }
 
 /// A row without a key is exact: compare() would let a small number pass for 0.
@@ -198,22 +190,19 @@ std::string verdict(const AttentionCase& ran) {
     }
   }
   const Values reference = reference_attention(ran.inputs());
-  const Values plain = plain_attention(ran.inputs());
   const std::vector<double> output = ran.output.values();
   if (std::string text = check_empty_rows(ran, reference, output); !text.empty()) return text;
-  const double score = reference.largest_score;
-  std::string text = check_one("output", output, plain.output, reference.output,
-                               tiny_of(score, largest_magnitude(ran.value.values())));
-  if (text.empty() && ran.with_lse) {
-    text = check_one("lse", ran.lse.values(), plain.lse, reference.lse,
-                     tiny_of(std::max(score, largest_magnitude(reference.lse)), 1));
-  }
-  return text;
+  const std::vector<double> lse = ran.with_lse ? ran.lse.values() : std::vector<double>();
+  const Judgement judged = judge(ran.inputs(), reference, output, lse);
+  if (!judged.output.ok) return "output: " + judged.output.text();
+  if (!judged.lse.ok) return "lse: " + judged.lse.text();
+  return "";
 }
 
 std::vector<std::string> failures_of(std::span<const AttentionCase> ran) {
   std::vector<std::string> verdicts(ran.size());
-  parallel_for(ran.size(), [&](std::size_t i) { verdicts[i] = verdict(ran[i]); });
+  tools::parallel_for(ran.size(), tools::default_jobs(),
+                      [&](std::size_t i) { verdicts[i] = verdict(ran[i]); });
   std::vector<std::string> failures;
   for (std::size_t i = 0; i < ran.size(); ++i) {
     if (!verdicts[i].empty()) failures.push_back(fmt::format("case {}: {}: {}", i, ran[i].name, verdicts[i]));

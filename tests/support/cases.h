@@ -4,7 +4,7 @@
 
 #include "tests/support/guarded_tensor.h"
 #include "tests/support/random.h"
-#include "tests/support/reference.h"
+#include "tools/reference/reference.h"
 
 #include <optional>
 #include <span>
@@ -12,6 +12,8 @@
 #include <vector>
 
 namespace attune::test {
+
+using namespace attune::reference;  // NOLINT: cases speak of references and plain values all the time
 
 /// How the kernel for a case is specialised. Cases of one class share a kernel, whatever their lengths.
 struct KernelClass {

@@ -1,12 +1,15 @@
 #include "tests/support/guarded_tensor.h"
 
-#include "tests/support/element.h"
+#include "tools/reference/element.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 
 namespace attune::test {
+
+using namespace attune::reference;
+
 namespace {
 
 constexpr std::int64_t kGuardBytes = 1024;  // a row of 256 float32

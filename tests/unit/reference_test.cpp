@@ -1,12 +1,12 @@
 // The yardsticks themselves: the float64 reference against values worked out by hand and against another way
 // to the same sum; the plain implementation, the tolerance and the guards against what they must notice.
-#include "tests/support/reference.h"
+#include "tools/reference/reference.h"
 
 #include "tests/support/cases.h"
-#include "tests/support/element.h"
-#include "tests/support/mask.h"
-#include "tests/support/plain.h"
-#include "tests/support/tolerance.h"
+#include "tools/reference/element.h"
+#include "tools/reference/mask.h"
+#include "tools/reference/plain.h"
+#include "tools/reference/tolerance.h"
 
 #include <doctest/doctest.h>
 
@@ -16,6 +16,7 @@
 #include <numeric>
 
 using namespace attune;
+using namespace attune::reference;
 using namespace attune::test;
 
 namespace {

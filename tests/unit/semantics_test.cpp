@@ -3,8 +3,8 @@
 #include "attune/semantics.h"
 
 #include "attune/attune.h"
-#include "tests/support/mask.h"
 #include "tests/support/random.h"
+#include "tools/reference/mask.h"
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -15,8 +15,8 @@
 #include <vector>
 
 using namespace attune::kernel;
-using attune::test::mask_of;
-using attune::test::picture;
+using attune::reference::mask_of;
+using attune::reference::picture;
 
 namespace {
 

@@ -7,7 +7,7 @@
 
 #include <string>
 
-namespace attune::test {
+namespace attune::reference {
 
 struct Mask {
   kernel::Edge left = kernel::Edge::open;
@@ -27,4 +27,4 @@ std::string picture(const Mask& mask);
 /// "LocalAttentionFromBottomRightMask(window_left=1, window_right=2)"
 std::string to_string(const AttentionBias& bias);
 
-}  // namespace attune::test
+}  // namespace attune::reference

@@ -12,7 +12,7 @@
 #include <optional>
 #include <vector>
 
-namespace attune::test {
+namespace attune::reference {
 
 /// One attention problem in CPU memory: [B, M, H, K] or [B, M, K], any strides.
 struct Inputs {
@@ -40,4 +40,4 @@ Extents extents_of(const Inputs& inputs);
 
 double scale_of(const Inputs& inputs);
 
-}  // namespace attune::test
+}  // namespace attune::reference

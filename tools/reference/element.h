@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-namespace attune::test {
+namespace attune::reference {
 
 inline std::int64_t item_bytes(DType dtype) {
   return dtype == DType::f32 ? 4 : 2;
@@ -71,4 +71,4 @@ inline std::vector<float> dense(const TensorView& tensor) {
   return elements;
 }
 
-}  // namespace attune::test
+}  // namespace attune::reference

@@ -1,4 +1,4 @@
-#include "tests/support/tolerance.h"
+#include "tools/reference/tolerance.h"
 
 #include <fmt/format.h>
 
@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-namespace attune::test {
+namespace attune::reference {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -63,4 +63,4 @@ double largest_magnitude(std::span<const double> values) {
   return largest;
 }
 
-}  // namespace attune::test
+}  // namespace attune::reference

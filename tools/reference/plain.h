@@ -6,10 +6,10 @@
 //   float32: the same without the rounding
 #pragma once
 
-#include "tests/support/reference.h"
+#include "tools/reference/reference.h"
 
-namespace attune::test {
+namespace attune::reference {
 
 Values plain_attention(const Inputs& inputs);
 
-}  // namespace attune::test
+}  // namespace attune::reference

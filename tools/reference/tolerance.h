@@ -18,7 +18,7 @@
 #include <span>
 #include <string>
 
-namespace attune::test {
+namespace attune::reference {
 
 struct Comparison {
   bool ok = false;
@@ -39,4 +39,4 @@ double tiny_of(double largest_score, double largest_value);
 /// The largest finite |x|; 0 of nothing.
 double largest_magnitude(std::span<const double> values);
 
-}  // namespace attune::test
+}  // namespace attune::reference

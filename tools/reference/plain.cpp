@@ -1,13 +1,13 @@
-#include "tests/support/plain.h"
+#include "tools/reference/plain.h"
 
-#include "tests/support/element.h"
-#include "tests/support/mask.h"
+#include "tools/reference/element.h"
+#include "tools/reference/mask.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-namespace attune::test {
+namespace attune::reference {
 
 Values plain_attention(const Inputs& inputs) {
   const auto [batch, len_q, len_k, heads, head_dim, head_dim_v] = extents_of(inputs);
@@ -58,4 +58,4 @@ Values plain_attention(const Inputs& inputs) {
   return result;
 }
 
-}  // namespace attune::test
+}  // namespace attune::reference

@@ -1,8 +1,8 @@
-#include "tests/support/mask.h"
+#include "tools/reference/mask.h"
 
 #include <fmt/format.h>
 
-namespace attune::test {
+namespace attune::reference {
 namespace {
 
 using kernel::Anchor;
@@ -76,4 +76,4 @@ std::string to_string(const AttentionBias& bias) {
   return std::visit(Namer{}, bias);
 }
 
-}  // namespace attune::test
+}  // namespace attune::reference

@@ -1,13 +1,13 @@
-#include "tests/support/reference.h"
+#include "tools/reference/reference.h"
 
-#include "tests/support/element.h"
-#include "tests/support/mask.h"
+#include "tools/reference/element.h"
+#include "tools/reference/mask.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-namespace attune::test {
+namespace attune::reference {
 
 Extents extents_of(const Inputs& inputs) {
   const TensorView& q = inputs.query;
@@ -69,4 +69,4 @@ Values reference_attention(const Inputs& inputs) {
   return result;
 }
 
-}  // namespace attune::test
+}  // namespace attune::reference
