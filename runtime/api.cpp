@@ -142,7 +142,7 @@ void prepare(const TensorView& query, const TensorView& key, const TensorView& v
              const AttentionBias& bias, const AttentionOptions& options) {
   const runtime::Call call =
       take(runtime::check({query, key, value, nullptr, nullptr, with_lse, bias, options}));
-  take(engine().prepare(call.problem, call.device));
+  take(engine().prepare(call.problem, call.device, call.stream));
 }
 
 std::string explain(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,

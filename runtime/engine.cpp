@@ -171,7 +171,7 @@ struct Engine::State {
                                              const std::string& candidate);
   Result<std::shared_ptr<Kernel>> load(Backend& backend, const codegen::Unit& unit,
                                        const std::string& candidate);
-  Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device);
+  Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device, void* stream);
   void record(const codegen::Problem& problem, const codegen::Arch& arch);
 };
 
@@ -247,10 +247,11 @@ Result<std::shared_ptr<Kernel>> Engine::State::load(Backend& backend, const code
                                                     const std::string& candidate) {
   ATTUNE_ASSIGN(obtained, obtain(unit, candidate));
   auto kernel = backend.load(obtained->image, unit.spec);
-  if (!kernel.ok() && obtained->source == Source::disk && store.quarantine(unit.key)) {
+  if (!kernel.ok() && obtained->source == Source::disk) {
     // The bytes are what was stored, yet the loader refuses them: build them anew, once.
     log(LogLevel::warn, fmt::format("cached kernel {} was refused ({}); compiling it again",
                                     unit.key.hex().substr(0, 12), kernel.failure().message));
+    store.quarantine(unit.key);  // not in mode ro; the new build serves this process all the same
     ATTUNE_ASSIGN(rebuilt, compile(unit, candidate));
     kernel = backend.load(rebuilt->image, unit.spec);
   }
@@ -275,11 +276,13 @@ Result<std::shared_ptr<Kernel>> Engine::State::kernel_for(std::size_t index, Bac
   });
 }
 
-Result<const ReadyKernel*> Engine::State::ready(const codegen::Problem& problem, Device device) {
+Result<const ReadyKernel*> Engine::State::ready(const codegen::Problem& problem, Device device,
+                                                void* stream) {
   ATTUNE_ASSIGN(index, table_index(device));
   if (const ReadyKernel* found = tables[index].find(problem)) return found;
   ATTUNE_TRY(check_allowed(options.backend, device));
   ATTUNE_ASSIGN(backend, backend_of(device));
+  ATTUNE_TRY(backend->may_load(stream));
   ATTUNE_ASSIGN(pair, unit_of(problem, backend->arch()));
   const auto& [unit, choice] = pair;
   ATTUNE_ASSIGN(kernel, kernel_for(index, *backend, unit, choice.candidate->name));
@@ -302,15 +305,15 @@ void Engine::State::record(const codegen::Problem& problem, const codegen::Arch&
 Result<void> Engine::run(const Call& call) {
   const kernel::ForwardParams& params = call.params;
   if (params.batch == 0 || params.heads == 0 || params.len_q == 0) return done();
-  ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device));
+  ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device, call.stream));
   ATTUNE_TRY(ready->kernel->forward(params, call.stream));
   state_->launches.fetch_add(1, std::memory_order_relaxed);
   last_name = &ready->name;
   return done();
 }
 
-Result<void> Engine::prepare(const codegen::Problem& problem, Device device) {
-  ATTUNE_TRY(state_->ready(problem, device));
+Result<void> Engine::prepare(const codegen::Problem& problem, Device device, void* stream) {
+  ATTUNE_TRY(state_->ready(problem, device, stream));
   return done();
 }
 

@@ -75,8 +75,8 @@ class Engine {
 
   /// Runs. On a hit: one table look-up and one launch; no string, lock, allocation or environment read.
   Result<void> run(const Call& call);
-  /// Compiles and loads without launching.
-  Result<void> prepare(const codegen::Problem& problem, Device device);
+  /// Compiles and loads without launching. Refused, as run() is on a miss, while `stream` captures a graph.
+  Result<void> prepare(const codegen::Problem& problem, Device device, void* stream = nullptr);
   /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune
   /// precompile`.
   Result<std::shared_ptr<const Obtained>> precompile(const codegen::Problem& problem,
