@@ -117,3 +117,19 @@ class OnTheGpu(OnTheCpu):
         inputs = tensors(6, self.device)
         memory_efficient_attention(*inputs)
         self.assertNotIn("cpu", attune.last_kernel())
+
+    def test_graph_capture(self):
+        """A cold call inside a capture is refused before anything is lost; a warm one is captured and replays."""
+        query, key, value = tensors(7, self.device, torch.float16, len_q=70, len_k=90, head_dim=24)
+        graph = torch.cuda.CUDAGraph()
+        with self.assertRaisesRegex(attune.EnvironmentFailure, "captured into a graph: call prepare"):
+            with torch.cuda.graph(graph):
+                memory_efficient_attention(query, key, value)
+        expected = memory_efficient_attention(query, key, value)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = memory_efficient_attention(query, key, value)
+        output.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.testing.assert_close(output, expected, atol=0, rtol=0)
