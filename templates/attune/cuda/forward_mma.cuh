@@ -313,6 +313,7 @@ class ForwardMma {
   /// Normalises, writes the LSE, and writes the output through the warp's own rows of the query tile, so that
   /// stores are as wide as the alignment allows.
   ATTUNE_DEVICE void finish(const Position<S>& queries) const {
+    __syncthreads();  // a block that visits no key comes straight from reading its queries, which lie there
 #pragma unroll
     for (i32 m = 0; m < S.tile_m; ++m) {
 #pragma unroll
