@@ -11,8 +11,8 @@
 
 namespace attune::kernel {
 
-/// Longest sequence: i + window.lower and i + window.upper then always fit an i32, also for the rows of a tile
-/// that hangs over the end.
+/// Longest sequence: i + window.lower and i + window.upper then always fit an i32, also for the rows of a
+/// tile that hangs over the end.
 inline constexpr i32 kMaxLength = 1 << 29;
 
 /// Key j is visible to query i iff i + lower <= j <= i + upper (and 0 <= j < len_k).
