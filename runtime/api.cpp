@@ -5,6 +5,7 @@
 #include "runtime/engine.h"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <cstdlib>
 #include <utility>
@@ -150,7 +151,7 @@ std::string explain(const TensorView& query, const TensorView& key, const Tensor
   const runtime::Call call =
       take(runtime::check({query, key, value, nullptr, nullptr, with_lse, bias, options}));
   const codegen::Arch& arch = take(runtime::backend_of(call.device))->arch();
-  return take(engine().explain(call.problem, arch, call.device));
+  return runtime::to_json(take(engine().explain(call.problem, arch, call.device))).dump();
 }
 
 Counters counters() {

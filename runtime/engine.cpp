@@ -56,18 +56,6 @@ Result<TemplateSet> load_templates(const std::string& folder) {
   return set;
 }
 
-json spec_json(const kernel::KernelSpec& spec) {
-  json object = json::object();
-  kernel::for_each_field(spec, [&](const char* name, const auto& value) {
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
-      object[name] = codegen::name_of(value);
-    } else {
-      object[name] = value;
-    }
-  });
-  return object;
-}
-
 /// What an entry says about itself. No time and no path: the same kernel gives the same bytes everywhere.
 std::string entry_metadata(const codegen::Unit& unit, const std::string& candidate,
                            const std::string& compile_json) {
@@ -323,29 +311,25 @@ Result<std::shared_ptr<const Obtained>> Engine::precompile(const codegen::Proble
   return state_->obtain(pair.first, pair.second.candidate->name);
 }
 
-Result<std::string> Engine::explain(const codegen::Problem& problem, const codegen::Arch& arch,
+Result<Explanation> Engine::explain(const codegen::Problem& problem, const codegen::Arch& arch,
                                     std::optional<Device> device) {
-  ATTUNE_ASSIGN(pair, state_->unit_of(problem, arch));
-  const auto& [unit, choice] = pair;
-  const char* state = state_->store.inspect(unit.key).ok() ? "cached" : "absent";
+  Explanation result{.problem = problem};
+  ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
+  result.choice = std::move(choice);
+  auto compiler = compiler_for(arch);
+  if (!compiler.ok()) {
+    result.compiler_problem = compiler.failure().message;
+    result.state = "unknown";
+    result.unit = codegen::make_unit(result.choice.spec, arch, {}, state_->templates.files);
+    return result;
+  }
+  result.unit = codegen::make_unit(result.choice.spec, arch, std::move(*compiler), state_->templates.files);
+  if (state_->store.inspect(result.unit.key).ok()) result.state = "cached";
   if (device) {
     ATTUNE_ASSIGN(index, table_index(*device));
-    if (state_->tables[index].find(problem) != nullptr) state = "loaded";
+    if (state_->tables[index].find(problem) != nullptr) result.state = "loaded";
   }
-  json verdicts = json::array();
-  for (const auto& verdict : choice.verdicts) {
-    verdicts.push_back({{"family", codegen::name_of(verdict.family)}, {"reasons", verdict.reasons}});
-  }
-  return json{{"problem", codegen::to_string(problem)},
-              {"target", arch.target},
-              {"family", codegen::name_of(choice.spec.family)},
-              {"candidate", choice.candidate->name},
-              {"spec", spec_json(choice.spec)},
-              {"key", unit.key.hex()},
-              {"compiler", unit.compiler.name},
-              {"state", state},
-              {"verdicts", verdicts}}
-      .dump();
+  return result;
 }
 
 Counters Engine::counters() const {

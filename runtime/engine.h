@@ -10,6 +10,7 @@
 #include "codegen/problem.h"
 #include "codegen/unit.h"
 #include "runtime/backend.h"
+#include "runtime/explanation.h"
 
 #include <cstdint>
 #include <filesystem>
@@ -81,9 +82,9 @@ class Engine {
   /// precompile`.
   Result<std::shared_ptr<const Obtained>> precompile(const codegen::Problem& problem,
                                                      const codegen::Arch& arch);
-  /// What would run for the problem, as the JSON object that attune::explain documents. `device` is where a
-  /// loaded kernel is looked for; nothing when the architecture need not be here.
-  Result<std::string> explain(const codegen::Problem& problem, const codegen::Arch& arch,
+  /// What would run for the problem. `device` is where a loaded kernel is looked for; nothing when the
+  /// architecture need not be here.
+  Result<Explanation> explain(const codegen::Problem& problem, const codegen::Arch& arch,
                               std::optional<Device> device);
 
   Counters counters() const;

@@ -15,12 +15,10 @@
 
 #include <algorithm>
 #include <memory>
-#include <type_traits>
+#include <optional>
 
 namespace attune::tools {
 namespace {
-
-using nlohmann::json;
 
 struct ExplainOptions {
   std::string problem;
@@ -29,76 +27,13 @@ struct ExplainOptions {
   bool key = false;
 };
 
-/// What the command knows in the end; `unit` is meaningful only without a compiler problem.
-struct Explanation {
-  codegen::Problem problem;
-  codegen::Choice choice;
-  codegen::Unit unit;
-  std::string compiler_problem;
-  const char* state = "unknown";  // cached or absent
-};
-
-Result<Explanation> explanation_of(const codegen::Problem& problem, const codegen::Arch& arch) {
-  Explanation result{.problem = problem, .choice = {}, .unit = {}, .compiler_problem = {}};
-  ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
-  result.choice = std::move(choice);
-  ATTUNE_ASSIGN(engine, runtime::Engine::global());
-  auto compiler = runtime::compiler_for(arch);
-  if (!compiler.ok()) {
-    result.compiler_problem = compiler.failure().message;
-    result.unit = codegen::make_unit(result.choice.spec, arch, {}, engine->headers());
-    return result;
-  }
-  result.unit = codegen::make_unit(result.choice.spec, arch, std::move(*compiler), engine->headers());
-  result.state = engine->store().inspect(result.unit.key).ok() ? "cached" : "absent";
-  return result;
-}
-
-json spec_json(const kernel::KernelSpec& spec) {
-  json object = json::object();
-  kernel::for_each_field(spec, [&](const char* name, const auto& value) {
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
-      object[name] = codegen::name_of(value);
-    } else {
-      object[name] = value;
-    }
-  });
-  return object;
-}
-
-json to_json(const Explanation& e) {
-  json verdicts = json::array();
-  for (const auto& verdict : e.choice.verdicts) {
-    verdicts.push_back({{"family", codegen::name_of(verdict.family)}, {"reasons", verdict.reasons}});
-  }
-  json object{{"problem", codegen::to_string(e.problem)},
-              {"target", e.unit.arch.target},
-              {"family", codegen::name_of(e.choice.spec.family)},
-              {"candidate", e.choice.candidate->name},
-              {"spec", spec_json(e.choice.spec)},
-              {"shared_bytes", codegen::shared_bytes(e.choice.spec)},
-              {"verdicts", verdicts},
-              {"source", e.unit.source},
-              {"state", e.state}};
-  if (!e.compiler_problem.empty()) {
-    object["key"] = nullptr;
-    object["compiler_problem"] = e.compiler_problem;
-    return object;
-  }
-  object["key"] = e.unit.key.hex();
-  object["compiler"] = e.unit.compiler.name;
-  object["key_fields"] = json::object();
-  for (const auto& [tag, value] : codegen::key_fields(e.unit)) object["key_fields"][tag] = value;
-  return object;
-}
-
 std::string verdict_text(const codegen::Verdict& verdict, const codegen::Choice& choice) {
   if (verdict.family == choice.spec.family) return "chosen";
   if (verdict.reasons.empty()) return "could run too";
   return fmt::format("no: {}", fmt::join(verdict.reasons, "; "));
 }
 
-std::string to_text(const Explanation& e, const ExplainOptions& options) {
+std::string to_text(const runtime::Explanation& e, const ExplainOptions& options) {
   Table table;
   table.row({"problem", codegen::to_string(e.problem)});
   table.row({"target", e.unit.arch.target});
@@ -132,8 +67,9 @@ std::string to_text(const Explanation& e, const ExplainOptions& options) {
 Result<int> explain(const ExplainOptions& options, bool as_json) {
   ATTUNE_ASSIGN(problem, codegen::parse_problem(options.problem));
   ATTUNE_ASSIGN(arch, parse_arch(options.arch));
-  ATTUNE_ASSIGN(explanation, explanation_of(problem, arch));
-  ATTUNE_TRY(as_json ? print_json(to_json(explanation)) : print(to_text(explanation, options)));
+  ATTUNE_ASSIGN(engine, runtime::Engine::global());
+  ATTUNE_ASSIGN(explanation, engine->explain(problem, arch, std::nullopt));
+  ATTUNE_TRY(as_json ? print_json(runtime::to_json(explanation)) : print(to_text(explanation, options)));
   return kOk;
 }
 

@@ -244,7 +244,7 @@ TEST_CASE("templates from a folder take part in the key; a missing one is an err
     auto engine = open_engine({.template_dir = folder});
     const auto text = engine->explain(kProblem, (*backend_of(kCpu))->arch(), kCpu);
     REQUIRE(text.ok());
-    return nlohmann::json::parse(*text)["key"].get<std::string>();
+    return text->unit.key.hex();
   };
   const std::string embedded = key_with("");
   CHECK(key_with((dir.path() / "templates").string()) == embedded);  // same text, another place: same key
@@ -271,13 +271,13 @@ TEST_CASE("explain names the kernel, its key and its state") {
   const test::TempDir dir;
   auto engine = open_engine({.cache_root = dir.path()});
   const codegen::Arch arch = (*backend_of(kCpu))->arch();
-  const auto state = [&] { return nlohmann::json::parse(*engine->explain(kProblem, arch, kCpu))["state"]; };
+  const auto state = [&] { return std::string(engine->explain(kProblem, arch, kCpu)->state); };
   CHECK(state() == "absent");
   REQUIRE(engine->precompile(kProblem, arch).ok());
   CHECK(state() == "cached");
   REQUIRE(engine->prepare(kProblem, kCpu).ok());
   CHECK(state() == "loaded");
-  const auto object = nlohmann::json::parse(*engine->explain(kProblem, arch, kCpu));
+  const auto object = to_json(*engine->explain(kProblem, arch, kCpu));
   CHECK(object["family"] == "cpu");
   CHECK(object["key"].get<std::string>().size() == 64);
   CHECK(object["spec"]["head_dim"] == 16);
