@@ -18,7 +18,8 @@ struct Digest {
   std::string hex() const;
   /// Exactly 64 hexadecimal digits; anything else is nothing.
   static std::optional<Digest> from_hex(std::string_view text);
-  auto operator<=>(const Digest&) const = default;
+  auto operator<=>(const Digest&) const =
+      default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 is mistaken
 };
 
 struct DigestHash {

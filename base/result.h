@@ -73,17 +73,19 @@ inline Result<void> done() {
 
 }  // namespace attune
 
-#define ATTUNE_CONCAT_(a, b) a##b
-#define ATTUNE_CONCAT(a, b) ATTUNE_CONCAT_(a, b)
+#define ATTUNE_CONCAT_IMPL(a, b) a##b
+#define ATTUNE_CONCAT(a, b) ATTUNE_CONCAT_IMPL(a, b)
 /// Returns the failure of `expr` from the enclosing function, if it is one.
 #define ATTUNE_TRY(expr)                                       \
   do {                                                         \
     auto attune_result_ = (expr);                              \
     if (!attune_result_.ok()) return attune_result_.failure(); \
   } while (false)
+// NOLINTBEGIN(bugprone-macro-parentheses): `var` is declared, and cannot stand in parentheses.
 /// Declares `var` with the value of `expr`, or returns its failure from the enclosing function.
-#define ATTUNE_ASSIGN(var, expr) ATTUNE_ASSIGN_(var, expr, ATTUNE_CONCAT(attune_result_, __LINE__))
-#define ATTUNE_ASSIGN_(var, expr, tmp) \
-  auto tmp = (expr);                   \
-  if (!tmp.ok()) return tmp.failure(); \
+#define ATTUNE_ASSIGN(var, expr) ATTUNE_ASSIGN_IMPL(var, expr, ATTUNE_CONCAT(attune_result_, __LINE__))
+#define ATTUNE_ASSIGN_IMPL(var, expr, tmp) \
+  auto tmp = (expr);                       \
+  if (!tmp.ok()) return tmp.failure();     \
   auto var = std::move(tmp).value()
+// NOLINTEND(bugprone-macro-parentheses)

@@ -71,7 +71,7 @@ std::optional<Listed> listed_file(const fs::path& path) {
 
 }  // namespace
 
-Store::Store(fs::path root, Mode mode, std::function<void(const std::string&)> warn)
+Store::Store(const fs::path& root, Mode mode, std::function<void(const std::string&)> warn)
     : root_(without_trailing_slash(root)), mode_(mode), warn_(std::move(warn)) {}
 
 fs::path Store::path_of(const Digest& key) const {

@@ -41,7 +41,7 @@ struct Listed {
 class Store {
  public:
   /// Opens lazily: nothing is created before the first store. `warn` gets one line for each kind of trouble.
-  Store(std::filesystem::path root, Mode mode, std::function<void(const std::string&)> warn);
+  Store(const std::filesystem::path& root, Mode mode, std::function<void(const std::string&)> warn);
 
   /// The verified entry, or nothing. A defective file is moved to quarantine/ with a warning; one that can't
   /// be read or trusted (a symlink, not ours, writable by others) stays, with a warning, until the next store
