@@ -285,6 +285,10 @@ TEST_CASE("explain names the kernel, its key and its state") {
 }
 
 int main(int argc, char** argv) {
+#if !ATTUNE_HAVE_LLVM
+  std::puts("[SKIP] built without LLVM: there is no compiler for CPU kernels");
+  return 77;
+#endif
   program = argv[0];
   if (argc == 3 && std::strcmp(argv[1], "--child") == 0) return child(argv[2]);
   return doctest::Context(argc, argv).run();
