@@ -11,10 +11,10 @@ def is_skipped(case):
 
 
 def reason_of(case):
-    """What the test printed about why it was skipped."""
-    output = (case.findtext("system-out") or "").splitlines()
+    """What the test printed about why it was skipped: what follows `skipped:`, else its last line."""
+    output = [line.strip() for line in (case.findtext("system-out") or "").splitlines() if line.strip()]
     said = [line.partition("skipped:")[2].strip() for line in output if "skipped:" in line]
-    return said[-1] if said else "no reason given"
+    return (said or output or ["no reason given"])[-1]
 
 
 def main():
