@@ -5,20 +5,29 @@
 
 #include "attune/spec.h"
 #include "codegen/arch.h"
+#include "codegen/problem.h"
 
 #include <span>
 #include <string>
 
 namespace attune::codegen {
 
+/// What a problem may have beyond a window: each costs registers, so a row says which it can take.
+enum Feature : unsigned { kVarlen = 1, kPaged = 2, kBias = 4, kDropout = 8, kEveryFeature = 15 };
+unsigned features_of(const Problem& problem);
+
 struct Candidate {
   const char* name;  // "mma_128x64x4", unique; shown by explain
+  kernel::Operation operation;
   kernel::Family family;
   int sm_min, sm_max;  // CUDA: compute capabilities, inclusive
   Isa isa;             // CPU
   unsigned dtypes;     // bit set of 1 << DType
+  unsigned features;   // bit set of Feature: a problem with others does not fit
   int head_dim_max;    // of max(head_dim, head_dim_v), inclusive
-  int block_m, block_n, tile_m, tile_n, warps, stages, lanes;
+  int block_m, block_n;
+  int block_v;  // value columns of a tile; 0: all
+  int tile_m, tile_n, warps, stages, lanes;
 };
 
 std::span<const Candidate> candidates();

@@ -13,25 +13,19 @@ namespace {
 using kernel::DType;
 using kernel::Family;
 using kernel::KernelSpec;
+using kernel::kMaxHeadDim;
+using kernel::Operation;
 
-constexpr int kMaxHeadDim = 256;
-
-/// The families of a backend, the preferred one first.
-std::vector<Family> families_of(Backend backend) {
+/// The families that do the operation on a backend, the preferred one first.
+std::vector<Family> families_of(Operation operation, Backend backend) {
   if (backend == Backend::cpu) return {Family::cpu};
+  if (operation == Operation::merge) return {Family::merge};
   return {Family::mma, Family::simt};
 }
 
 Backend backend_of(Family family) {
   return family == Family::cpu ? Backend::cpu : Backend::cuda;
 }
-
-Force force_of(Family family) {
-  return static_cast<Force>(static_cast<int>(family));
-}
-static_assert(static_cast<int>(Family::cpu) == static_cast<int>(Force::cpu) &&
-              static_cast<int>(Family::simt) == static_cast<int>(Force::simt) &&
-              static_cast<int>(Family::mma) == static_cast<int>(Force::mma));
 
 const Candidate* first_fit(Family family, const Problem& problem, const Arch& arch) {
   const auto rows = candidates();
@@ -75,13 +69,19 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
   return {.operation = problem.operation,
           .family = row.family,
           .dtype = problem.dtype,
+          .output_dtype = problem.output_dtype,
           .head_dim = problem.head_dim,
           .head_dim_v = problem.head_dim_v,
           .window_left = problem.window_left,
           .window_right = problem.window_right,
+          .blocks = problem.blocks,
+          .keys = problem.keys,
+          .bias = problem.bias,
+          .dropout = problem.dropout,
           .lse = problem.lse,
           .block_m = row.block_m,
           .block_n = row.block_n,
+          .block_v = row.block_v == 0 ? problem.head_dim_v : std::min(row.block_v, problem.head_dim_v),
           .tile_m = row.tile_m,
           .tile_n = row.tile_n,
           .warps = row.warps,
@@ -91,8 +91,9 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
 }
 
 bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
-  if (backend_of(row.family) != arch.backend) return false;
+  if (row.operation != problem.operation || backend_of(row.family) != arch.backend) return false;
   if ((row.dtypes >> static_cast<int>(problem.dtype) & 1u) == 0) return false;
+  if ((features_of(problem) & ~row.features) != 0) return false;
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
   return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
@@ -101,9 +102,6 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
 
 std::vector<std::string> not_supported_reasons(Family family, const Problem& problem, const Arch& arch) {
   std::vector<std::string> reasons;
-  if (problem.force != Force::automatic && problem.force != force_of(family)) {
-    reasons.push_back(fmt::format("the call forces {}", name_of(problem.force)));
-  }
   if (backend_of(family) != arch.backend) {
     reasons.push_back(
         fmt::format("{} kernels do not run on {} tensors", name_of(family), name_of(arch.backend)));
@@ -116,8 +114,8 @@ std::vector<std::string> not_supported_reasons(Family family, const Problem& pro
   if (!serves_dtype(family, problem.dtype)) {
     reasons.push_back(fmt::format("no {} kernels", name_of(problem.dtype)));
   }
-  for (const auto& [name, value] :
-       {std::pair{"head_dim", problem.head_dim}, {"head_dim_v", problem.head_dim_v}}) {
+  const int head_dim = problem.operation == Operation::merge ? 1 : problem.head_dim;  // merge has none
+  for (const auto& [name, value] : {std::pair{"head_dim", head_dim}, {"head_dim_v", problem.head_dim_v}}) {
     if (value < 1 || value > kMaxHeadDim) {
       reasons.push_back(fmt::format("{} {} is outside 1 to {}", name, value, kMaxHeadDim));
     }
@@ -126,12 +124,15 @@ std::vector<std::string> not_supported_reasons(Family family, const Problem& pro
     reasons.push_back(
         fmt::format("no tile fits the {} bytes of shared memory of {}", arch.shared_bytes, arch.target));
   }
+  if (!contains(problem.families, family)) {
+    reasons.push_back(fmt::format("the call allows {} alone", text_of(problem.families)));
+  }
   return reasons;
 }
 
 Result<Choice> choose(const Problem& problem, const Arch& arch) {
   Choice choice;
-  for (const Family family : families_of(arch.backend)) {
+  for (const Family family : families_of(problem.operation, arch.backend)) {
     choice.verdicts.push_back({family, not_supported_reasons(family, problem, arch)});
     if (choice.candidate != nullptr || !choice.verdicts.back().reasons.empty()) continue;
     choice.candidate = first_fit(family, problem, arch);

@@ -11,12 +11,15 @@ namespace {
 
 using kernel::Family;
 using kernel::KernelSpec;
+using kernel::Operation;
 
-std::string_view template_of(Family family) {
-  switch (family) {
-    case Family::cpu: return "attune/cpu/forward_cpu.h";
+std::string_view template_of(const KernelSpec& spec) {
+  switch (spec.family) {
+    case Family::cpu:
+      return spec.operation == Operation::merge ? "attune/cpu/merge_cpu.h" : "attune/cpu/forward_cpu.h";
     case Family::simt: return "attune/cuda/forward_simt.cuh";
     case Family::mma: return "attune/cuda/forward_mma.cuh";
+    case Family::merge: return "attune/cuda/merge.cuh";
   }
   return "";
 }
@@ -24,7 +27,7 @@ std::string_view template_of(Family family) {
 std::string print_spec(const KernelSpec& spec) {
   std::string text = "inline constexpr k::KernelSpec kSpec{\n";
   kernel::for_each_field(spec, [&](std::string_view name, const auto& value) {
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
+    if constexpr (NamedEnum<std::remove_cvref_t<decltype(value)>>) {
       text += fmt::format("    .{} = k::{}::{},\n", name, type_name_of(value), name_of(value));
     } else {
       text += fmt::format("    .{} = {},\n", name, value);
@@ -33,22 +36,25 @@ std::string print_spec(const KernelSpec& spec) {
   return text + "};\n";
 }
 
-std::string print_entry(Family family) {
-  if (family == Family::cpu) {
+/// A kernel is told its parameters and which slot of the operation's work it does (blocks.h).
+std::string print_entry(const KernelSpec& spec) {
+  const bool merge = spec.operation == Operation::merge;
+  const std::string_view params = merge ? "MergeParams" : "ForwardParams";
+  if (spec.family == Family::cpu) {
+    const std::string_view function = merge ? "merge_cpu" : "forward_cpu";
     return fmt::format(
-        "extern \"C\" void {}(const k::ForwardParams* params, int batch, int head, int m_tile, void* "
-        "scratch) {{\n"
-        "  k::forward_cpu<kSpec>(*params, batch, head, m_tile, scratch);\n"
+        "extern \"C\" void {}(const k::{}* params, long long slot, void* scratch) {{\n"
+        "  k::{}<kSpec>(*params, slot, scratch);\n"
         "}}\n\n"
-        "extern \"C\" int {}() {{ return k::forward_cpu_scratch_bytes<kSpec>(); }}\n",
-        kEntryName, kScratchName);
+        "extern \"C\" int {}() {{ return k::{}_scratch_bytes<kSpec>(); }}\n",
+        kEntryName, params, function, kScratchName, function);
   }
+  const std::string function = merge ? "merge" : fmt::format("forward_{}", name_of(spec.family));
   return fmt::format(
-      "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32) {}(const k::ForwardParams params) "
-      "{{\n"
-      "  k::forward_{}<kSpec>(params);\n"
+      "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32) {}(const k::{} params) {{\n"
+      "  k::{}<kSpec>(params);\n"
       "}}\n",
-      kEntryName, name_of(family));
+      kEntryName, params, function);
 }
 
 }  // namespace
@@ -59,18 +65,14 @@ std::string emit(const KernelSpec& spec, const Arch& arch) {
       "#include \"{}\"\n\n"
       "namespace k = attune::kernel;\n\n"
       "{}\n{}",
-      arch.target, template_of(spec.family), print_spec(spec), print_entry(spec.family));
+      arch.target, template_of(spec), print_spec(spec), print_entry(spec));
 }
 
 std::string describe(const KernelSpec& spec) {
   std::string text;
   kernel::for_each_field(spec, [&](std::string_view name, const auto& value) {
     if (!text.empty()) text += ' ';
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
-      text += fmt::format("{}={}", name, name_of(value));
-    } else {
-      text += fmt::format("{}={}", name, value);
-    }
+    text += fmt::format("{}={}", name, text_of(value));
   });
   return text;
 }

@@ -1,33 +1,107 @@
-// The text of every enumerator, both ways; printer, key, parser, explain and JSON share it.
+// The text of every enumerator and field, both ways; printer, key, parser, explain and JSON share it.
 #pragma once
 
 #include "attune/spec.h"
+#include "codegen/arch.h"
 #include "codegen/problem.h"
 
-#include <optional>
+#include <array>
+#include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace attune::codegen {
 
-std::string_view name_of(kernel::Operation value);
-std::string_view name_of(kernel::Family value);
-std::string_view name_of(kernel::DType value);
-std::string_view name_of(kernel::Edge value);
-std::string_view name_of(kernel::Lse value);
-std::string_view name_of(Force value);
+/// An enumeration whose values count from 0: its C++ type name, and the texts of its values in order.
+template <typename Enum>
+struct EnumNames;
+
+template <>
+struct EnumNames<kernel::Operation> {
+  static constexpr std::string_view type = "Operation";
+  static constexpr std::array<std::string_view, 2> values{"forward", "merge"};
+};
+template <>
+struct EnumNames<kernel::Family> {
+  static constexpr std::string_view type = "Family";
+  static constexpr std::array<std::string_view, 4> values{"cpu", "simt", "mma", "merge"};
+};
+template <>
+struct EnumNames<kernel::DType> {
+  static constexpr std::string_view type = "DType";
+  static constexpr std::array<std::string_view, 3> values{"f32", "f16", "bf16"};
+};
+template <>
+struct EnumNames<kernel::Edge> {
+  static constexpr std::string_view type = "Edge";
+  static constexpr std::array<std::string_view, 2> values{"open", "bounded"};
+};
+template <>
+struct EnumNames<kernel::Blocks> {
+  static constexpr std::string_view type = "Blocks";
+  static constexpr std::array<std::string_view, 2> values{"dense", "varlen"};
+};
+template <>
+struct EnumNames<kernel::Keys> {
+  static constexpr std::string_view type = "Keys";
+  static constexpr std::array<std::string_view, 2> values{"contiguous", "paged"};
+};
+template <>
+struct EnumNames<kernel::Bias> {
+  static constexpr std::string_view type = "Bias";
+  static constexpr std::array<std::string_view, 5> values{"none", "f32", "f16", "bf16", "boolean"};
+};
+template <>
+struct EnumNames<kernel::Dropout> {
+  static constexpr std::string_view type = "Dropout";
+  static constexpr std::array<std::string_view, 2> values{"off", "on"};
+};
+template <>
+struct EnumNames<kernel::Lse> {
+  static constexpr std::string_view type = "Lse";
+  static constexpr std::array<std::string_view, 2> values{"skip", "write"};
+};
+
+template <typename Enum>
+concept NamedEnum = requires {
+  EnumNames<Enum>::type;
+};
+
+template <NamedEnum Enum>
+constexpr std::string_view name_of(Enum value) {
+  const auto index = static_cast<std::size_t>(value);
+  return index < EnumNames<Enum>::values.size() ? EnumNames<Enum>::values[index] : "?";
+}
 
 /// The C++ spelling of the enumeration's type, for the printed source.
-std::string_view type_name_of(kernel::Operation);
-std::string_view type_name_of(kernel::Family);
-std::string_view type_name_of(kernel::DType);
-std::string_view type_name_of(kernel::Edge);
-std::string_view type_name_of(kernel::Lse);
+template <NamedEnum Enum>
+constexpr std::string_view type_name_of(Enum) {
+  return EnumNames<Enum>::type;
+}
 
-bool from_name(std::string_view text, kernel::Operation& value);
-bool from_name(std::string_view text, kernel::Family& value);
-bool from_name(std::string_view text, kernel::DType& value);
-bool from_name(std::string_view text, kernel::Edge& value);
-bool from_name(std::string_view text, kernel::Lse& value);
-bool from_name(std::string_view text, Force& value);
+// ---- The text of a field of a spec or a problem: an enumerator's name, a number, or a set "mma|simt" ----
+
+template <NamedEnum Enum>
+std::string text_of(Enum value) {
+  return std::string(name_of(value));
+}
+inline std::string text_of(int value) {
+  return std::to_string(value);
+}
+std::string text_of(Families families);
+
+/// The inverse; false when the text is no value of the field's type.
+bool parse_text(std::string_view text, int& value);
+bool parse_text(std::string_view text, Families& families);
+template <NamedEnum Enum>
+bool parse_text(std::string_view text, Enum& value) {
+  const auto& values = EnumNames<Enum>::values;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (values[i] != text) continue;
+    value = static_cast<Enum>(i);
+    return true;
+  }
+  return false;
+}
 
 }  // namespace attune::codegen

@@ -4,8 +4,6 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,25 +13,9 @@ namespace {
 /// Every field's name and text, in order.
 std::vector<std::pair<std::string_view, std::string>> fields_of(const Problem& problem) {
   std::vector<std::pair<std::string_view, std::string>> fields;
-  for_each_problem_field(problem, [&](std::string_view name, const auto& value) {
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
-      fields.emplace_back(name, name_of(value));
-    } else {
-      fields.emplace_back(name, std::to_string(value));
-    }
-  });
+  for_each_problem_field(
+      problem, [&](std::string_view name, const auto& value) { fields.emplace_back(name, text_of(value)); });
   return fields;
-}
-
-/// Parses one value into a field; false when the text is no value of the field's type.
-template <typename Field>
-bool parse_value(std::string_view text, Field& field) {
-  if constexpr (std::is_enum_v<Field>) {
-    return from_name(text, field);
-  } else {
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), field);
-    return error == std::errc() && end == text.data() + text.size();
-  }
 }
 
 Result<void> set_field(Problem& problem, std::string_view name, std::string_view value) {
@@ -42,7 +24,7 @@ Result<void> set_field(Problem& problem, std::string_view name, std::string_view
   for_each_problem_field(problem, [&](std::string_view field_name, auto& field) {
     if (field_name != name) return;
     known = true;
-    good = parse_value(value, field);
+    good = parse_text(value, field);
   });
   if (!known) return invalid_argument(fmt::format("problem: unknown field '{}'", name));
   if (!good) return invalid_argument(fmt::format("problem: '{}' is no value of {}", value, name));
@@ -54,11 +36,12 @@ Result<void> set_field(Problem& problem, std::string_view name, std::string_view
 std::string to_string(const Problem& problem) {
   Problem defaults;
   defaults.head_dim_v = problem.head_dim;
+  defaults.output_dtype = problem.dtype;
   const auto default_fields = fields_of(defaults);
   std::string text;
   for (std::size_t i = 0; const auto& [name, value] : fields_of(problem)) {
     const bool at_default = value == default_fields[i++].second;
-    if (at_default && name != "dtype" && name != "head_dim") continue;
+    if (at_default && name != "dtype" && (name != "head_dim" || problem.head_dim == 0)) continue;
     text += fmt::format("{}{}={}", text.empty() ? "" : " ", name, value);
   }
   return text;
@@ -66,7 +49,7 @@ std::string to_string(const Problem& problem) {
 
 Result<Problem> parse_problem(std::string_view text) {
   Problem problem;
-  bool any = false;
+  bool has_output_dtype = false;
   while (!text.empty()) {
     const std::size_t begin = text.find_first_not_of(" \t\r\n");
     if (begin == std::string_view::npos) break;
@@ -77,10 +60,16 @@ Result<Problem> parse_problem(std::string_view text) {
     if (equals == std::string_view::npos) {
       return invalid_argument(fmt::format("problem: '{}' is not name=value", word));
     }
-    ATTUNE_TRY(set_field(problem, word.substr(0, equals), word.substr(equals + 1)));
-    any = true;
+    const std::string_view name = word.substr(0, equals);
+    ATTUNE_TRY(set_field(problem, name, word.substr(equals + 1)));
+    has_output_dtype = has_output_dtype || name == "output_dtype";
   }
-  if (!any || problem.head_dim == 0) return invalid_argument("problem: head_dim=N is missing");
+  if (!has_output_dtype) problem.output_dtype = problem.dtype;
+  if (problem.operation == kernel::Operation::merge) {
+    if (problem.head_dim_v == 0) return invalid_argument("problem: head_dim_v=N is missing");
+    return problem;
+  }
+  if (problem.head_dim == 0) return invalid_argument("problem: head_dim=N is missing");
   if (problem.head_dim_v == 0) problem.head_dim_v = problem.head_dim;
   return problem;
 }

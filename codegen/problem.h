@@ -12,44 +12,63 @@
 
 namespace attune::codegen {
 
-/// Which kernel family must run; automatic lets the registry choose.
-enum class Force : int { automatic = -1, cpu = 0, simt = 1, mma = 2 };
+/// A set of kernel families: bit 1 << Family. Which may run.
+enum class Families : int { any = -1 };
+
+constexpr Families only(kernel::Family family) {
+  return static_cast<Families>(1 << static_cast<int>(family));
+}
+constexpr Families operator|(Families a, Families b) {
+  return static_cast<Families>(static_cast<int>(a) | static_cast<int>(b));
+}
+constexpr bool contains(Families families, kernel::Family family) {
+  return (static_cast<int>(families) >> static_cast<int>(family) & 1) != 0;
+}
 
 struct Problem {
   kernel::Operation operation = kernel::Operation::forward;
   kernel::DType dtype = kernel::DType::f32;
-  int head_dim = 0;
+  kernel::DType output_dtype = kernel::DType::f32;
+  int head_dim = 0;  // 0 for merge
   int head_dim_v = 0;
   kernel::Edge window_left = kernel::Edge::open;
   kernel::Edge window_right = kernel::Edge::open;
+  kernel::Blocks blocks = kernel::Blocks::dense;
+  kernel::Keys keys = kernel::Keys::contiguous;
+  kernel::Bias bias = kernel::Bias::none;
+  kernel::Dropout dropout = kernel::Dropout::off;
   kernel::Lse lse = kernel::Lse::skip;
   int align_bytes = 16;  // what every row of query, key, value and output is aligned for: 16, 8, 4 or 2
-  Force force = Force::automatic;
+  Families families = Families::any;
 
   bool operator==(const Problem&) const = default;
 };
-static_assert(sizeof(Problem) == 9 * sizeof(int),
+static_assert(sizeof(Problem) == 14 * sizeof(int),
               "Problem is hashed as bytes: no padding, and update for_each_field");
 
 template <typename P, typename Visit>
 constexpr void for_each_problem_field(P& problem, Visit&& visit) {
   visit("operation", problem.operation);
   visit("dtype", problem.dtype);
+  visit("output_dtype", problem.output_dtype);
   visit("head_dim", problem.head_dim);
   visit("head_dim_v", problem.head_dim_v);
   visit("window_left", problem.window_left);
   visit("window_right", problem.window_right);
+  visit("blocks", problem.blocks);
+  visit("keys", problem.keys);
+  visit("bias", problem.bias);
+  visit("dropout", problem.dropout);
   visit("lse", problem.lse);
   visit("align_bytes", problem.align_bytes);
-  visit("force", problem.force);
+  visit("families", problem.families);
 }
 
-/// "dtype=f16 head_dim=64 head_dim_v=64 window_right=bounded lse=write": fields at their default are left
-/// out. The line format of `attune precompile` lists.
+/// "dtype=f16 head_dim=64 window_right=bounded lse=write": fields at their default are left out, where
+/// head_dim_v defaults to head_dim and output_dtype to dtype. The line format of `attune precompile` lists.
 std::string to_string(const Problem& problem);
 
-/// Parses what to_string prints. head_dim_v defaults to head_dim. Fails with invalid_argument naming the
-/// word.
+/// Parses what to_string prints. Fails with invalid_argument naming the word.
 Result<Problem> parse_problem(std::string_view text);
 
 }  // namespace attune::codegen

@@ -23,13 +23,15 @@ struct Image {
                               // phase, log
 };
 
-/// A loaded kernel. Thread-safe; lives as long as its backend.
+/// A loaded kernel of the operation that its spec names. Thread-safe; lives as long as its backend.
 class Kernel {
  public:
   virtual ~Kernel() = default;
   /// Launches on the caller's stream (CUDA; null is the default stream) or runs to completion (CPU). No
-  /// checks: the engine has made them. Never called with an empty output.
+  /// checks: the engine has made them. Never called with an empty output, nor with another operation's
+  /// parameters.
   virtual Result<void> forward(const kernel::ForwardParams& params, void* stream) = 0;
+  virtual Result<void> merge(const kernel::MergeParams& params, void* stream) = 0;
 };
 
 class Backend {

@@ -51,6 +51,14 @@ struct Call {
   void* stream = nullptr;
 };
 
+/// One merge of chunks, likewise.
+struct MergeCall {
+  codegen::Problem problem;
+  kernel::MergeParams params;
+  Device device;
+  void* stream = nullptr;
+};
+
 /// Where a kernel's image came from.
 enum class Source { disk, compiler };
 
@@ -76,6 +84,7 @@ class Engine {
 
   /// Runs. On a hit: one table look-up and one launch; no string, lock, allocation or environment read.
   Result<void> run(const Call& call);
+  Result<void> run(const MergeCall& call);
   /// Compiles and loads without launching. Refused, as run() is on a miss, while `stream` captures a graph.
   Result<void> prepare(const codegen::Problem& problem, Device device, void* stream = nullptr);
   /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune

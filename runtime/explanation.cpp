@@ -13,7 +13,7 @@ using nlohmann::json;
 json spec_json(const kernel::KernelSpec& spec) {
   json object = json::object();
   kernel::for_each_field(spec, [&](const char* name, const auto& value) {
-    if constexpr (std::is_enum_v<std::remove_cvref_t<decltype(value)>>) {
+    if constexpr (codegen::NamedEnum<std::remove_cvref_t<decltype(value)>>) {
       object[name] = codegen::name_of(value);
     } else {
       object[name] = value;

@@ -3,144 +3,75 @@
 //   attune::Attention result = attune::memory_efficient_attention_forward_requires_grad(
 //       query, key, value, attune::LowerTriangularMask{});
 //
-// Tensors are views of the caller's memory, [B, M, H, K] (batch, length, heads, head dim) or [B, M, K] (one
-// head), float32, float16 or bfloat16, with any strides whose last is 1. CPU tensors run on the CPU, CUDA
-// tensors on their GPU, in the caller's stream and context. Every function throws attune::Error; its kind
-// says whose fault it was. All functions are thread-safe.
+// Tensors are views of the caller's memory, [B, M, H, K] (batch, length, heads, head dim), [B, M, K] (one
+// head) or [B, M, G, H, K] (groups of heads), float32, float16 or bfloat16, with any strides whose last is 1.
+// CPU tensors run on the CPU, CUDA tensors on their GPU, in the caller's stream and context. Every function
+// throws attune::Error; its kind says whose fault it was. All functions are thread-safe.
 #pragma once
 
+#include "attune/attn_bias.h"
 #include "attune/error.h"
+#include "attune/tensor.h"
 #include "attune/version.h"
 
-#include <array>
-#include <cstddef>
+#include <atomic>
 #include <cstdint>
-#include <memory>
 #include <optional>
+#include <span>
 #include <string>
-#include <type_traits>
-#include <variant>
 #include <vector>
 
-#define ATTUNE_EXPORT __attribute__((visibility("default")))
-
 namespace attune {
-
-enum class DType { f32, f16, bf16 };
-enum class DeviceType { cpu, cuda };
-
-struct Device {
-  DeviceType type = DeviceType::cpu;
-  int index = 0;
-  bool operator==(const Device&) const = default;
-};
-
-inline constexpr int kMaxRank = 5;
-
-/// A non-owning view. Shape and strides in elements; only the first `rank` entries count.
-template <typename Pointer>
-struct BasicTensorView {
-  Pointer data = nullptr;
-  DType dtype = DType::f32;
-  Device device;
-  int rank = 0;
-  std::array<std::int64_t, kMaxRank> shape{};
-  std::array<std::int64_t, kMaxRank> strides{};
-
-  BasicTensorView() = default;
-  /// A contiguous (row-major) view of `sizes`.
-  BasicTensorView(Pointer pointer, DType type, std::initializer_list<std::int64_t> sizes, Device where = {})
-      : data(pointer), dtype(type), device(where), rank(static_cast<int>(sizes.size())) {
-    int axis = 0;
-    for (std::int64_t size : sizes) {
-      if (axis < kMaxRank) shape[axis++] = size;
-    }
-    std::int64_t stride = 1;
-    for (axis = (rank < kMaxRank ? rank : kMaxRank) - 1; axis >= 0; --axis) {
-      strides[axis] = stride;
-      if (__builtin_mul_overflow(stride, shape[axis] > 1 ? shape[axis] : 1, &stride)) stride = 0;
-    }
-  }
-  /// A writable view is a readable one.
-  template <typename Other, typename = std::enable_if_t<std::is_convertible_v<Other, Pointer> &&
-                                                        !std::is_same_v<Other, Pointer>>>
-  BasicTensorView(const BasicTensorView<Other>& other)  // NOLINT: implicit
-      : data(other.data),
-        dtype(other.dtype),
-        device(other.device),
-        rank(other.rank),
-        shape(other.shape),
-        strides(other.strides) {}
-};
-using TensorView = BasicTensorView<const void*>;
-using MutableTensorView = BasicTensorView<void*>;
-
-/// Memory that Attune allocated, contiguous; freed by the destructor (for CUDA in order with the default
-/// stream).
-class ATTUNE_EXPORT Tensor {
- public:
-  Tensor();
-  Tensor(DType dtype, Device device, const std::vector<std::int64_t>& shape, void* stream = nullptr);
-  Tensor(Tensor&&) noexcept;
-  Tensor& operator=(Tensor&&) noexcept;
-  ~Tensor();
-
-  MutableTensorView view() const { return view_; }
-  void* data() const { return view_.data; }
-
- private:
-  MutableTensorView view_;
-};
-
-// ---- Biases. Query i sees key j iff the predicate holds; len_q and len_k are the two lengths. ----
-
-/// j <= i + (len_k - len_q) and j > i + (len_k - len_q) - window_size. window_size >= 1 counts the diagonal
-/// itself.
-struct LowerTriangularFromBottomRightLocalAttentionMask {
-  std::int64_t window_size = 1;
-};
-
-/// j <= i: causal, anchored at the first query and the first key.
-struct LowerTriangularMask {};
-
-/// j <= i + (len_k - len_q): causal, anchored at the last query and the last key.
-struct LowerTriangularFromBottomRightMask {
-  LowerTriangularFromBottomRightLocalAttentionMask make_local_attention(std::int64_t window_size) const {
-    return {window_size};
-  }
-};
-
-/// i + s - window_left <= j <= i + s + window_right with s = len_k - len_q; both reaches >= 0.
-struct LocalAttentionFromBottomRightMask {
-  std::int64_t window_left = 0;
-  std::int64_t window_right = 0;
-};
-
-using AttentionBias =
-    std::variant<std::monostate, LowerTriangularMask, LowerTriangularFromBottomRightMask,
-                 LowerTriangularFromBottomRightLocalAttentionMask, LocalAttentionFromBottomRightMask>;
 
 // ---- Attention ----
 
 /// Kernel families, to force one (the default picks and `attune explain` says why).
 enum class Family { automatic, cpu, simt, mma };
 
+/// Where a dropout's random numbers come from: a seed, and how many calls have drawn from it.
+struct ATTUNE_EXPORT DropoutState {
+  std::uint64_t seed = 0;
+  std::uint64_t offset = 0;
+};
+
+/// Hands out states: one per call that drops, so that calls differ and a seed reproduces all of them.
+/// Thread-safe.
+class Generator {
+ public:
+  explicit Generator(std::uint64_t seed = 0) : seed_(seed) {}
+  void manual_seed(std::uint64_t seed) {
+    seed_ = seed;
+    offset_ = 0;
+  }
+  DropoutState next() { return {seed_, offset_++}; }
+
+ private:
+  std::atomic<std::uint64_t> seed_;
+  std::atomic<std::uint64_t> offset_{0};
+};
+
 struct AttentionOptions {
   std::optional<double> scale;  ///< Factor of query * key; default head_dim ** -0.5. Must be finite.
   void* stream = nullptr;       ///< CUstream of CUDA tensors; null is the default stream. Ignored on the CPU.
-  Family family = Family::automatic;
+  /// The families that may run; empty: any. The order does not matter, the registry's preference does.
+  std::vector<Family> families;
+  double p = 0;          ///< Dropout probability in [0, 1], rounded to a multiple of 2^-16.
+  DropoutState dropout;  ///< Which pairs are dropped; the same state drops the same pairs on every device.
+  std::optional<DType> output_dtype;  ///< Of results that Attune allocates; default as each function says.
 };
 
 struct Attention {
-  Tensor output;  ///< [B, Mq, H, Kv], the inputs' dtype
-  Tensor lse;  ///< [B, H, Mq] float32: ln of the sum of exp(scale * q.k) over visible keys; -inf where there
-               ///< is none
+  Tensor output;  ///< [B, Mq, H, Kv] or [B, Mq, G, H, Kv]
+  Tensor lse;  ///< [B, H, Mq] or [B, G, H, Mq] float32: ln of the sum of exp(score) over visible keys; -inf
+               ///< where there is none. Packed with sequences: [1, H, all query rows].
 };
 
 /// softmax(scale * query key^T + bias) value, as in Rabe and Staats, "Self-attention Does Not Need O(n^2)
-/// Memory". query [B, Mq, H, K], key [B, Mkv, H, K], value [B, Mkv, H, Kv], output [B, Mq, H, Kv]; lse, if
-/// given, [B, H, Mq] contiguous float32. A query that sees no key gets output 0 and lse -inf. `output` must
-/// not overlap the inputs. CUDA work is only enqueued: the call does not wait for the GPU.
+/// Memory". query [B, Mq, H, K], key [B, Mkv, H, K], value [B, Mkv, H, Kv], output [B, Mq, H, Kv] of any of
+/// the three types; lse, if given, [B, H, Mq] contiguous float32. Key and value may have fewer heads, as long
+/// as their number divides H: query head h then uses key head h / (H / Hkv). In 5-D [B, M, G, H, K], an
+/// extent of 1 of key and value broadcasts over G or H. A query that sees no key gets output 0 and lse -inf.
+/// `output` must not overlap the inputs. CUDA work is only enqueued: the call does not wait for the GPU.
 ATTUNE_EXPORT void memory_efficient_attention_forward(const TensorView& query, const TensorView& key,
                                                       const TensorView& value,
                                                       const MutableTensorView& output,
@@ -148,7 +79,7 @@ ATTUNE_EXPORT void memory_efficient_attention_forward(const TensorView& query, c
                                                       const AttentionBias& bias = {},
                                                       const AttentionOptions& options = {});
 
-/// The same into memory that Attune allocates.
+/// The same into memory that Attune allocates; output_dtype defaults to the query's.
 ATTUNE_EXPORT Tensor memory_efficient_attention(const TensorView& query, const TensorView& key,
                                                 const TensorView& value, const AttentionBias& bias = {},
                                                 const AttentionOptions& options = {});
@@ -158,12 +89,41 @@ ATTUNE_EXPORT Attention memory_efficient_attention_forward_requires_grad(
     const TensorView& query, const TensorView& key, const TensorView& value, const AttentionBias& bias = {},
     const AttentionOptions& options = {});
 
+/// Attention over some of the keys, to be merged with others'; output_dtype defaults to float32, and p must
+/// be 0.
+ATTUNE_EXPORT Attention memory_efficient_attention_partial(const TensorView& query, const TensorView& key,
+                                                           const TensorView& value,
+                                                           const AttentionBias& bias = {},
+                                                           const AttentionOptions& options = {});
+
+/// Combines attention over disjoint sets of keys: out = sum_i out_i exp(lse_i) / sum_i exp(lse_i), lse = ln
+/// sum_i exp(lse_i) (Juravsky et al., "Hydragen", arXiv 2402.05099). attn: [B, M, H, Kv] or [B, M, G, H, Kv]
+/// each, of one type; lse: float32 [B, H, >= M] or [B, G, H, >= M] each; any strides, the last of attn 1. A
+/// chunk whose lse is -inf counts for nothing, whatever its values. output_dtype defaults to attn's; without
+/// write_lse the result's lse is empty. Of options, stream and output_dtype count.
+ATTUNE_EXPORT Attention merge_attentions(std::span<const TensorView> attn, std::span<const TensorView> lse,
+                                         bool write_lse = true, const AttentionOptions& options = {});
+/// Stacked: [chunks, B, M, H, Kv] and [chunks, B, H, M], or with G.
+ATTUNE_EXPORT Attention merge_attentions(const TensorView& attn, const TensorView& lse, bool write_lse = true,
+                                         const AttentionOptions& options = {});
+/// Into the caller's memory; lse_out may be null.
+ATTUNE_EXPORT void merge_attentions(std::span<const TensorView> attn, std::span<const TensorView> lse,
+                                    const MutableTensorView& output, const MutableTensorView* lse_out,
+                                    const AttentionOptions& options = {});
+
 /// Compiles and loads the kernel that the same call would use, without touching the tensors' data.
 ATTUNE_EXPORT void prepare(const TensorView& query, const TensorView& key, const TensorView& value,
                            bool with_lse, const AttentionBias& bias = {},
                            const AttentionOptions& options = {});
 
 // ---- Introspection ----
+
+/// Why the family cannot run the call, the most useful reason first; empty when it can. A call that no family
+/// could run because its arguments make no sense gives that reason for every family.
+ATTUNE_EXPORT std::vector<std::string> not_supported_reasons(Family family, const TensorView& query,
+                                                             const TensorView& key, const TensorView& value,
+                                                             const AttentionBias& bias = {},
+                                                             const AttentionOptions& options = {});
 
 /// Which kernel the call would run and why, as a JSON object: family, candidate, spec, key, device, reasons
 /// against the other families, and whether it is loaded, cached or has to be compiled.

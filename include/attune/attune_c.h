@@ -23,7 +23,13 @@ typedef enum attune_status {
   ATTUNE_INTERNAL = 4          /* a defect of Attune */
 } attune_status;
 
-typedef enum attune_dtype { ATTUNE_F32 = 0, ATTUNE_F16 = 1, ATTUNE_BF16 = 2 } attune_dtype;
+typedef enum attune_dtype {
+  ATTUNE_F32 = 0,
+  ATTUNE_F16 = 1,
+  ATTUNE_BF16 = 2,
+  ATTUNE_BOOLEAN = 3, /* one byte: bias tensors */
+  ATTUNE_I32 = 4      /* tables of a bias */
+} attune_dtype;
 typedef enum attune_device_type { ATTUNE_CPU = 0, ATTUNE_CUDA = 1 } attune_device_type;
 typedef enum attune_family {
   ATTUNE_AUTOMATIC = 0,
@@ -32,15 +38,9 @@ typedef enum attune_family {
   ATTUNE_FAMILY_MMA = 3
 } attune_family;
 
-typedef enum attune_bias_kind {
-  ATTUNE_BIAS_NONE = 0,
-  ATTUNE_BIAS_LOWER_TRIANGULAR = 1,
-  ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT = 2,
-  ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT_LOCAL = 3, /* window_size */
-  ATTUNE_BIAS_LOCAL_FROM_BOTTOM_RIGHT = 4                   /* window_left, window_right */
-} attune_bias_kind;
+typedef enum attune_anchor { ATTUNE_TOP_LEFT = 0, ATTUNE_BOTTOM_RIGHT = 1 } attune_anchor;
 
-#define ATTUNE_MAX_RANK 5
+#define ATTUNE_MAX_RANK 6
 
 /* A view of the caller's memory; shape and strides in elements. */
 typedef struct attune_tensor {
@@ -53,24 +53,42 @@ typedef struct attune_tensor {
   int64_t strides[ATTUNE_MAX_RANK];
 } attune_tensor;
 
+/* What every bias class of the documentation reduces to; docs/semantics.md has the table. Query i of a block
+ * sees key j of it iff i + s - window_left <= j <= i + s + window_right, where s is 0 (top left) or the
+ * block's keys less its queries (bottom right); a negative reach is no bound.
+ *
+ * With q_starts, the queries and keys of `sequences` blocks are packed on the sequence axis (batch 1). Tables
+ * are contiguous i32 tensors on the inputs' device; for CUDA inputs nothing is read back and nothing waits. A
+ * table that is on the CPU instead is checked, and copied (which waits) when the inputs are on a GPU. */
 typedef struct attune_bias {
   size_t struct_size;
-  int32_t kind; /* attune_bias_kind */
-  int64_t window_size;
+  int32_t anchor; /* attune_anchor */
   int64_t window_left;
   int64_t window_right;
+  const attune_tensor* tensor;   /* null, or dense: f32, f16, bf16 is added, boolean true is visible */
+  int64_t sequences;             /* 0: one block per batch entry */
+  const attune_tensor* q_starts; /* [sequences + 1] */
+  const attune_tensor* k_starts; /* [sequences + 1], or at least [sequences] with k_lens */
+  const attune_tensor* k_lens;   /* null: k_starts[b + 1] - k_starts[b]; else [sequences] */
+  const attune_tensor*
+      block_tables; /* null, or paged: [sequences, pages of a row]; k_starts are then logical */
+  int64_t page_size;
+  const char* name; /* for messages; may be null */
 } attune_bias;
 #define ATTUNE_BIAS_INIT \
-  { sizeof(attune_bias), ATTUNE_BIAS_NONE, 0, 0, 0 }
+  { sizeof(attune_bias), ATTUNE_TOP_LEFT, -1, -1, NULL, 0, NULL, NULL, NULL, NULL, 0, NULL }
 
 typedef struct attune_options {
   size_t struct_size;
   const double* scale; /* null: head_dim ** -0.5 */
   void* stream;        /* CUstream; null: the default stream */
-  int32_t family;      /* attune_family */
+  uint32_t families;   /* bits 1 << attune_family of those that may run; 0: any */
+  double p;            /* dropout probability, rounded to a multiple of 2^-16 */
+  uint64_t seed;       /* which pairs are dropped: a function of seed, offset, block, head, query and key */
+  uint64_t offset;
 } attune_options;
 #define ATTUNE_OPTIONS_INIT \
-  { sizeof(attune_options), NULL, NULL, ATTUNE_AUTOMATIC }
+  { sizeof(attune_options), NULL, NULL, 0, 0.0, 0, 0 }
 
 typedef struct attune_counters {
   size_t struct_size;
@@ -82,7 +100,8 @@ ATTUNE_EXPORT const char* attune_status_name(attune_status status);
 /* Never null; valid until the thread's next call. */
 ATTUNE_EXPORT const char* attune_last_error(void);
 
-/* bias, options and lse may be null. lse is [B, H, Mq] float32, contiguous. */
+/* bias, options and lse may be null. lse is [B, H, Mq] or [B, G, H, Mq] float32, contiguous. The output's
+ * dtype may be any of the three floating ones. */
 ATTUNE_EXPORT attune_status attune_memory_efficient_attention_forward(
     const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
     const attune_tensor* output, const attune_tensor* lse, const attune_bias* bias,
@@ -91,6 +110,18 @@ ATTUNE_EXPORT attune_status attune_memory_efficient_attention_forward(
 ATTUNE_EXPORT attune_status attune_prepare(const attune_tensor* query, const attune_tensor* key,
                                            const attune_tensor* value, int with_lse, const attune_bias* bias,
                                            const attune_options* options);
+
+/* `chunks` tensors each; lse_out and options may be null. See merge_attentions in attune.h. */
+ATTUNE_EXPORT attune_status attune_merge_attentions(const attune_tensor* attn, const attune_tensor* lse,
+                                                    size_t chunks, const attune_tensor* output,
+                                                    const attune_tensor* lse_out,
+                                                    const attune_options* options);
+
+/* *json is a JSON array of texts, empty when the family can run the call; release it with attune_free. */
+ATTUNE_EXPORT attune_status attune_not_supported_reasons(attune_family family, const attune_tensor* query,
+                                                         const attune_tensor* key, const attune_tensor* value,
+                                                         const attune_bias* bias,
+                                                         const attune_options* options, char** json);
 
 /* *json is a NUL-terminated JSON object; release it with attune_free. */
 ATTUNE_EXPORT attune_status attune_explain(const attune_tensor* query, const attune_tensor* key,

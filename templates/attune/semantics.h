@@ -1,19 +1,33 @@
-// What attention means: which keys a query sees. Written once; the reference, the CPU kernels and the GPU
-// kernels all include this file, and nobody else spells a mask.
+// What attention means: which keys a query sees, and what a bias does to a score. Written once; the
+// reference, the CPU kernels and the GPU kernels all include this file, and nobody else spells a mask.
 //
 // A mask has two spellings, and both stand here: visible() per element, and the ranges of keys that a tile of
 // queries visits (visited_keys) or sees without any masking (unmasked_keys). tests/unit/semantics_test.cpp
 // checks one against the other over every small geometry, and both against pictures and upstream's masks.
+//
+// Queries i and keys j count from the beginning of their block (blocks.h): a batch entry or a sequence.
 #pragma once
 
 #include "attune/hd.h"
+#include "attune/num.h"
 #include "attune/spec.h"
 
 namespace attune::kernel {
 
-/// Longest sequence: i + window.lower and i + window.upper then always fit an i32, also for the rows of a
-/// tile that hangs over the end.
+/// Longest sequence and widest reach: i + window.lower and i + window.upper then always fit an i32, also for
+/// the rows of a tile that hangs over the end.
 inline constexpr i32 kMaxLength = 1 << 29;
+
+/// Where a window is anchored: query 0 stands at key 0, or the last query stands at the last key.
+enum class Anchor : i32 { top_left, bottom_right };
+
+/// How many keys a query sees to the left and to the right of its own position. A side whose edge is open
+/// (spec.h) is not looked at.
+struct Reach {
+  Anchor anchor = Anchor::top_left;
+  i32 left = 0;
+  i32 right = 0;
+};
 
 /// Key j is visible to query i iff i + lower <= j <= i + upper (and 0 <= j < len_k).
 struct Window {
@@ -21,22 +35,17 @@ struct Window {
   i32 upper = 0;
 };
 
-/// Where a window is anchored: query 0 stands at key 0, or the last query stands at the last key.
-enum class Anchor : i32 { top_left, bottom_right };
-
-/// The window that reaches `left` keys to the left and `right` keys to the right of each query's own
-/// position; a negative reach means without bound. Bounds are clamped to the matrix, so a kernel never
-/// overflows.
-constexpr Window make_window(Anchor anchor, i64 left, i64 right, i32 len_q, i32 len_k) {
-  const i64 shift = anchor == Anchor::bottom_right ? i64{len_k} - len_q : 0;
-  const i64 leftmost = -i64{len_q};  // i + leftmost < 0 for every query
-  const i64 rightmost = len_k;       // i + rightmost >= len_k for every query
-  const auto clamp = [&](i64 x) {
-    return static_cast<i32>(x < leftmost ? leftmost : x > rightmost ? rightmost : x);
+/// Reaches beyond kMaxLength end nowhere else than there; negative ones (no bound) become 0.
+constexpr Reach make_reach(Anchor anchor, i64 left, i64 right) {
+  const auto clamped = [](i64 x) {
+    return static_cast<i32>(x < 0 ? 0 : x < kMaxLength ? x : i64{kMaxLength});
   };
-  const i64 reach = i64{kMaxLength} * 4;
-  return {left < 0 ? clamp(leftmost) : clamp(shift - (left < reach ? left : reach)),
-          right < 0 ? clamp(rightmost) : clamp(shift + (right < reach ? right : reach))};
+  return {anchor, clamped(left), clamped(right)};
+}
+
+ATTUNE_HD constexpr Window window_of(Reach reach, i32 len_q, i32 len_k) {
+  const i32 shift = reach.anchor == Anchor::bottom_right ? len_k - len_q : 0;
+  return {shift - reach.left, shift + reach.right};
 }
 
 /// Is key j visible to query i? The caller guarantees 0 <= j; len_k is checked here.
@@ -83,6 +92,16 @@ ATTUNE_HD constexpr KeyRange unmasked_keys(Window w, i32 len_k, i32 m_begin, i32
   if constexpr (S.window_left == Edge::bounded) keys.begin = max(keys.begin, m_end - 1 + w.lower);
   if constexpr (S.window_right == Edge::bounded) keys.end = min(keys.end, m_begin + 1 + w.upper);
   return keys;
+}
+
+/// A score in base 2 (num.h) with its element of the bias tensor, widened to float: a number is added to the
+/// score in base e, a boolean hides the key where it is 0. Comes before the window's mask, which overrules
+/// whatever the bias holds at a hidden key. F is float or a vector of floats.
+template <Bias B, typename F>
+ATTUNE_HD F with_bias(F score2, F element) {
+  if constexpr (B == Bias::none) return score2;
+  if constexpr (B == Bias::boolean) return element != F(0.0f) ? score2 : F(neg_inf());
+  return score2 + element * F(kLog2e);
 }
 
 }  // namespace attune::kernel

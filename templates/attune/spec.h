@@ -7,23 +7,39 @@
 
 namespace attune::kernel {
 
-enum class Operation : i32 { forward };
-enum class Family : i32 { cpu, simt, mma };
+enum class Operation : i32 { forward, merge };
+enum class Family : i32 { cpu, simt, mma, merge };
 enum class DType : i32 { f32, f16, bf16 };
-enum class Edge : i32 { open, bounded };  // does the window have a bound on this side?
+enum class Edge : i32 { open, bounded };      // does the window have a bound on this side?
+enum class Blocks : i32 { dense, varlen };    // a block per batch entry, or sequences packed on one axis
+enum class Keys : i32 { contiguous, paged };  // a block's keys are neighbours, or behind a table of pages
+enum class Bias : i32 {
+  none,
+  f32,
+  f16,
+  bf16,
+  boolean
+};  // a tensor added to the scores, or one that hides keys
+enum class Dropout : i32 { off, on };
 enum class Lse : i32 { skip, write };
 
 struct KernelSpec {
   Operation operation = Operation::forward;
   Family family = Family::cpu;
-  DType dtype = DType::f32;        // of query, key, value and output; scores and sums are float32
-  i32 head_dim = 0;                // elements of one query or key row
-  i32 head_dim_v = 0;              // elements of one value or output row
-  Edge window_left = Edge::open;   // keys too far to the left are invisible
-  Edge window_right = Edge::open;  // keys too far to the right are invisible (causal)
+  DType dtype = DType::f32;         // of query, key and value, or of what is merged; sums are float32
+  DType output_dtype = DType::f32;  // of the output
+  i32 head_dim = 0;                 // elements of one query or key row; 0 for merge
+  i32 head_dim_v = 0;               // elements of one value or output row
+  Edge window_left = Edge::open;    // keys too far to the left are invisible
+  Edge window_right = Edge::open;   // keys too far to the right are invisible (causal)
+  Blocks blocks = Blocks::dense;
+  Keys keys = Keys::contiguous;  // paged only with varlen
+  Bias bias = Bias::none;
+  Dropout dropout = Dropout::off;
   Lse lse = Lse::skip;
-  i32 block_m = 0;     // queries of one tile
+  i32 block_m = 0;     // queries of one tile; merge: rows of one block
   i32 block_n = 0;     // keys of one tile
+  i32 block_v = 0;     // value columns that one tile computes: head_dim_v, or less where those are too many
   i32 tile_m = 0;      // register tile: query rows (simt), query vectors (cpu), m16 fragments (mma)
   i32 tile_n = 0;      // register tile: key columns or value columns (simt, cpu)
   i32 warps = 0;       // GPU: warps of a block
@@ -33,7 +49,8 @@ struct KernelSpec {
   constexpr bool operator==(const KernelSpec&) const = default;
 };
 
-inline constexpr i32 kKernelSpecFields = 16;
+inline constexpr i32 kKernelSpecFields = 22;
+inline constexpr i32 kMaxHeadDim = 512;
 
 /// Calls visit(name, field) for every field in order. Refuses to compile when a field is forgotten.
 template <typename Spec, typename Visit>
@@ -43,13 +60,19 @@ constexpr void for_each_field(Spec& spec, Visit&& visit) {
   visit("operation", spec.operation);
   visit("family", spec.family);
   visit("dtype", spec.dtype);
+  visit("output_dtype", spec.output_dtype);
   visit("head_dim", spec.head_dim);
   visit("head_dim_v", spec.head_dim_v);
   visit("window_left", spec.window_left);
   visit("window_right", spec.window_right);
+  visit("blocks", spec.blocks);
+  visit("keys", spec.keys);
+  visit("bias", spec.bias);
+  visit("dropout", spec.dropout);
   visit("lse", spec.lse);
   visit("block_m", spec.block_m);
   visit("block_n", spec.block_n);
+  visit("block_v", spec.block_v);
   visit("tile_m", spec.tile_m);
   visit("tile_n", spec.tile_n);
   visit("warps", spec.warps);
@@ -58,8 +81,25 @@ constexpr void for_each_field(Spec& spec, Visit&& visit) {
   visit("lanes", spec.lanes);
 }
 
-constexpr i32 size_of(DType dtype) {
+ATTUNE_HD constexpr i32 size_of(DType dtype) {
   return dtype == DType::f32 ? 4 : 2;
+}
+
+/// Bytes of one element of a bias tensor; 0 of none.
+ATTUNE_HD constexpr i32 size_of(Bias bias) {
+  switch (bias) {
+    case Bias::none: return 0;
+    case Bias::f32: return 4;
+    case Bias::f16:
+    case Bias::bf16: return 2;
+    case Bias::boolean: return 1;
+  }
+  return 0;
+}
+
+/// Tiles that the value columns of one row are cut into: each is computed by a block of its own.
+ATTUNE_HD constexpr i32 value_parts(const KernelSpec& spec) {
+  return ceil_div(spec.head_dim_v, spec.block_v);
 }
 
 }  // namespace attune::kernel

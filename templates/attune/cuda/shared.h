@@ -48,7 +48,13 @@ struct SimtShared {
 
 /// Dynamic shared memory of the kernel of this spec.
 constexpr i32 shared_bytes(const KernelSpec& s) {
-  return s.family == Family::mma ? MmaShared(s).bytes() : SimtShared(s).bytes();
+  switch (s.family) {
+    case Family::mma: return MmaShared(s).bytes();
+    case Family::simt: return SimtShared(s).bytes();
+    case Family::cpu:
+    case Family::merge: return 0;
+  }
+  return 0;
 }
 
 }  // namespace attune::kernel

@@ -1,0 +1,52 @@
+// Merging attention over disjoint sets of keys. With m = max_i lse_i, chunk i weighs w_i = exp(lse_i - m):
+//
+//   output = sum_i w_i output_i / sum_i w_i        lse = m + ln sum_i w_i
+//
+// A chunk whose lse is -inf saw no key: it weighs nothing and its output is not even read, NaN or not.
+#pragma once
+
+#include "attune/hd.h"
+#include "attune/num.h"
+#include "attune/params.h"
+
+namespace attune::kernel {
+
+/// One output row; rows are numbered [batch, len, groups, heads].
+struct MergeRow {
+  i32 batch = 0;
+  i32 query = 0;
+  i32 group = 0;
+  i32 head = 0;
+};
+
+ATTUNE_HD constexpr i64 merge_rows(const MergeParams& p) {
+  return i64{p.batch} * p.len * p.groups * p.heads;
+}
+
+/// Slots of block_m rows.
+constexpr i64 merge_slots(const KernelSpec& spec, const MergeParams& p) {
+  return (merge_rows(p) + spec.block_m - 1) / spec.block_m;
+}
+
+ATTUNE_HD constexpr MergeRow merge_row(const MergeParams& p, i64 number) {
+  MergeRow row;
+  row.head = static_cast<i32>(number % p.heads);
+  number /= p.heads;
+  row.group = static_cast<i32>(number % p.groups);
+  number /= p.groups;
+  row.query = static_cast<i32>(number % p.len);
+  row.batch = static_cast<i32>(number / p.len);
+  return row;
+}
+
+ATTUNE_HD constexpr i64 offset_of(const MergeRow& row, const Strides& strides) {
+  return row.batch * strides.batch + row.query * strides.seq + row.group * strides.group +
+         row.head * strides.head;
+}
+
+/// Where the merged LSE of a row goes.
+ATTUNE_HD constexpr i64 lse_offset(const MergeParams& p, const MergeRow& row) {
+  return ((i64{row.batch} * p.groups + row.group) * p.heads + row.head) * p.len + row.query;
+}
+
+}  // namespace attune::kernel

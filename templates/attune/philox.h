@@ -1,0 +1,90 @@
+// Dropout: which (query, key) pairs are dropped. A pure function of seed, offset, block (batch entry or
+// sequence), head, query and key, so that no layout, tile, kernel or backend can change a bit of it, and a
+// backward pass draws the same.
+//
+// Philox 4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC11) gives 128 bits per
+// call: 16 for each of 8 keys. A call serves the keys of one group of 32 that a thread holds in an mma.m16n8
+// accumulator: columns 2t and 2t + 1 of four neighbouring n8 tiles. So tensor-core kernels waste none of it.
+//
+//   key j of a block:   call (j / 32) * 4 + (j % 8) / 2,   word (j % 32) / 8,   half j % 2
+#pragma once
+
+#include "attune/hd.h"
+#include "attune/params.h"
+
+namespace attune::kernel {
+
+/// Keys of one group; tiles of keys begin at its multiples where there is dropout.
+inline constexpr i32 kDropoutGroup = 32;
+
+/// The high 32 bits of a product; vectors of u32 have a specialisation of their own (cpu/simd.h).
+template <typename U>
+struct MultiplyHigh {
+  static ATTUNE_HD constexpr U of(U a, u32 b) { return static_cast<u32>(u64{a} * b >> 32); }
+};
+
+/// Four words of state, and of output. U is u32 or a vector of them.
+template <typename U>
+struct Philox {
+  U word[4];
+};
+
+template <typename U>
+ATTUNE_HD constexpr Philox<U> philox4x32_10(Philox<U> c, u32 key0, u32 key1) {
+  constexpr u32 kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
+  constexpr u32 kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+  for (i32 round = 0; round < 10; ++round) {
+    const U high0 = MultiplyHigh<U>::of(c.word[0], kMultiplier0);
+    const U high1 = MultiplyHigh<U>::of(c.word[2], kMultiplier1);
+    c = {{high1 ^ c.word[1] ^ U(key0), c.word[2] * U(kMultiplier1), high0 ^ c.word[3] ^ U(key1),
+          c.word[0] * U(kMultiplier0)}};
+    key0 += kWeyl0;
+    key1 += kWeyl1;
+  }
+  return c;
+}
+
+/// Which call, and where in its 128 bits, key j's 16 bits are.
+ATTUNE_HD constexpr i32 dropout_call(i32 j) {
+  return j / kDropoutGroup * 4 + j % 8 / 2;
+}
+ATTUNE_HD constexpr i32 dropout_word(i32 j) {
+  return j % kDropoutGroup / 8;
+}
+
+/// The bits of one call for a query, or a vector of queries. `head` counts over all groups.
+template <typename U>
+ATTUNE_HD constexpr Philox<U> dropout_bits(const DropoutParams& p, i32 block, i32 head, U query, i32 call) {
+  return philox4x32_10<U>(
+      {{U(static_cast<u32>(call)), query, U(static_cast<u32>(head)), U(static_cast<u32>(block))}}, p.key[0],
+      p.key[1]);
+}
+
+/// Are the 16 bits of an even (low) or odd (high) key's half of a word those of a kept pair?
+ATTUNE_HD constexpr bool kept(const DropoutParams& p, u32 word, i32 half) {
+  return (half == 0 ? word & 0xffffu : word >> 16) >= p.threshold;
+}
+
+/// Is the pair (query, key) kept? The definition; kernels share calls between keys.
+ATTUNE_HD constexpr bool dropout_keeps(const DropoutParams& p, i32 block, i32 head, i32 query, i32 key) {
+  const Philox<u32> bits = dropout_bits<u32>(p, block, head, static_cast<u32>(query), dropout_call(key));
+  return kept(p, bits.word[dropout_word(key)], key % 2);
+}
+
+/// The parameters of a call: p in [0, 1] is rounded to the nearest multiple of 2^-16, and only 1 becomes 1.
+/// The Philox key is drawn from the seed at the offset, so every (seed, offset) has a stream of its own.
+constexpr DropoutParams make_dropout(double p, u64 seed, u64 offset) {
+  DropoutParams result;
+  const auto threshold = static_cast<u32>(p * 65536.0 + 0.5);
+  result.threshold = p >= 1.0 ? 65536u : threshold < 65535u ? threshold : 65535u;
+  result.rescale =
+      result.threshold == 65536u ? 0.0f : 65536.0f / static_cast<float>(65536u - result.threshold);
+  const Philox<u32> drawn =
+      philox4x32_10<u32>({{static_cast<u32>(offset), static_cast<u32>(offset >> 32), 0u, 0u}},
+                         static_cast<u32>(seed), static_cast<u32>(seed >> 32));
+  result.key[0] = drawn.word[0];
+  result.key[1] = drawn.word[1];
+  return result;
+}
+
+}  // namespace attune::kernel
