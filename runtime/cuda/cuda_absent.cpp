@@ -35,6 +35,13 @@ Result<void*> cuda_allocate(int, std::size_t, void*) {
   return absent();
 }
 void cuda_free(int, void*) noexcept {}
+Result<const void*> cuda_upload(int, const void*, std::size_t, void*) {
+  return absent();
+}
+void cuda_retire(int, const void*, std::size_t) noexcept {}
+Result<void> cuda_copy_on_device(int, void*, const void*, std::size_t, void*) {
+  return absent();
+}
 Result<void> cuda_copy_to_device(int, void*, const void*, std::size_t) {
   return absent();
 }

@@ -27,15 +27,10 @@ class CudaBackend final : public Backend {
 
   Result<void> may_load(void* stream) override {
     ATTUNE_ASSIGN(scope, ScopedContext::enter(*device_.driver, device_.handle, device_.primary));
-    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
-    ATTUNE_TRY(
-        device_.driver->check(device_.driver->cuStreamIsCapturing(static_cast<CUstream>(stream), &status),
-                              "asking whether the stream is being captured"));
-    if (status == CU_STREAM_CAPTURE_STATUS_NONE) return done();
-    return environment_failure(
+    return check_not_captured(
+        *device_.driver, static_cast<CUstream>(stream),
         "this kernel is not loaded yet and the stream is being captured into a graph: call prepare() with "
-        "the same "
-        "arguments, or run the call once, before the capture begins");
+        "the same arguments, or run the call once, before the capture begins");
   }
 
   std::string description() const override {

@@ -1,6 +1,8 @@
 #include "runtime/cuda/cuda_kernel.h"
 
+#include "attune/blocks.h"
 #include "attune/cuda/shared.h"
+#include "attune/merge.h"
 #include "codegen/candidates.h"
 #include "codegen/emit.h"
 
@@ -13,21 +15,6 @@
 
 namespace attune::runtime {
 namespace {
-
-/// Lets this thread load while some other stream of the process is being captured.
-class RelaxedCapture {
- public:
-  explicit RelaxedCapture(const Driver& driver) : driver_(driver) {
-    driver_.cuThreadExchangeStreamCaptureMode(&mode_);
-  }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-  ~RelaxedCapture() { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
-
- private:
-  const Driver& driver_;
-  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
-};
 
 /// The image in the driver: one library for all contexts since CUDA 12.0, a module for each before.
 class LoadedImage {
@@ -119,6 +106,8 @@ class FunctionTable {
   std::array<Entry, 16> entries_;
 };
 
+constexpr long long kMaxBlocks = 2147483647;  // on the grid's x axis
+
 class CudaKernel final : public Kernel {
  public:
   CudaKernel(const CudaDevice& device, std::span<const std::byte> image, const kernel::KernelSpec& spec)
@@ -135,18 +124,33 @@ class CudaKernel final : public Kernel {
   }
 
   Result<void> forward(const kernel::ForwardParams& params, void* stream) override {
+    return run(&params, kernel::forward_slots(spec_, params), stream);
+  }
+  Result<void> merge(const kernel::MergeParams& params, void* stream) override {
+    return run(&params, kernel::merge_slots(spec_, params), stream);
+  }
+
+ private:
+  /// One block per slot of the operation's work.
+  Result<void> run(const void* params, long long slots, void* stream) {
+    if (slots > kMaxBlocks) {
+      return unsupported(fmt::format(
+          "this call needs {} thread blocks of {} rows, CUDA launches {} at once: split the batch", slots,
+          spec_.block_m, kMaxBlocks));
+    }
+    const auto blocks = static_cast<unsigned>(slots);
     // The usual case first: the caller's context is one that has run the kernel. Contexts of other devices
     // are never in the table.
     if (CUcontext current = nullptr;
         driver_.cuCtxGetCurrent(&current) == CUDA_SUCCESS && current != nullptr) {
-      if (CUfunction function = functions_.find(id_of(current))) return launch(function, params, stream);
+      if (CUfunction function = functions_.find(id_of(current)))
+        return launch(function, params, blocks, stream);
     }
     ATTUNE_ASSIGN(scope, ScopedContext::enter(driver_, device_.handle, device_.primary));
     ATTUNE_ASSIGN(function, function_here());
-    return launch(function, params, stream);
+    return launch(function, params, blocks, stream);
   }
 
- private:
   std::uint64_t id_of(CUcontext context) const {
     unsigned long long id = 0;
     if (driver_.cuCtxGetId != nullptr && driver_.cuCtxGetId(context, &id) == CUDA_SUCCESS) return id;
@@ -164,10 +168,8 @@ class CudaKernel final : public Kernel {
     return function;
   }
 
-  Result<void> launch(CUfunction function, const kernel::ForwardParams& params, void* stream) const {
-    const auto tiles = static_cast<unsigned>((params.len_q + spec_.block_m - 1) / spec_.block_m);
-    const unsigned blocks = tiles * static_cast<unsigned>(params.heads) * static_cast<unsigned>(params.batch);
-    void* arguments[] = {const_cast<kernel::ForwardParams*>(&params)};  // the driver copies them
+  Result<void> launch(CUfunction function, const void* params, unsigned blocks, void* stream) const {
+    void* arguments[] = {const_cast<void*>(params)};  // the driver copies them
     const CUresult result =
         driver_.cuLaunchKernel(function, blocks, 1, 1, static_cast<unsigned>(codegen::threads(spec_)), 1, 1,
                                static_cast<unsigned>(kernel::shared_bytes(spec_)),

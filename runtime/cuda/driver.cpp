@@ -105,6 +105,14 @@ std::string cuda_version_text(int version) {
   return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
 
+Result<void> check_not_captured(const Driver& driver, CUstream stream, const char* advice) {
+  CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+  ATTUNE_TRY(driver.check(driver.cuStreamIsCapturing(stream, &status),
+                          "asking whether the stream is being captured"));
+  if (status == CU_STREAM_CAPTURE_STATUS_NONE) return done();
+  return environment_failure(advice);
+}
+
 Result<ScopedContext> ScopedContext::enter(const Driver& driver, CUdevice device, CUcontext primary) {
   CUcontext current = nullptr;
   ATTUNE_TRY(driver.check(driver.cuCtxGetCurrent(&current), "asking for the current CUDA context"));

@@ -34,7 +34,10 @@
   X(cuMemAlloc, 3020)                         \
   X(cuMemFree, 3020)                          \
   X(cuMemcpyHtoD, 3020)                       \
-  X(cuMemcpyDtoH, 3020)
+  X(cuMemcpyDtoH, 3020)                       \
+  X(cuMemcpyHtoDAsync, 3020)                  \
+  X(cuMemcpyDtoDAsync, 3020)                  \
+  X(cuStreamSynchronize, 2000)
 #define ATTUNE_CUDA_OPTIONAL(X) \
   X(cuMemAllocAsync, 11020)     \
   X(cuMemFreeAsync, 11020)      \
@@ -66,6 +69,25 @@ Result<const Driver*> driver();
 
 /// "13.0" of 13000.
 std::string cuda_version_text(int version);
+
+/// Lets this thread load and allocate while some other stream of the process is being captured.
+class RelaxedCapture {
+ public:
+  explicit RelaxedCapture(const Driver& driver) : driver_(driver) {
+    driver_.cuThreadExchangeStreamCaptureMode(&mode_);
+  }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+  ~RelaxedCapture() { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  const Driver& driver_;
+  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
+};
+
+/// Fails with environment, saying `advice`, while the stream is being captured into a graph, whose capture it
+/// leaves unharmed.
+Result<void> check_not_captured(const Driver& driver, CUstream stream, const char* advice);
 
 /// Makes a context of the device current for a scope: the caller's, when it belongs to the device, else the
 /// device's primary context.
