@@ -86,9 +86,11 @@ typedef struct attune_options {
   double p;            /* dropout probability, rounded to a multiple of 2^-16 */
   uint64_t seed;       /* which pairs are dropped: a function of seed, offset, block, head, query and key */
   uint64_t offset;
+  const int32_t* output_dtype; /* attune_dtype, null: the query's. For prepare, explain and the reasons; calls
+                                  that compute have their output tensor */
 } attune_options;
 #define ATTUNE_OPTIONS_INIT \
-  { sizeof(attune_options), NULL, NULL, 0, 0.0, 0, 0 }
+  { sizeof(attune_options), NULL, NULL, 0, 0.0, 0, 0, NULL }
 
 typedef struct attune_counters {
   size_t struct_size;
