@@ -34,7 +34,7 @@ Result<Image> nvrtc_compile(const codegen::Unit&) {
 Result<void*> cuda_allocate(int, std::size_t, void*) {
   return absent();
 }
-void cuda_free(int, void*) noexcept {}
+void cuda_free(int, void*, void*) noexcept {}
 Result<const void*> cuda_upload(int, const void*, std::size_t, void*) {
   return absent();
 }

@@ -45,7 +45,7 @@ Result<Image> nvrtc_compile(const codegen::Unit& unit);
 
 /// Device memory for the allocating overloads, ordered on the stream. Fails with environment.
 Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream);
-void cuda_free(int device_index, void* pointer) noexcept;
+void cuda_free(int device_index, void* pointer, void* stream = nullptr) noexcept;
 
 /// A new copy of host memory on the device, finished on return: any stream may read it. Waits for the
 /// stream's earlier work. Fails with environment, and leaves a capture unharmed, while the stream is being

@@ -69,11 +69,12 @@ Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream) {
   return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): a device address
 }
 
-void cuda_free(int device_index, void* pointer) noexcept {
+void cuda_free(int device_index, void* pointer, void* stream) noexcept {
   // Fails only when the driver is gone, at the process's end; the memory is gone with it.
   (void)in_context(device_index, "freeing device memory", [&](const CudaDevice& device) {
-    return device.memory_pools ? device.driver->cuMemFreeAsync(address_of(pointer), nullptr)
-                               : device.driver->cuMemFree(address_of(pointer));
+    return device.memory_pools
+               ? device.driver->cuMemFreeAsync(address_of(pointer), static_cast<CUstream>(stream))
+               : device.driver->cuMemFree(address_of(pointer));
   });
 }
 
