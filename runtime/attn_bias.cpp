@@ -340,10 +340,30 @@ BlockDiagonalCausalMask BlockDiagonalMask::make_causal() const {
   return {with_window(bias_, "BlockDiagonalCausalMask", kCausal), batch_sizes_};
 }
 
+BlockDiagonalCausalMask BlockDiagonalCausalMask::from_seqlens(const SeqLens& q_seqlen,
+                                                              const SeqLens& kv_seqlen) {
+  return BlockDiagonalMask::from_seqlens(q_seqlen, kv_seqlen).make_causal();
+}
+
+BlockDiagonalCausalMask BlockDiagonalCausalMask::from_seqstarts(Int32Table q_starts, Int32Table k_starts) {
+  return BlockDiagonalMask::from_seqstarts(std::move(q_starts), std::move(k_starts)).make_causal();
+}
+
 BlockDiagonalCausalFromBottomRightMask BlockDiagonalMask::make_causal_from_bottomright() const {
   constexpr const char* kName = "BlockDiagonalCausalFromBottomRightMask";
   check_keys_suffice(kName, sequences());
   return {with_window(bias_, kName, kCausalFromBottomRight), batch_sizes_};
+}
+
+BlockDiagonalCausalFromBottomRightMask BlockDiagonalCausalFromBottomRightMask::from_seqlens(
+    const SeqLens& q_seqlen, const SeqLens& kv_seqlen) {
+  return BlockDiagonalMask::from_seqlens(q_seqlen, kv_seqlen).make_causal_from_bottomright();
+}
+
+BlockDiagonalCausalFromBottomRightMask BlockDiagonalCausalFromBottomRightMask::from_seqstarts(
+    Int32Table q_starts, Int32Table k_starts) {
+  return BlockDiagonalMask::from_seqstarts(std::move(q_starts), std::move(k_starts))
+      .make_causal_from_bottomright();
 }
 
 BlockDiagonalCausalLocalAttentionMask BlockDiagonalMask::make_local_attention(
@@ -416,6 +436,15 @@ BlockDiagonalLocalAttentionPaddedKeysMask BlockDiagonalLocalAttentionPaddedKeysM
       padded_bias(kName, both_sides(kName, window_left, window_right), q_seqlen, kv_padding, kv_seqlen));
 }
 
+BlockDiagonalLocalAttentionPaddedKeysMask BlockDiagonalLocalAttentionPaddedKeysMask::from_seqstarts_local(
+    Int32Table q_starts, std::int64_t kv_padding, Int32Table kv_seqlen, std::int64_t window_left,
+    std::int64_t window_right) {
+  constexpr const char* kName = "BlockDiagonalLocalAttentionPaddedKeysMask";
+  return BlockDiagonalLocalAttentionPaddedKeysMask(
+      sequence_bias(kName, both_sides(kName, window_left, window_right),
+                    padded(kName, std::move(q_starts), kv_padding, std::move(kv_seqlen))));
+}
+
 BlockDiagonalCausalLocalAttentionPaddedKeysMask
 BlockDiagonalCausalLocalAttentionPaddedKeysMask::from_seqlens_local(const SeqLens& q_seqlen,
                                                                     std::int64_t kv_padding,
@@ -424,6 +453,17 @@ BlockDiagonalCausalLocalAttentionPaddedKeysMask::from_seqlens_local(const SeqLen
   constexpr const char* kName = "BlockDiagonalCausalLocalAttentionPaddedKeysMask";
   return BlockDiagonalCausalLocalAttentionPaddedKeysMask(padded_bias(
       kName, last_keys(kName, Anchor::bottom_right, window_size), q_seqlen, kv_padding, kv_seqlen));
+}
+
+BlockDiagonalCausalLocalAttentionPaddedKeysMask
+BlockDiagonalCausalLocalAttentionPaddedKeysMask::from_seqstarts_local(Int32Table q_starts,
+                                                                      std::int64_t kv_padding,
+                                                                      Int32Table kv_seqlen,
+                                                                      std::int64_t window_size) {
+  constexpr const char* kName = "BlockDiagonalCausalLocalAttentionPaddedKeysMask";
+  return BlockDiagonalCausalLocalAttentionPaddedKeysMask(
+      sequence_bias(kName, last_keys(kName, Anchor::bottom_right, window_size),
+                    padded(kName, std::move(q_starts), kv_padding, std::move(kv_seqlen))));
 }
 
 // ---- Keys with gaps ----
@@ -484,6 +524,14 @@ BlockDiagonalCausalWithOffsetGappyKeysMask BlockDiagonalCausalWithOffsetGappyKey
                                                                kv_seqlen));
 }
 
+BlockDiagonalCausalWithOffsetGappyKeysMask BlockDiagonalCausalWithOffsetGappyKeysMask::from_seqstarts(
+    Int32Table q_starts, Int32Table kv_seqstarts, Int32Table kv_seqlen) {
+  constexpr const char* kName = "BlockDiagonalCausalWithOffsetGappyKeysMask";
+  return BlockDiagonalCausalWithOffsetGappyKeysMask(
+      sequence_bias(kName, kCausalFromBottomRight,
+                    gappy(kName, std::move(q_starts), std::move(kv_seqstarts), std::move(kv_seqlen))));
+}
+
 // ---- Paged keys ----
 
 PagedBlockDiagonalPaddedKeysMask PagedBlockDiagonalPaddedKeysMask::from_seqlens(const SeqLens& q_seqlen,
@@ -542,6 +590,16 @@ PagedBlockDiagonalCausalWithOffsetGappyKeysMask PagedBlockDiagonalCausalWithOffs
   return PagedBlockDiagonalCausalWithOffsetGappyKeysMask(
       paged_gappy_bias("PagedBlockDiagonalCausalWithOffsetGappyKeysMask", kCausalFromBottomRight, q_seqlen,
                        kv_seqstarts, kv_seqlen, tables));
+}
+
+PagedBlockDiagonalCausalWithOffsetGappyKeysMask
+PagedBlockDiagonalCausalWithOffsetGappyKeysMask::from_seqstarts(Int32Table q_starts, Int32Table kv_seqstarts,
+                                                                Int32Table kv_seqlen,
+                                                                const BlockTables& tables) {
+  constexpr const char* kName = "PagedBlockDiagonalCausalWithOffsetGappyKeysMask";
+  return PagedBlockDiagonalCausalWithOffsetGappyKeysMask(sequence_bias(
+      kName, kCausalFromBottomRight,
+      paged(kName, std::move(q_starts), std::move(kv_seqstarts), std::move(kv_seqlen), tables)));
 }
 
 }  // namespace attune

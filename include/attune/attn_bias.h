@@ -29,7 +29,8 @@ struct Window {
 /// int32 numbers that belong to a bias: a host list, a tensor on the device where attention will run, or
 /// both. A host list is copied to a device at its first use there, once (refused while that stream is
 /// captured); a device tensor is used as it is, is never read back, and must outlive the bias. Copies share
-/// one table.
+/// one table, and with it what was copied to devices, which work that has been enqueued may still read after
+/// the last of them is gone. A captured graph may not: keep its biases as long as the graph.
 class ATTUNE_EXPORT Int32Table {
  public:
   Int32Table(std::vector<std::int32_t> host);  // NOLINT: implicit, a list is a table
@@ -79,12 +80,14 @@ struct ATTUNE_EXPORT AttentionBias {
   /// A dense bias tensor.
   AttentionBias(const TensorView& bias) : name("Tensor"), tensor(bias) {}  // NOLINT: implicit
 
-  /// The same bias with a dense tensor on top: added where the mask lets the key through.
+  /// The same bias with a dense tensor on top: added where the mask lets the key through. Throws
+  /// invalid_argument when there is one already.
   AttentionBias add_bias(const TensorView& bias) const;
 
-  /// Dense, on the CPU: 0 where visible, -inf where not, plus the tensor; [..., queries, keys] with the
-  /// leading extents of `shape`. Slow; for debugging and tests. `dtype` is a floating one. Paged biases take
-  /// key rows, not logical keys. Throws invalid_argument when the shape does not fit the bias.
+  /// Dense, on the CPU: 0 where visible, -inf where not, plus the tensor. `shape` is [queries, keys], [B,
+  /// queries, keys], [B, H, queries, keys] or [B, G, H, queries, keys]; keys are rows of the key tensor, also
+  /// for paged biases. Slow; for debugging and tests. `dtype` is a floating one. Throws invalid_argument when
+  /// the shape does not fit the bias.
   Tensor materialize(const std::vector<std::int64_t>& shape, DType dtype = DType::f32) const;
 };
 
@@ -189,27 +192,55 @@ struct BlockDiagonalMask::Packed {
   std::optional<Tensor> value;
 };
 
-/// Same block and j <= i.
+/// Same block and j <= i. Lists of tensors: BlockDiagonalMask's from_tensor_list, then make_causal.
 class ATTUNE_EXPORT BlockDiagonalCausalMask : public BlockDiagonalMask {
+ public:
+  static BlockDiagonalCausalMask from_seqlens(const SeqLens& q_seqlen, const SeqLens& kv_seqlen = {});
+  static BlockDiagonalCausalMask from_seqstarts(Int32Table q_starts, Int32Table k_starts);
+  static void from_tensor_list() = delete;
+  static void from_tensor_lists_qkv() = delete;
+
+ protected:
   friend class BlockDiagonalMask;
   using BlockDiagonalMask::BlockDiagonalMask;
 };
 
-/// Same block and j <= i + s; every block has as many keys as queries or more.
+/// Same block and j <= i + s; every block has as many keys as queries or more. Lists of tensors:
+/// BlockDiagonalMask's from_tensor_list, then make_causal_from_bottomright.
 class ATTUNE_EXPORT BlockDiagonalCausalFromBottomRightMask : public BlockDiagonalMask {
+ public:
+  static BlockDiagonalCausalFromBottomRightMask from_seqlens(const SeqLens& q_seqlen,
+                                                             const SeqLens& kv_seqlen = {});
+  static BlockDiagonalCausalFromBottomRightMask from_seqstarts(Int32Table q_starts, Int32Table k_starts);
+  static void from_tensor_list() = delete;
+  static void from_tensor_lists_qkv() = delete;
+
+ protected:
   friend class BlockDiagonalMask;
   using BlockDiagonalMask::BlockDiagonalMask;
 };
 
-/// Same block and i - window_size < j <= i; no block is so short of keys that a query sees none.
+/// Same block and i - window_size < j <= i; no block is so short of keys that a query sees none. Made by
+/// BlockDiagonalMask::make_local_attention.
 class ATTUNE_EXPORT BlockDiagonalCausalLocalAttentionMask : public BlockDiagonalCausalMask {
+ public:
+  static void from_seqlens() = delete;
+  static void from_seqstarts() = delete;
+
+ protected:
   friend class BlockDiagonalMask;
   using BlockDiagonalCausalMask::BlockDiagonalCausalMask;
 };
 
-/// Same block and i + s - window_size < j <= i + s; every block has as many keys as queries or more.
+/// Same block and i + s - window_size < j <= i + s; every block has as many keys as queries or more. Made by
+/// BlockDiagonalMask::make_local_attention_from_bottomright.
 class ATTUNE_EXPORT BlockDiagonalCausalLocalAttentionFromBottomRightMask
     : public BlockDiagonalCausalFromBottomRightMask {
+ public:
+  static void from_seqlens() = delete;
+  static void from_seqstarts() = delete;
+
+ protected:
   friend class BlockDiagonalMask;
   using BlockDiagonalCausalFromBottomRightMask::BlockDiagonalCausalFromBottomRightMask;
 };
@@ -238,8 +269,6 @@ class ATTUNE_EXPORT BlockDiagonalPaddedKeysMask : public SequenceMask {
 
  protected:
   using SequenceMask::SequenceMask;
-  static AttentionBias make(std::string name, Window window, const SeqLens& q_seqlen, std::int64_t kv_padding,
-                            const SeqLens& kv_seqlen);
 };
 
 /// And j <= i + s.
@@ -264,6 +293,13 @@ class ATTUNE_EXPORT BlockDiagonalLocalAttentionPaddedKeysMask : public BlockDiag
                                                                       const SeqLens& kv_seqlen,
                                                                       std::int64_t window_left,
                                                                       std::int64_t window_right);
+  static BlockDiagonalLocalAttentionPaddedKeysMask from_seqstarts_local(Int32Table q_starts,
+                                                                        std::int64_t kv_padding,
+                                                                        Int32Table kv_seqlen,
+                                                                        std::int64_t window_left,
+                                                                        std::int64_t window_right);
+  static void from_seqlens() = delete;
+  static void from_seqstarts() = delete;
 
  protected:
   using BlockDiagonalPaddedKeysMask::BlockDiagonalPaddedKeysMask;
@@ -276,6 +312,12 @@ class ATTUNE_EXPORT BlockDiagonalCausalLocalAttentionPaddedKeysMask : public Blo
                                                                             std::int64_t kv_padding,
                                                                             const SeqLens& kv_seqlen,
                                                                             std::int64_t window_size);
+  static BlockDiagonalCausalLocalAttentionPaddedKeysMask from_seqstarts_local(Int32Table q_starts,
+                                                                              std::int64_t kv_padding,
+                                                                              Int32Table kv_seqlen,
+                                                                              std::int64_t window_size);
+  static void from_seqlens() = delete;
+  static void from_seqstarts() = delete;
 
  protected:
   using BlockDiagonalPaddedKeysMask::BlockDiagonalPaddedKeysMask;
@@ -302,6 +344,9 @@ class ATTUNE_EXPORT BlockDiagonalCausalWithOffsetGappyKeysMask : public BlockDia
   static BlockDiagonalCausalWithOffsetGappyKeysMask from_seqlens(const SeqLens& q_seqlen,
                                                                  const SeqLens& kv_seqstarts,
                                                                  const SeqLens& kv_seqlen);
+  static BlockDiagonalCausalWithOffsetGappyKeysMask from_seqstarts(Int32Table q_starts,
+                                                                   Int32Table kv_seqstarts,
+                                                                   Int32Table kv_seqlen);
 
  protected:
   using BlockDiagonalGappyKeysMask::BlockDiagonalGappyKeysMask;
@@ -356,6 +401,10 @@ class ATTUNE_EXPORT PagedBlockDiagonalCausalWithOffsetGappyKeysMask : public Pag
                                                                       const SeqLens& kv_seqstarts,
                                                                       const SeqLens& kv_seqlen,
                                                                       const BlockTables& tables);
+  static PagedBlockDiagonalCausalWithOffsetGappyKeysMask from_seqstarts(Int32Table q_starts,
+                                                                        Int32Table kv_seqstarts,
+                                                                        Int32Table kv_seqlen,
+                                                                        const BlockTables& tables);
 
  protected:
   using PagedBlockDiagonalGappyKeysMask::PagedBlockDiagonalGappyKeysMask;
