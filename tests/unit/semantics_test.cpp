@@ -15,8 +15,6 @@
 #include <vector>
 
 using namespace attune::kernel;
-using attune::reference::mask_of;
-using attune::reference::picture;
 
 namespace {
 
@@ -86,6 +84,10 @@ int check_window(Window w, int len_q, int len_k) {
   return compared;
 }
 
+std::string picture(const attune::AttentionBias& bias, int len_q, int len_k) {
+  return attune::reference::picture(attune::reference::Mask(bias, 1, len_q, len_k));
+}
+
 /// The definition in 64 bits, without any clamping.
 bool sees(Anchor anchor, i64 left, i64 right, i64 len_q, i64 len_k, i64 i, i64 j) {
   const i64 position = anchor == Anchor::bottom_right ? len_k - (len_q - i) : i;
@@ -119,11 +121,11 @@ TEST_CASE("a tile's ranges ignore what lies behind the last key") {
 }
 
 TEST_CASE("LowerTriangularMask stands at the first query and the first key") {
-  CHECK(picture(mask_of(attune::LowerTriangularMask{}, 3, 5)) ==
+  CHECK(picture(attune::LowerTriangularMask{}, 3, 5) ==
         "#....\n"
         "##...\n"
         "###..\n");
-  CHECK(picture(mask_of(attune::LowerTriangularMask{}, 4, 2)) ==
+  CHECK(picture(attune::LowerTriangularMask{}, 4, 2) ==
         "#.\n"
         "##\n"
         "##\n"
@@ -131,11 +133,11 @@ TEST_CASE("LowerTriangularMask stands at the first query and the first key") {
 }
 
 TEST_CASE("LowerTriangularFromBottomRightMask stands at the last query and the last key") {
-  CHECK(picture(mask_of(attune::LowerTriangularFromBottomRightMask{}, 3, 5)) ==
+  CHECK(picture(attune::LowerTriangularFromBottomRightMask{}, 3, 5) ==
         "###..\n"
         "####.\n"
         "#####\n");
-  CHECK(picture(mask_of(attune::LowerTriangularFromBottomRightMask{}, 4, 2)) ==
+  CHECK(picture(attune::LowerTriangularFromBottomRightMask{}, 4, 2) ==
         "..\n"  // more queries than keys: the first queries see nothing
         "..\n"
         "#.\n"
@@ -144,16 +146,16 @@ TEST_CASE("LowerTriangularFromBottomRightMask stands at the last query and the l
 
 TEST_CASE("LowerTriangularFromBottomRightLocalAttentionMask counts the diagonal in its window") {
   const auto bias = attune::LowerTriangularFromBottomRightMask{}.make_local_attention(2);
-  CHECK(picture(mask_of(bias, 3, 5)) ==
+  CHECK(picture(bias, 3, 5) ==
         ".##..\n"
         "..##.\n"
         "...##\n");
-  CHECK(picture(mask_of(bias, 4, 2)) ==
+  CHECK(picture(bias, 4, 2) ==
         "..\n"
         "..\n"
         "#.\n"
         "##\n");
-  CHECK(picture(mask_of(attune::LowerTriangularFromBottomRightLocalAttentionMask{1}, 3, 3)) ==
+  CHECK(picture(attune::LowerTriangularFromBottomRightLocalAttentionMask{1}, 3, 3) ==
         "#..\n"
         ".#.\n"
         "..#\n");
@@ -161,17 +163,17 @@ TEST_CASE("LowerTriangularFromBottomRightLocalAttentionMask counts the diagonal 
 
 TEST_CASE("LocalAttentionFromBottomRightMask equals the documentation's example") {
   const attune::LocalAttentionFromBottomRightMask bias{.window_left = 1, .window_right = 2};
-  CHECK(picture(mask_of(bias, 4, 4)) ==
+  CHECK(picture(bias, 4, 4) ==
         "###.\n"
         "####\n"
         ".###\n"
         "..##\n");
-  CHECK(picture(mask_of(bias, 4, 5)) ==
+  CHECK(picture(bias, 4, 5) ==
         "####.\n"
         ".####\n"
         "..###\n"
         "...##\n");
-  CHECK(picture(mask_of(bias, 5, 2)) ==
+  CHECK(picture(bias, 5, 2) ==
         "..\n"
         "#.\n"
         "##\n"
@@ -180,11 +182,11 @@ TEST_CASE("LocalAttentionFromBottomRightMask equals the documentation's example"
 }
 
 TEST_CASE("no bias hides no key") {
-  CHECK(picture(mask_of({}, 2, 3)) == "###\n###\n");
-  CHECK(picture(mask_of({}, 2, 0)) == "\n\n");
+  CHECK(picture({}, 2, 3) == "###\n###\n");
+  CHECK(picture({}, 2, 0) == "\n\n");
 }
 
-TEST_CASE("make_window clamps without changing what is visible") {
+TEST_CASE("make_reach clamps without changing what is visible") {
   const std::uint64_t seed = attune::test::test_seed();
   attune::test::Random random(seed);
   const auto length = [&] {
@@ -209,7 +211,7 @@ TEST_CASE("make_window clamps without changing what is visible") {
     const int len_k = length();
     const i64 left = std::max<i64>(-1, reach(len_k));
     const i64 right = std::max<i64>(-1, reach(len_k));
-    const Window w = make_window(anchor, left, right, len_q, len_k);
+    const Window w = window_of(make_reach(anchor, left, right), len_q, len_k);
     const int i = near_an_end(len_q);
     const int j = near_an_end(len_k);
     if (visible<kBoth>(w, len_k, i, j) != sees(anchor, left, right, len_q, len_k, i, j)) {
@@ -221,9 +223,10 @@ TEST_CASE("make_window clamps without changing what is visible") {
 
 // In a constant expression an overflow does not compile. The last tile may hang over by a few hundred rows.
 constexpr i64 kEndless = std::numeric_limits<i64>::max();
-constexpr Window kWidest = make_window(Anchor::bottom_right, kEndless, kEndless, kMaxLength, kMaxLength);
-constexpr Window kAhead = make_window(Anchor::bottom_right, 0, kEndless, 1, kMaxLength);
-constexpr Window kBehind = make_window(Anchor::bottom_right, kEndless, 0, kMaxLength, 0);
+constexpr Reach kBoundless = make_reach(Anchor::bottom_right, kEndless, kEndless);
+constexpr Window kWidest = window_of(kBoundless, kMaxLength, kMaxLength);
+constexpr Window kAhead = window_of(make_reach(Anchor::bottom_right, 0, kEndless), 1, kMaxLength);
+constexpr Window kBehind = window_of(make_reach(Anchor::bottom_right, kEndless, 0), kMaxLength, 0);
 static_assert(visited_keys<kBoth>(kWidest, kMaxLength, kMaxLength - 1, kMaxLength + 512).end == kMaxLength);
 static_assert(unmasked_keys<kBoth>(kWidest, kMaxLength, kMaxLength - 1, kMaxLength + 512).end == kMaxLength);
 static_assert(visible<kBoth>(kAhead, kMaxLength, 0, kMaxLength - 1));

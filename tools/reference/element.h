@@ -12,11 +12,9 @@
 
 namespace attune::reference {
 
-inline std::int64_t item_bytes(DType dtype) {
-  return dtype == DType::f32 ? 4 : 2;
-}
-
+/// A boolean is 0 or 1.
 inline float load(DType dtype, const void* address) {
+  if (dtype == DType::boolean) return *static_cast<const unsigned char*>(address) != 0 ? 1.0f : 0.0f;
   if (dtype == DType::f32) {
     float value;
     std::memcpy(&value, address, sizeof value);
@@ -28,6 +26,10 @@ inline float load(DType dtype, const void* address) {
 }
 
 inline void store(DType dtype, void* address, float value) {
+  if (dtype == DType::boolean) {
+    *static_cast<unsigned char*>(address) = value != 0;
+    return;
+  }
   if (dtype == DType::f32) {
     std::memcpy(address, &value, sizeof value);
     return;
@@ -38,11 +40,10 @@ inline void store(DType dtype, void* address, float value) {
 
 inline float rounded(DType dtype, float value) {
   switch (dtype) {
-    case DType::f32: return value;
     case DType::f16: return kernel::f16_to_float(kernel::float_to_f16(value));
     case DType::bf16: return kernel::bf16_to_float(kernel::float_to_bf16(value));
+    default: return value;
   }
-  return value;
 }
 
 /// Calls visit(offset in elements) for every element, row-major.
@@ -61,7 +62,8 @@ void for_each_element(const BasicTensorView<Pointer>& tensor, Visit&& visit) {
   }
 }
 
-/// A copy of the tensor's elements, row-major; every one of the three types fits a float.
+/// A copy of the tensor's elements, row-major; an element of every floating type, and a boolean, fits a
+/// float.
 inline std::vector<float> dense(const TensorView& tensor) {
   std::vector<float> elements;
   const auto* data = static_cast<const std::byte*>(tensor.data);

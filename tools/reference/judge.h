@@ -17,5 +17,8 @@ struct Judgement {
 /// written and is not judged: its comparison is ok.
 Judgement judge(const Inputs& inputs, const Values& reference, std::span<const double> output,
                 std::span<const double> lse);
+/// `reference` is reference_merge(inputs).
+Judgement judge(const MergeInputs& inputs, const Values& reference, std::span<const double> output,
+                std::span<const double> lse);
 
 }  // namespace attune::reference

@@ -1,60 +1,94 @@
 #include "tools/reference/plain.h"
 
 #include "tools/reference/element.h"
-#include "tools/reference/mask.h"
+#include "tools/reference/rows.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 namespace attune::reference {
+namespace {
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+/// The type of scores once the bias has been added: another type's makes them float32.
+DType type_of_scores(const Inputs& inputs) {
+  const auto& bias = inputs.bias.tensor;
+  const bool widens = bias && bias->dtype != DType::boolean && bias->dtype != inputs.query.dtype;
+  return widens ? DType::f32 : inputs.query.dtype;
+}
+
+void store_rounded(DType dtype, const std::vector<float>& out, double* output) {
+  for (std::size_t d = 0; d < out.size(); ++d) output[d] = rounded(dtype, out[d]);
+}
+
+}  // namespace
 
 Values plain_attention(const Inputs& inputs) {
-  const auto [batch, len_q, len_k, heads, head_dim, head_dim_v] = extents_of(inputs);
+  const Extents e = extents_of(inputs);
   const DType dtype = inputs.query.dtype;
-  const std::vector<float> query = dense(inputs.query);
-  const std::vector<float> key = dense(inputs.key);
-  const std::vector<float> value = dense(inputs.value);
-  const Mask mask = mask_of(inputs.bias, len_q, len_k);
+  const DType score_dtype = type_of_scores(inputs);
+  const DType output_dtype = inputs.output_dtype.value_or(dtype);
   const auto scale = static_cast<float>(scale_of(inputs));
+  const auto rescale = static_cast<float>(rescale_of(inputs));
 
-  Values result;
-  result.output.resize(std::size_t(batch) * len_q * heads * head_dim_v);
-  result.lse.resize(std::size_t(batch) * heads * len_q);
-  std::vector<float> scaled(head_dim), weight(len_k), out(head_dim_v);
-  for (int b = 0; b < batch; ++b) {
-    for (int h = 0; h < heads; ++h) {
-      for (int i = 0; i < len_q; ++i) {
-        const std::size_t row = (std::size_t(b) * len_q + i) * heads + h;
-        for (int d = 0; d < head_dim; ++d) scaled[d] = rounded(dtype, scale * query[row * head_dim + d]);
-
-        float largest = -std::numeric_limits<float>::infinity();
-        for (int j = 0; j < len_k; ++j) {
-          if (!mask.visible(i, j)) continue;
-          const float* k = key.data() + ((std::size_t(b) * len_k + j) * heads + h) * head_dim;
-          float dot = 0;
-          for (int d = 0; d < head_dim; ++d) dot += scaled[d] * k[d];
-          weight[j] = rounded(dtype, dot);
-          largest = std::max(largest, weight[j]);
-        }
-        float sum = 0;
-        for (int j = 0; j < len_k; ++j) {
-          if (!mask.visible(i, j)) continue;
-          weight[j] = std::exp(weight[j] - largest);
-          sum += weight[j];
-        }
-        std::ranges::fill(out, 0.0f);
-        for (int j = 0; j < len_k; ++j) {
-          if (!mask.visible(i, j)) continue;
-          const float* v = value.data() + ((std::size_t(b) * len_k + j) * heads + h) * head_dim_v;
-          const float probability = rounded(dtype, weight[j] / sum);
-          for (int d = 0; d < head_dim_v; ++d) out[d] += probability * v[d];
-        }
-        for (int d = 0; d < head_dim_v; ++d) result.output[row * head_dim_v + d] = rounded(dtype, out[d]);
-        result.lse[(std::size_t(b) * heads + h) * len_q + i] = largest + std::log(sum);
-      }
+  Values result = zeros(e);
+  std::vector<float> scaled(e.head_dim), weight, out(e.head_dim_v);
+  for_each_row(inputs, [&](const QueryRow& row) {
+    for (int d = 0; d < e.head_dim; ++d) scaled[d] = rounded(dtype, scale * row.query[d]);
+    weight.clear();
+    float largest = kNothing;
+    for (const SeenKey& seen : row.keys) {
+      float dot = 0;
+      for (int d = 0; d < e.head_dim; ++d) dot += scaled[d] * seen.key[d];
+      weight.push_back(rounded(score_dtype, rounded(dtype, dot) + seen.bias));
+      largest = std::max(largest, weight.back());
     }
-  }
+    result.lse[row.lse] = kNothing;
+    if (largest == kNothing) return;
+
+    float sum = 0;
+    for (float& w : weight) {
+      w = std::exp(w - largest);
+      sum += w;
+    }
+    std::ranges::fill(out, 0.0f);
+    for (std::size_t j = 0; j < row.keys.size(); ++j) {
+      const SeenKey& seen = row.keys[j];
+      if (!seen.kept) continue;
+      float w = rounded(dtype, weight[j] / sum);
+      if (inputs.p > 0) w = rounded(dtype, w * rescale);
+      for (int d = 0; d < e.head_dim_v; ++d) out[d] += w * seen.value[d];
+    }
+    store_rounded(output_dtype, out, result.output.data() + row.output);
+    result.lse[row.lse] = largest + std::log(sum);
+  });
+  return result;
+}
+
+Values plain_merge(const MergeInputs& inputs) {
+  const Extents e = extents_of(inputs);
+  const DType output_dtype = inputs.output_dtype.value_or(inputs.attn.front().dtype);
+  Values result = zeros(e);
+  std::vector<float> out(e.head_dim_v);
+  for_each_row(inputs, [&](const MergedRow& row) {
+    float largest = kNothing;
+    for (const MergedRow::Chunk& chunk : row.chunks) largest = std::max(largest, chunk.lse);
+    result.lse[row.lse] = kNothing;
+    if (largest == kNothing) return;
+
+    std::ranges::fill(out, 0.0f);
+    float sum = 0;
+    for (const MergedRow::Chunk& chunk : row.chunks) {
+      const float weight = std::exp(chunk.lse - largest);
+      sum += weight;
+      for (int d = 0; d < e.head_dim_v; ++d) out[d] += weight * chunk.output[d];
+    }
+    for (float& element : out) element /= sum;
+    store_rounded(output_dtype, out, result.output.data() + row.output);
+    result.lse[row.lse] = largest + std::log(sum);
+  });
   return result;
 }
 

@@ -1,71 +1,93 @@
 #include "tools/reference/reference.h"
 
-#include "tools/reference/element.h"
-#include "tools/reference/mask.h"
+#include "tools/reference/rows.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 namespace attune::reference {
+namespace {
 
-Extents extents_of(const Inputs& inputs) {
-  const TensorView& q = inputs.query;
-  const auto size = [](std::int64_t n) { return static_cast<int>(n); };
-  return {.batch = size(q.shape[0]),
-          .len_q = size(q.shape[1]),
-          .len_k = size(inputs.key.shape[1]),
-          .heads = q.rank == 4 ? size(q.shape[2]) : 1,
-          .head_dim = size(q.shape[q.rank - 1]),
-          .head_dim_v = size(inputs.value.shape[inputs.value.rank - 1])};
+constexpr double kNothing = -std::numeric_limits<double>::infinity();
+
+double dot(const float* a, const float* b, int count) {
+  double sum = 0;
+  for (int d = 0; d < count; ++d) sum += double{a[d]} * b[d];
+  return sum;
 }
 
-double scale_of(const Inputs& inputs) {
-  return inputs.scale.value_or(1.0 / std::sqrt(static_cast<double>(extents_of(inputs).head_dim)));
+void keep_largest(double& largest, double x) {
+  if (x > largest) largest = x;
 }
+
+void keep_largest_magnitude(double& largest, const float* elements, int count) {
+  for (int d = 0; d < count; ++d) keep_largest(largest, std::abs(double{elements[d]}));
+}
+
+}  // namespace
 
 Values reference_attention(const Inputs& inputs) {
-  const auto [batch, len_q, len_k, heads, head_dim, head_dim_v] = extents_of(inputs);
-  const std::vector<float> query = dense(inputs.query);
-  const std::vector<float> key = dense(inputs.key);
-  const std::vector<float> value = dense(inputs.value);
-  const Mask mask = mask_of(inputs.bias, len_q, len_k);
+  const Extents e = extents_of(inputs);
   const double scale = scale_of(inputs);
-
-  Values result;
-  result.output.resize(std::size_t(batch) * len_q * heads * head_dim_v);
-  result.lse.resize(std::size_t(batch) * heads * len_q);
-  std::vector<double> score(len_k);
-  for (int b = 0; b < batch; ++b) {
-    for (int h = 0; h < heads; ++h) {
-      for (int i = 0; i < len_q; ++i) {
-        const float* q = query.data() + ((std::size_t(b) * len_q + i) * heads + h) * head_dim;
-        double largest = -std::numeric_limits<double>::infinity();
-        for (int j = 0; j < len_k; ++j) {
-          if (!mask.visible(i, j)) continue;
-          const float* k = key.data() + ((std::size_t(b) * len_k + j) * heads + h) * head_dim;
-          double dot = 0;
-          for (int d = 0; d < head_dim; ++d) dot += double{q[d]} * k[d];
-          score[j] = scale * dot;
-          largest = std::max(largest, score[j]);
-          result.largest_score = std::max(result.largest_score, std::abs(score[j]));
-        }
-        double* out = result.output.data() + ((std::size_t(b) * len_q + i) * heads + h) * head_dim_v;
-        double sum = 0;
-        for (int j = 0; j < len_k; ++j) {
-          if (!mask.visible(i, j)) continue;
-          const float* v = value.data() + ((std::size_t(b) * len_k + j) * heads + h) * head_dim_v;
-          const double weight = std::exp(score[j] - largest);
-          sum += weight;
-          for (int d = 0; d < head_dim_v; ++d) out[d] += weight * v[d];
-        }
-        if (sum > 0) {
-          for (int d = 0; d < head_dim_v; ++d) out[d] /= sum;
-        }
-        result.lse[(std::size_t(b) * heads + h) * len_q + i] = largest + std::log(sum);
-      }
+  const double rescale = rescale_of(inputs);
+  Values result = zeros(e);
+  std::vector<double> product, score;
+  for_each_row(inputs, [&](const QueryRow& row) {
+    product.clear();
+    score.clear();
+    double largest = kNothing;
+    for (const SeenKey& seen : row.keys) {
+      product.push_back(scale * dot(row.query, seen.key, e.head_dim));
+      score.push_back(product.back() + seen.bias);
+      keep_largest(largest, score.back());
     }
-  }
+    result.lse[row.lse] = kNothing;
+    if (largest == kNothing) return;
+
+    double* out = result.output.data() + row.output;
+    double sum = 0, magnitude = 0;
+    for (std::size_t j = 0; j < row.keys.size(); ++j) {
+      const SeenKey& seen = row.keys[j];
+      const double weight = std::exp(score[j] - largest);
+      if (weight == 0) continue;
+      sum += weight;
+      magnitude += weight * (std::abs(product[j]) + std::abs(seen.bias));
+      if (!seen.kept) continue;
+      for (int d = 0; d < e.head_dim_v; ++d) out[d] += rescale * weight * seen.value[d];
+      keep_largest_magnitude(result.value_magnitude, seen.value, e.head_dim_v);
+    }
+    for (int d = 0; d < e.head_dim_v; ++d) out[d] /= sum;
+    result.lse[row.lse] = largest + std::log(sum);
+    keep_largest(result.score_magnitude, magnitude / sum);
+  });
+  result.value_magnitude *= rescale;
+  return result;
+}
+
+Values reference_merge(const MergeInputs& inputs) {
+  const Extents e = extents_of(inputs);
+  Values result = zeros(e);
+  for_each_row(inputs, [&](const MergedRow& row) {
+    double largest = kNothing;
+    for (const MergedRow::Chunk& chunk : row.chunks) {
+      keep_largest(largest, chunk.lse);
+      keep_largest(result.score_magnitude, std::abs(chunk.lse));
+      keep_largest_magnitude(result.value_magnitude, chunk.output, e.head_dim_v);
+    }
+    result.lse[row.lse] = kNothing;
+    if (largest == kNothing) return;
+
+    double* out = result.output.data() + row.output;
+    double sum = 0;
+    for (const MergedRow::Chunk& chunk : row.chunks) {
+      const double weight = std::exp(chunk.lse - largest);
+      sum += weight;
+      for (int d = 0; d < e.head_dim_v; ++d) out[d] += weight * chunk.output[d];
+    }
+    for (int d = 0; d < e.head_dim_v; ++d) out[d] /= sum;
+    result.lse[row.lse] = largest + std::log(sum);
+  });
   return result;
 }
 

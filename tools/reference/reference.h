@@ -1,10 +1,11 @@
 // Attention in float64, as plainly as the documentation's equivalent code:
 //
 //   attn = (query * scale) @ key.transpose(-2, -1) + attn_bias
-//   output = attn.softmax(-1) @ value
+//   attn = dropout(attn.softmax(-1), p)
+//   output = attn @ value
 //
 // with the two rows that the formula leaves undefined decided: a query that sees no key gets output 0 and
-// lse -inf.
+// lse -inf. A query whose visible keys all have the score -inf is such a query.
 #pragma once
 
 #include "attune/attune.h"
@@ -14,8 +15,8 @@
 
 namespace attune::reference {
 
-/// One attention problem in CPU memory: [B, M, H, K], [B, M, K] or [B, M, G, H, K], any strides. Key and value
-/// may have fewer heads, as memory_efficient_attention_forward says.
+/// One attention problem in CPU memory: [B, M, H, K], [B, M, K] or [B, M, G, H, K], any strides. Key and
+/// value may have fewer heads, as memory_efficient_attention_forward says.
 struct Inputs {
   TensorView query;
   TensorView key;
@@ -27,21 +28,37 @@ struct Inputs {
   std::optional<DType> output_dtype;  // what plain.h rounds its output to; default the query's
 };
 
-/// What attention computes, dense: output [B, Mq, G, H, Kv] and lse [B, G, H, Mq] (G * H is the query's heads).
+/// Attention over some of the keys each, to be merged: [B, M, K], [B, M, H, K] or [B, M, G, H, K], and lse
+/// [B, M], [B, H, >= M] or [B, G, H, >= M].
+struct MergeInputs {
+  std::vector<TensorView> attn;
+  std::vector<TensorView> lse;
+  std::optional<DType> output_dtype;
+};
+
+/// What attention computes, dense: output [B, Mq, H, Kv] and lse [B, H, Mq], where H counts the query's heads
+/// over all groups.
 struct Values {
   std::vector<double> output;
   std::vector<double> lse;
-  double largest_score = 0;  // |scale * q.k + bias|, infinite ones apart, of the visible pairs; by the reference alone
+  /// By the reference alone, for tolerance.h. How large scores are where it matters: for each query the
+  /// mean of |scale * q.k| + |bias|, weighted as the keys are, of all queries the largest. Merging: the
+  /// largest |lse| of a chunk.
+  double score_magnitude = 0;
+  /// The largest |value| as the output sums it: with dropout, divided by 1 - p.
+  double value_magnitude = 0;
 };
 
 Values reference_attention(const Inputs& inputs);
+Values reference_merge(const MergeInputs& inputs);
 
-/// The sizes that the documentation names. Query head h of the G * H uses head h / (G * H / heads_k) of key and
-/// value.
+/// The sizes that the documentation names. `heads` are the query's, over all groups.
 struct Extents {
-  int batch, len_q, len_k, groups, heads, head_dim, head_dim_v;
+  int batch, len_q, len_k, heads, head_dim, head_dim_v;
 };
 Extents extents_of(const Inputs& inputs);
+/// len_k and head_dim are 0.
+Extents extents_of(const MergeInputs& inputs);
 
 double scale_of(const Inputs& inputs);
 

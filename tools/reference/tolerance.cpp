@@ -51,8 +51,8 @@ std::string Comparison::text() const {
       worst_index, worst_plain, worst_bound, mean, mean_plain, mean_bound);
 }
 
-double tiny_of(double largest_score, double largest_value) {
-  return std::numeric_limits<float>::epsilon() * (4 + 3 * largest_score) * largest_value;
+double tiny_of(double score, double value) {
+  return std::numeric_limits<float>::epsilon() * (4 + 3 * score) * value;
 }
 
 double largest_magnitude(std::span<const double> values) {

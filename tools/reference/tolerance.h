@@ -6,12 +6,16 @@
 // over it. A kernel may be as wrong as twice what an eager framework is in the same type: an absolute bound
 // would hide bugs in 16 bit, and a relative one forbids nothing near 0.
 //
-// tiny = 2^-23 * (4 + 3 * largest |score|) * largest |value|, for results that the plain implementation
-// happens to hit: four float32 ulps that the sums may lose, and what float32 scores cost. Up to six roundings
-// of half an ulp each are in proportion to a score: scale, scale * log2(e), its product with the query, the
-// score, and for the lse its sum and the way back to the natural logarithm. A weight, and with it the output,
-// is off by as large a fraction as its score is off. The lse is judged alike: |lse| counts as a score, and 1
-// stands in place of the value. In 16 bit, tiny is far below an ulp and does not loosen the bound.
+// tiny = 2^-23 * (4 + 3 * score) * value, for results that the plain implementation happens to hit: four
+// float32 ulps that the sums may lose, and what float32 scores cost. Up to six roundings of half an ulp each
+// are in proportion to a score: scale, scale * log2(e), its product with the query, the score or the bias
+// times log2(e) and their sum, and for the lse its sum and the way back to the natural logarithm. A weight is
+// off by as large a fraction as its score is off, and the output by those fractions' mean over the keys,
+// weighted as they are: so `score` is that mean of |scale * q.k| + |bias|, of the query where it is largest.
+// A key that weighs nothing costs nothing, however far below the others its score lies. `value` is the
+// largest |value|, over 1 - p with dropout. The lse is judged alike: |lse| counts as a score, and 1 stands in
+// place of the value. A merge's scores are its chunks' lse. In 16 bit, tiny is far below an ulp and does not
+// loosen the bound.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +38,7 @@ struct Comparison {
 Comparison compare(std::span<const double> actual, std::span<const double> plain,
                    std::span<const double> reference, double tiny);
 
-double tiny_of(double largest_score, double largest_value);
+double tiny_of(double score, double value);
 
 /// The largest finite |x|; 0 of nothing.
 double largest_magnitude(std::span<const double> values);
