@@ -1,28 +1,31 @@
 // Forward on ordinary float units: every dtype, every GPU from sm_60. All arithmetic is float32, 16-bit
 // inputs are widened on their way into shared memory.
 //
-// One block computes block_m queries of one (batch, head) and walks over the visible keys, block_n at a time.
-// Both products are register-tiled: threads form a grid of (block_m / tile_m) groups by kLanes lanes; a
-// thread holds tile_m rows (group + r * kGroups) of scores for tile_n keys (lane + c * kLanes), and of the
-// output for kColumns vectors of 4 columns (lane + c * kLanes). Probabilities cross from the first layout to
-// the second through shared memory, inside one warp.
+// One block computes one slot (blocks.h), block_m queries of one head, and walks over the visible keys,
+// block_n at a time. Both products are register-tiled: threads form a grid of (block_m / tile_m) groups by
+// kLanes lanes; a thread holds tile_m rows (group + r * kGroups) of scores for tile_n keys (lane + c *
+// kLanes), and of the output for kColumns vectors of 4 columns (lane + c * kLanes). Probabilities cross from
+// the first layout to the second through shared memory, inside one warp.
 //
 // Operands are read from shared memory as vectors of 4 along the summed axis: (tile_m + tile_n) loads feed
 // 4 * tile_m * tile_n multiplications. Row pitches are odd numbers of vectors (shared.h): no bank conflicts.
 //
 // Registers of one thread, 255 at most:
 //   head dim  tile_m x tile_n   scores  output  operands  sum
+//   32            8 x 8           64      64       36     164
 //   64            8 x 8           64      64       36     164
 //   128           8 x 4           32      64       24     120
 //   256           4 x 4           16      64       24     104
+//   512           4 x 2            8     128       24     160
 #pragma once
 
-#include "attune/cuda/position.cuh"
+#include "attune/blocks.h"
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/vector.cuh"
 #include "attune/num.h"
 #include "attune/params.h"
+#include "attune/philox.h"
 #include "attune/semantics.h"
 #include "attune/spec.h"
 
@@ -37,48 +40,48 @@ class ForwardSimt {
   static constexpr i32 kValueVectors = ceil_div(S.head_dim_v, 4);
   static constexpr i32 kColumns = ceil_div(kValueVectors, kLanes);
   static constexpr SimtShared kShared{S};
-  static constexpr i32 kElementBytes = size_of(S.dtype);
 
   static_assert(S.family == Family::simt && 32 % kLanes == 0 && S.block_n % 4 == 0);
   static_assert(S.block_m == kGroups * S.tile_m && S.block_n == kLanes * S.tile_n);
-  static_assert(S.head_dim >= 1 && S.head_dim <= 256 && S.head_dim_v >= 1 && S.head_dim_v <= 256);
+  static_assert(S.head_dim >= 1 && S.head_dim <= kMaxHeadDim);
+  static_assert(S.head_dim_v >= 1 && S.head_dim_v <= kMaxHeadDim && S.block_v == S.head_dim_v);
+  static_assert(kDropoutGroup % S.block_n == 0 || S.block_n % kDropoutGroup == 0);
 
   using Scores = float[S.tile_m][S.tile_n];
 
  public:
   static ATTUNE_DEVICE void run(const ForwardParams& params, float4* shared) {
-    const Position<S> position(params, blockIdx.x);
-    ForwardSimt(params, shared, position).run();
+    const Slot slot = slot_of<S>(params, blockIdx.x);
+    if (slot.begin < slot.end) ForwardSimt(params, shared, slot).run();
   }
 
  private:
-  ATTUNE_DEVICE ForwardSimt(const ForwardParams& params, float4* shared, const Position<S>& queries)
+  ATTUNE_DEVICE ForwardSimt(const ForwardParams& params, float4* shared, const Slot& slot)
       : p_(params),
-        queries_(queries),
+        slot_(slot),
+        window_(window_of_block<S>(params, slot.block)),
         query_tile_(shared),
-        slot_(shared + kShared.slot_offset),
+        key_tile_(shared + kShared.slot_offset),
         probability_tile_(shared + kShared.probability_offset) {}
 
   ATTUNE_DEVICE void run() {
-    load_tile<S.block_m, S.head_dim, kShared.query_pitch>(
-        query_tile_, rows_of(p_.query, p_.query_strides, queries_.begin), p_.query_strides.seq,
-        queries_.end - queries_.begin);
+    load_queries();
     clear();
-    const KeyRange visited = visited_keys<S>(p_.window, p_.len_k, queries_.begin, queries_.end);
-    const KeyRange unmasked = unmasked_keys<S>(p_.window, p_.len_k, queries_.begin, queries_.end);
+    const KeyRange visited = visited_keys<S>(window_, slot_.block.len_k, slot_.begin, slot_.end);
+    const KeyRange unmasked = unmasked_keys<S>(window_, slot_.block.len_k, slot_.begin, slot_.end);
 #pragma unroll 1
-    for (i32 key = visited.begin; key < visited.end; key += S.block_n) {
+    for (i32 key = first_tile(visited.begin); key < visited.end; key += S.block_n) {
       Scores scores;
-      load_tile<S.block_n, S.head_dim, kShared.slot_pitch>(slot_, rows_of(p_.key, p_.key_strides, key),
-                                                           p_.key_strides.seq, p_.len_k - key);
+      load_keys<S.head_dim>(p_.key, p_.key_strides, key);
       __syncthreads();
       multiply_query_key(scores);
+      if constexpr (S.bias != Bias::none) add_bias(scores, key);
       if (key < unmasked.begin || key + S.block_n > unmasked.end) hide_invisible(scores, key);
       exponentiate(scores);
+      if constexpr (S.dropout == Dropout::on) drop(scores, key);
       store_probabilities(scores);
       __syncthreads();
-      load_tile<S.block_n, S.head_dim_v, kShared.slot_pitch>(slot_, rows_of(p_.value, p_.value_strides, key),
-                                                             p_.value_strides.seq, p_.len_k - key);
+      load_keys<S.head_dim_v>(p_.value, p_.value_strides, key);
       __syncthreads();
       multiply_probability_value();
       __syncthreads();
@@ -95,40 +98,76 @@ class ForwardSimt {
   static ATTUNE_DEVICE i32 row_of(i32 r) {
     return group() + r * kGroups;
   }
-
-  ATTUNE_DEVICE const u8* rows_of(const void* tensor, const Strides& strides, i32 row) const {
-    return static_cast<const u8*>(tensor) + queries_.offset(strides, row) * kElementBytes;
+  /// Of the tile that begins at `key`, the c-th key that this thread holds.
+  static ATTUNE_DEVICE i32 key_of(i32 key, i32 c) {
+    return key + lane() + c * kLanes;
   }
 
-  /// Fills a tile of shared memory with rows from global memory. Rows past `valid_rows` and
-  /// columns past HeadDim become zero: what lies there in memory, NaN included, is never read. Loads are in
-  /// flight by the batch.
-  template <i32 Rows, i32 HeadDim, i32 Pitch>
-  static ATTUNE_DEVICE void load_tile(float4* tile, const u8* rows, i64 stride, i32 valid_rows) {
+  /// Where the first tile of keys begins: with dropout at a boundary of its groups, so that the keys that a
+  /// thread holds share its calls (philox.h).
+  static ATTUNE_DEVICE i32 first_tile(i32 key) {
+    return S.dropout == Dropout::on ? key - key % min(S.block_n, kDropoutGroup) : key;
+  }
+
+  // ---- From global memory ----
+
+  template <typename AnyStrides>
+  ATTUNE_DEVICE const u8* head_of(const void* tensor, const AnyStrides& strides, i32 element_bytes) const {
+    return static_cast<const u8*>(tensor) + head_offset(slot_, strides) * element_bytes;
+  }
+
+  ATTUNE_DEVICE void load_queries() const {
+    const u8* rows = head_of(p_.query, p_.query_strides, size_of(S.dtype));
+    load_tile<S.block_m, S.head_dim, kShared.query_pitch>(query_tile_, slot_.end - slot_.begin, [&](i32 row) {
+      return rows + (slot_.block.q_begin + slot_.begin + row) * p_.query_strides.seq * size_of(S.dtype);
+    });
+  }
+
+  /// Rows of key or value, from `key` on.
+  template <i32 HeadDim>
+  ATTUNE_DEVICE void load_keys(const void* tensor, const Strides& strides, i32 key) const {
+    const u8* rows = head_of(tensor, strides, size_of(S.dtype));
+    load_tile<S.block_n, HeadDim, kShared.slot_pitch>(key_tile_, slot_.block.len_k - key, [&](i32 row) {
+      return rows + key_row<S>(p_, slot_.block, key + row) * strides.seq * size_of(S.dtype);
+    });
+  }
+
+  /// Fills a tile of shared memory with rows of global memory. Rows past `valid_rows` and columns past
+  /// HeadDim become zero: what lies there in memory, NaN included, is never read. Loads are in flight by the
+  /// batch.
+  template <i32 Rows, i32 HeadDim, i32 Pitch, typename RowAt>
+  static ATTUNE_DEVICE void load_tile(float4* tile, i32 valid_rows, RowAt&& row_at) {
     constexpr i32 kVectors = ceil_div(HeadDim, 4);
     constexpr i32 kRowLanes = min(bit_ceil(kVectors), kThreads);
     constexpr i32 kStep = kThreads / kRowLanes;
     constexpr i32 kBatch = min(ceil_div(Rows, kStep), 8);
-    const i32 vector = static_cast<i32>(threadIdx.x % kRowLanes);
     const i32 first_row = static_cast<i32>(threadIdx.x / kRowLanes);
-    if (kRowLanes != kVectors && vector >= kVectors) return;
-    const i32 valid = HeadDim % 4 == 0 ? 4 : HeadDim - vector * 4;
+#pragma unroll
+    for (i32 first_vector = 0; first_vector < kVectors; first_vector += kRowLanes) {
+      const i32 vector = first_vector + static_cast<i32>(threadIdx.x % kRowLanes);
+      if (kVectors % kRowLanes != 0 && vector >= kVectors) return;
+      const i32 valid = HeadDim % 4 == 0 ? 4 : HeadDim - vector * 4;
 #pragma unroll 1
-    for (i32 begin = first_row; begin < Rows; begin += kBatch * kStep) {
-      float4 batch[kBatch];
+      for (i32 begin = first_row; begin < Rows; begin += kBatch * kStep) {
+        float4 batch[kBatch];
 #pragma unroll
-      for (i32 b = 0; b < kBatch; ++b) {
-        const i32 row = begin + b * kStep;
-        const u8* source = rows + (row * stride + vector * 4) * kElementBytes;
-        batch[b] = row < valid_rows ? load4<S.dtype, S.copy_bytes>(source, valid) : float4{0, 0, 0, 0};
-      }
+        for (i32 b = 0; b < kBatch; ++b) {
+          const i32 row = begin + b * kStep;
+          batch[b] = float4{0, 0, 0, 0};
+          if (row < valid_rows) {
+            batch[b] = load4<S.dtype, S.copy_bytes>(row_at(row) + vector * 4 * size_of(S.dtype), valid);
+          }
+        }
 #pragma unroll
-      for (i32 b = 0; b < kBatch; ++b) {
-        const i32 row = begin + b * kStep;
-        if (Rows % (kBatch * kStep) == 0 || row < Rows) tile[row * Pitch + vector] = batch[b];
+        for (i32 b = 0; b < kBatch; ++b) {
+          const i32 row = begin + b * kStep;
+          if (Rows % (kBatch * kStep) == 0 || row < Rows) tile[row * Pitch + vector] = batch[b];
+        }
       }
     }
   }
+
+  // ---- One tile ----
 
   ATTUNE_DEVICE void clear() {
 #pragma unroll
@@ -149,7 +188,7 @@ class ForwardSimt {
       for (i32 c = 0; c < S.tile_n; ++c) scores[r][c] = 0.0f;
     }
     const float4* query_rows = query_tile_ + group() * kShared.query_pitch;
-    const float4* key_rows = slot_ + lane() * kShared.slot_pitch;
+    const float4* key_rows = key_tile_ + lane() * kShared.slot_pitch;
 #pragma unroll 1
     for (i32 v = 0; v < kDimVectors; ++v) {
       float4 key[S.tile_n];
@@ -170,15 +209,34 @@ class ForwardSimt {
     }
   }
 
+  /// Each thread reads the elements of its own scores, and none outside the block: those scores are hidden
+  /// afterwards. Neighbouring lanes hold neighbouring keys.
+  ATTUNE_DEVICE void add_bias(Scores& scores, i32 key) const {
+    constexpr i32 kBytes = size_of(S.bias);
+    const i64 stride = p_.bias_strides.query * kBytes;
+    const u8* rows =
+        head_of(p_.bias, p_.bias_strides, kBytes) + (slot_.block.q_begin + slot_.begin + group()) * stride;
+#pragma unroll
+    for (i32 c = 0; c < S.tile_n; ++c) {
+      const i32 j = key_of(key, c);
+      if (j >= slot_.block.len_k) continue;
+      const u8* column = rows + key_row<S>(p_, slot_.block, j) * p_.bias_strides.key * kBytes;
+#pragma unroll
+      for (i32 r = 0; r < S.tile_m; ++r) {
+        if (slot_.begin + row_of(r) >= slot_.end) continue;
+        scores[r][c] = with_bias<S.bias>(scores[r][c], load_bias<S.bias>(column + r * kGroups * stride));
+      }
+    }
+  }
+
   /// Score -inf where the mask says no; `key` is the tile's first.
   ATTUNE_DEVICE void hide_invisible(Scores& scores, i32 key) const {
 #pragma unroll
     for (i32 r = 0; r < S.tile_m; ++r) {
 #pragma unroll
       for (i32 c = 0; c < S.tile_n; ++c) {
-        const i32 i = queries_.begin + row_of(r);
-        const i32 j = key + lane() + c * kLanes;
-        if (!visible<S>(p_.window, p_.len_k, i, j)) scores[r][c] = neg_inf();
+        const i32 i = slot_.begin + row_of(r);
+        if (!visible<S>(window_, slot_.block.len_k, i, key_of(key, c))) scores[r][c] = neg_inf();
       }
     }
   }
@@ -211,6 +269,37 @@ class ForwardSimt {
     }
   }
 
+  /// Drops probabilities, which row sums do not notice; the survivors are scaled up in finish(). Tiles begin
+  /// at multiples of the group or divide it, so keys c and d of a thread share a call iff c * kLanes and d *
+  /// kLanes agree in their group and modulo 8: `kStep` keys apart.
+  ATTUNE_DEVICE void drop(Scores& scores, i32 key) const {
+    constexpr i32 kStep = max(8 / kLanes, 1);
+    const i32 in_group = S.block_n % kDropoutGroup == 0 ? 0 : key % kDropoutGroup;
+#pragma unroll
+    for (i32 r = 0; r < S.tile_m; ++r) {
+      const u32 query = static_cast<u32>(slot_.begin + row_of(r));
+#pragma unroll
+      for (i32 first = 0; first < S.tile_n; ++first) {
+        if (first * kLanes % kDropoutGroup >= 8) continue;  // the call of an earlier key serves it
+        const Philox<u32> bits = dropout_bits<u32>(p_.dropout, slot_.block.index, head_number(p_, slot_),
+                                                   query, dropout_call(key_of(key, first)));
+#pragma unroll
+        for (i32 c = first; c < S.tile_n; c += kStep) {
+          if (c * kLanes / kDropoutGroup != first * kLanes / kDropoutGroup) continue;
+          const i32 j = key_of(in_group, c);
+          if (!kept(p_.dropout, word_of(bits, dropout_word(j)), j % 2)) scores[r][c] = 0.0f;
+        }
+      }
+    }
+  }
+
+  /// Without an address, so that the words stay in registers.
+  static ATTUNE_DEVICE u32 word_of(const Philox<u32>& bits, i32 index) {
+    const u32 low = index % 2 == 0 ? bits.word[0] : bits.word[1];
+    const u32 high = index % 2 == 0 ? bits.word[2] : bits.word[3];
+    return index < 2 ? low : high;
+  }
+
   /// A row's probabilities are written and read by the lanes of one group, which is part of one warp; the
   /// block's barriers around the value tile order them.
   ATTUNE_DEVICE void store_probabilities(const Scores& scores) const {
@@ -240,7 +329,7 @@ class ForwardSimt {
         for (i32 c = 0; c < kColumns; ++c) {
           // Lanes past the last column repeat it; they do not store.
           const i32 column = min(lane() + c * kLanes, kValueVectors - 1);
-          const float4 value = slot_[(v * 4 + k) * kShared.slot_pitch + column];
+          const float4 value = key_tile_[(v * 4 + k) * kShared.slot_pitch + column];
 #pragma unroll
           for (i32 r = 0; r < S.tile_m; ++r) {
             output_[r][c] = add_scaled4(output_[r][c], element(probability[r], k), value);
@@ -250,9 +339,11 @@ class ForwardSimt {
     }
   }
 
+  // ---- The end ----
+
   ATTUNE_DEVICE void finish() const {
-    u8* rows =
-        static_cast<u8*>(p_.output) + queries_.offset(p_.output_strides, queries_.begin) * kElementBytes;
+    constexpr i32 kBytes = size_of(S.output_dtype);
+    u8* rows = static_cast<u8*>(p_.output) + head_offset(slot_, p_.output_strides) * kBytes;
 #pragma unroll
     for (i32 r = 0; r < S.tile_m; ++r) {
       float sum = row_sum_[r];
@@ -260,27 +351,29 @@ class ForwardSimt {
       for (i32 distance = 1; distance < kLanes; distance *= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, distance);
       }
-      const i32 query = queries_.begin + row_of(r);
-      if (query >= queries_.end) continue;
+      const i32 query = slot_.begin + row_of(r);
+      if (query >= slot_.end) continue;
       if (S.lse == Lse::write && lane() == 0) {
-        *queries_.lse(p_, query) = (row_max_[r] + log2f(sum)) * kLn2;  // saw nothing: -inf + log2(0)
+        p_.lse[lse_offset(p_, slot_, query)] = (row_max_[r] + log2f(sum)) * kLn2;  // nothing: -inf + log2(0)
       }
-      const float factor = inverse_sum(sum);
-      u8* row = rows + row_of(r) * p_.output_strides.seq * kElementBytes;
+      const float rescale = S.dropout == Dropout::on ? p_.dropout.rescale : 1.0f;
+      const float factor = inverse_sum(sum) * rescale;
+      u8* row = rows + (slot_.block.q_begin + query) * p_.output_strides.seq * kBytes;
 #pragma unroll
       for (i32 c = 0; c < kColumns; ++c) {
         const i32 column = lane() + c * kLanes;
         if (column >= kValueVectors) continue;
-        store4<S.dtype, S.copy_bytes>(row + column * 4 * kElementBytes, scale4(output_[r][c], factor),
-                                      S.head_dim_v - column * 4);
+        store4<S.output_dtype, S.copy_bytes>(row + column * 4 * kBytes, scale4(output_[r][c], factor),
+                                             S.head_dim_v - column * 4);
       }
     }
   }
 
   const ForwardParams& p_;
-  const Position<S> queries_;
+  const Slot slot_;
+  const Window window_;
   float4* const query_tile_;
-  float4* const slot_;  // keys, then values
+  float4* const key_tile_;  // keys, then values
   float4* const probability_tile_;
   float4 output_[S.tile_m][kColumns];
   float row_max_[S.tile_m];  // in base 2; -inf until a key was seen

@@ -34,17 +34,25 @@ ATTUNE_DEVICE u16 narrow(DType dtype, float x) {
   return dtype == DType::f16 ? ptx::cvt_rn_f16_f32(x) : float_to_bf16(x);
 }
 
-/// Four elements in memory, by the widest accesses that CopyBytes allows.
+/// An element of a bias tensor, as with_bias (semantics.h) takes it.
+template <Bias B>
+ATTUNE_DEVICE float load_bias(const u8* source) {
+  if constexpr (B == Bias::boolean) return *source;
+  if constexpr (B == Bias::f32) return *reinterpret_cast<const float*>(source);
+  return widen(B == Bias::f16 ? DType::f16 : DType::bf16, *reinterpret_cast<const u16*>(source));
+}
+
+/// Four elements in memory, by the widest accesses that CopyBytes allows; one element is always aligned.
 template <typename Element, i32 CopyBytes>
 struct Quad {
-  static constexpr i32 kBytes = min(CopyBytes, 4 * static_cast<i32>(sizeof(Element)));
+  static constexpr i32 kElement = sizeof(Element);
+  static constexpr i32 kBytes = clamp(CopyBytes, kElement, 4 * kElement);
   struct alignas(kBytes) Piece {
     Element value[kBytes / sizeof(Element)];
   };
   struct Pieces {
     Piece piece[4 * sizeof(Element) / kBytes];
   };
-  static_assert(kBytes >= static_cast<i32>(sizeof(Element)), "rows are at least aligned for an element");
 };
 
 /// The first `valid` of four elements (more than 4 means all), as floats; the others are zero and not read.
