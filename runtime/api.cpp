@@ -1,14 +1,20 @@
 // The C++ API: check, run, and failures as exceptions.
 #include "attune/attune.h"
+#include "codegen/choose.h"
 #include "runtime/check.h"
+#include "runtime/check_tensors.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/engine.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdlib>
+#include <deque>
 #include <utility>
+#include <vector>
 
 namespace attune {
 namespace {
@@ -33,10 +39,32 @@ runtime::Engine& engine() {
   return *take(runtime::Engine::global());
 }
 
-std::size_t bytes_of(DType dtype, const std::vector<std::int64_t>& shape) {
-  std::size_t bytes = dtype == DType::f32 ? 4 : 2;
-  for (const std::int64_t size : shape) {
-    if (size < 0 || __builtin_mul_overflow(bytes, static_cast<std::size_t>(size), &bytes)) {
+// ---- Memory ----
+
+/// Row-major, without memory. Refuses shapes that cannot be.
+MutableTensorView contiguous(DType dtype, Device device, const std::vector<std::int64_t>& shape) {
+  if (shape.size() > kMaxRank)
+    raise(invalid_argument(fmt::format("Tensor: rank {}, at most {}", shape.size(), kMaxRank)));
+  MutableTensorView view;
+  view.dtype = dtype;
+  view.device = device;
+  view.rank = static_cast<int>(shape.size());
+  std::int64_t stride = 1;
+  for (int axis = view.rank - 1; axis >= 0; --axis) {
+    view.shape[axis] = shape[static_cast<std::size_t>(axis)];
+    view.strides[axis] = stride;
+    const std::int64_t size = view.shape[axis];
+    if (size < 0 || __builtin_mul_overflow(stride, size > 0 ? size : 1, &stride)) {
+      raise(invalid_argument("Tensor: a negative or overflowing shape"));
+    }
+  }
+  return view;
+}
+
+std::size_t bytes_of(const MutableTensorView& view) {
+  std::size_t bytes = static_cast<std::size_t>(item_bytes(view.dtype));
+  for (int axis = 0; axis < view.rank; ++axis) {
+    if (__builtin_mul_overflow(bytes, static_cast<std::size_t>(view.shape[axis]), &bytes)) {
       raise(invalid_argument("Tensor: a negative or overflowing shape"));
     }
   }
@@ -52,32 +80,58 @@ void* allocate(Device device, std::size_t bytes, void* stream) {
   return memory;
 }
 
-void release(const MutableTensorView& view) noexcept {
+void release(const MutableTensorView& view, void* stream) noexcept {
   if (view.data == nullptr) return;
   if (view.device.type == DeviceType::cuda) {
-    runtime::cuda_free(view.device.index, view.data);
+    runtime::cuda_free(view.device.index, view.data, stream);
   } else {
     std::free(view.data);
   }
 }
 
-/// The shape of an attention's output: the query's, with the value's last axis.
-std::vector<std::int64_t> output_shape(const TensorView& query, const TensorView& value) {
-  std::vector<std::int64_t> shape(query.shape.begin(), query.shape.begin() + query.rank);
-  shape.back() = value.shape[value.rank - 1];
-  return shape;
+/// What lives between two kernels of a stream: freed in its order.
+class Temporary {
+ public:
+  Temporary(DType dtype, Device device, const std::vector<std::int64_t>& shape, void* stream)
+      : view_(contiguous(dtype, device, shape)), stream_(stream) {
+    view_.data = allocate(device, bytes_of(view_), stream);
+  }
+  Temporary(const Temporary&) = delete;
+  Temporary& operator=(const Temporary&) = delete;
+  ~Temporary() { release(view_, stream_); }
+
+  const MutableTensorView& view() const { return view_; }
+
+ private:
+  MutableTensorView view_;
+  void* stream_;
+};
+
+std::vector<std::int64_t> shape_of(const TensorView& tensor) {
+  return {tensor.shape.begin(), tensor.shape.begin() + tensor.rank};
 }
 
+// ---- Forward ----
+
+/// A call without its outputs: what prepare, explain and the reasons are about.
+Result<runtime::Call> check_without_output(const TensorView& query, const TensorView& key,
+                                           const TensorView& value, bool with_lse, const AttentionBias& bias,
+                                           const AttentionOptions& options) {
+  return runtime::check({query, key, value, nullptr, nullptr, with_lse, bias, options});
+}
+
+/// Allocates the results of a call and runs it; `dtype` is the output's unless options have another.
 Attention allocate_and_run(const TensorView& query, const TensorView& key, const TensorView& value,
-                           bool with_lse, const AttentionBias& bias, const AttentionOptions& options) {
+                           bool with_lse, const AttentionBias& bias, const AttentionOptions& options,
+                           DType dtype) {
   // Checked before anything is allocated; the allocating call checks again with the outputs.
-  const runtime::Call call =
-      take(runtime::check({query, key, value, nullptr, nullptr, with_lse, bias, options}));
+  take(check_without_output(query, key, value, with_lse, bias, options));
+  std::vector<std::int64_t> shape = shape_of(query);
+  shape.back() = value.shape[value.rank - 1];
   Attention result;
-  result.output = Tensor(query.dtype, query.device, output_shape(query, value), options.stream);
+  result.output = Tensor(options.output_dtype.value_or(dtype), query.device, shape, options.stream);
   if (with_lse) {
-    result.lse = Tensor(DType::f32, query.device, {call.params.batch, call.params.heads, call.params.len_q},
-                        options.stream);
+    result.lse = Tensor(DType::f32, query.device, shape_of(runtime::lse_like(query)), options.stream);
   }
   const MutableTensorView lse = result.lse.view();
   memory_efficient_attention_forward(query, key, value, result.output.view(), with_lse ? &lse : nullptr, bias,
@@ -85,38 +139,80 @@ Attention allocate_and_run(const TensorView& query, const TensorView& key, const
   return result;
 }
 
+// ---- Merging ----
+
+using Views = std::span<const TensorView>;
+
+/// More chunks than one kernel takes: neighbours are merged into float32, then those.
+void merge_in_rounds(Views attn, Views lse, const MutableTensorView& output, const MutableTensorView* lse_out,
+                     const AttentionOptions& options) {
+  std::deque<Temporary> memory;
+  std::vector<TensorView> attn_of_groups;
+  std::vector<TensorView> lse_of_groups;
+  const auto allocate_like = [&](const TensorView& tensor) -> const MutableTensorView& {
+    return memory.emplace_back(DType::f32, tensor.device, shape_of(tensor), options.stream).view();
+  };
+  for (std::size_t begin = 0; begin < attn.size(); begin += kernel::kMaxChunks) {
+    const std::size_t count = std::min<std::size_t>(kernel::kMaxChunks, attn.size() - begin);
+    const MutableTensorView& group = allocate_like(attn[0]);
+    const MutableTensorView& group_lse = allocate_like(runtime::lse_like(attn[0]));
+    merge_attentions(attn.subspan(begin, count), lse.subspan(begin, count), group, &group_lse, options);
+    attn_of_groups.push_back(group);
+    lse_of_groups.push_back(group_lse);
+  }
+  merge_attentions(attn_of_groups, lse_of_groups, output, lse_out, options);
+}
+
+/// The chunks of a stacked tensor.
+std::vector<TensorView> unstacked(const char* name, const TensorView& stacked) {
+  if (stacked.rank < 4 || stacked.rank > kMaxRank) {
+    raise(
+        invalid_argument(fmt::format("merge_attentions: stacked {} has rank {}, expected [chunks, ...] over "
+                                     "what one chunk has; pass a list otherwise",
+                                     name, stacked.rank)));
+  }
+  std::vector<TensorView> chunks;
+  for (std::int64_t i = 0; i < stacked.shape[0]; ++i) {
+    TensorView chunk = stacked;
+    chunk.rank = stacked.rank - 1;
+    std::copy_n(stacked.shape.begin() + 1, chunk.rank, chunk.shape.begin());
+    std::copy_n(stacked.strides.begin() + 1, chunk.rank, chunk.strides.begin());
+    if (stacked.data != nullptr) {
+      chunk.data =
+          static_cast<const std::byte*>(stacked.data) + i * stacked.strides[0] * item_bytes(stacked.dtype);
+    }
+    chunks.push_back(chunk);
+  }
+  return chunks;
+}
+
+// ---- Introspection ----
+
+kernel::Family kernel_family(Family family) {
+  return static_cast<kernel::Family>(static_cast<int>(family) - 1);
+}
+
 }  // namespace
 
 Tensor::Tensor() = default;
 
-Tensor::Tensor(DType dtype, Device device, const std::vector<std::int64_t>& shape, void* stream) {
-  if (shape.size() > kMaxRank)
-    raise(invalid_argument(fmt::format("Tensor: rank {}, at most {}", shape.size(), kMaxRank)));
-  const std::size_t bytes = bytes_of(dtype, shape);
-  view_.dtype = dtype;
-  view_.device = device;
-  view_.rank = static_cast<int>(shape.size());
-  std::int64_t stride = 1;
-  for (int axis = view_.rank - 1; axis >= 0; --axis) {
-    view_.shape[axis] = shape[axis];
-    view_.strides[axis] = stride;
-    stride *= shape[axis] > 0 ? shape[axis] : 1;
-  }
-  view_.data = allocate(device, bytes, stream);
+Tensor::Tensor(DType dtype, Device device, const std::vector<std::int64_t>& shape, void* stream)
+    : view_(contiguous(dtype, device, shape)) {
+  view_.data = allocate(device, bytes_of(view_), stream);
 }
 
 Tensor::Tensor(Tensor&& other) noexcept : view_(std::exchange(other.view_, {})) {}
 
 Tensor& Tensor::operator=(Tensor&& other) noexcept {
   if (this != &other) {
-    release(view_);
+    release(view_, nullptr);
     view_ = std::exchange(other.view_, {});
   }
   return *this;
 }
 
 Tensor::~Tensor() {
-  release(view_);
+  release(view_, nullptr);
 }
 
 void memory_efficient_attention_forward(const TensorView& query, const TensorView& key,
@@ -130,26 +226,78 @@ void memory_efficient_attention_forward(const TensorView& query, const TensorVie
 
 Tensor memory_efficient_attention(const TensorView& query, const TensorView& key, const TensorView& value,
                                   const AttentionBias& bias, const AttentionOptions& options) {
-  return allocate_and_run(query, key, value, /*with_lse=*/false, bias, options).output;
+  return allocate_and_run(query, key, value, /*with_lse=*/false, bias, options, query.dtype).output;
 }
 
 Attention memory_efficient_attention_forward_requires_grad(const TensorView& query, const TensorView& key,
                                                            const TensorView& value, const AttentionBias& bias,
                                                            const AttentionOptions& options) {
-  return allocate_and_run(query, key, value, /*with_lse=*/true, bias, options);
+  return allocate_and_run(query, key, value, /*with_lse=*/true, bias, options, query.dtype);
+}
+
+Attention memory_efficient_attention_partial(const TensorView& query, const TensorView& key,
+                                             const TensorView& value, const AttentionBias& bias,
+                                             const AttentionOptions& options) {
+  if (options.p != 0) {
+    raise(
+        unsupported(fmt::format("memory_efficient_attention_partial: dropout is not supported. p is {}, "
+                                "expected 0",
+                                options.p)));
+  }
+  return allocate_and_run(query, key, value, /*with_lse=*/true, bias, options, DType::f32);
+}
+
+void merge_attentions(Views attn, Views lse, const MutableTensorView& output,
+                      const MutableTensorView* lse_out, const AttentionOptions& options) {
+  const runtime::MergeCall call = take(runtime::check_merge({attn, lse, &output, lse_out, options.stream}));
+  if (attn.size() > kernel::kMaxChunks) return merge_in_rounds(attn, lse, output, lse_out, options);
+  take(engine().run(call));
+}
+
+Attention merge_attentions(Views attn, Views lse, bool write_lse, const AttentionOptions& options) {
+  take(runtime::check_merge({attn, lse}));  // before anything is allocated
+  const TensorView& first = attn[0];
+  Attention result;
+  result.output =
+      Tensor(options.output_dtype.value_or(first.dtype), first.device, shape_of(first), options.stream);
+  if (write_lse) {
+    result.lse = Tensor(DType::f32, first.device, shape_of(runtime::lse_like(first)), options.stream);
+  }
+  const MutableTensorView lse_out = result.lse.view();
+  merge_attentions(attn, lse, result.output.view(), write_lse ? &lse_out : nullptr, options);
+  return result;
+}
+
+Attention merge_attentions(const TensorView& attn, const TensorView& lse, bool write_lse,
+                           const AttentionOptions& options) {
+  return merge_attentions(Views(unstacked("attn", attn)), Views(unstacked("lse", lse)), write_lse, options);
 }
 
 void prepare(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,
              const AttentionBias& bias, const AttentionOptions& options) {
-  const runtime::Call call =
-      take(runtime::check({query, key, value, nullptr, nullptr, with_lse, bias, options}));
+  const runtime::Call call = take(check_without_output(query, key, value, with_lse, bias, options));
   take(engine().prepare(call.problem, call.device, call.stream));
+}
+
+std::vector<std::string> not_supported_reasons(Family family, const TensorView& query, const TensorView& key,
+                                               const TensorView& value, const AttentionBias& bias,
+                                               const AttentionOptions& options) {
+  const auto call = check_without_output(query, key, value, /*with_lse=*/false, bias, options);
+  if (!call.ok()) return {call.failure().message};
+  const auto backend = runtime::backend_of(call->device);
+  if (!backend.ok()) return {backend.failure().message};
+  const codegen::Arch& arch = (*backend)->arch();
+  if (family != Family::automatic) {
+    return codegen::not_supported_reasons(kernel_family(family), call->problem, arch);
+  }
+  const auto choice = codegen::choose(call->problem, arch);
+  if (!choice.ok()) return {choice.failure().message};
+  return {};
 }
 
 std::string explain(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,
                     const AttentionBias& bias, const AttentionOptions& options) {
-  const runtime::Call call =
-      take(runtime::check({query, key, value, nullptr, nullptr, with_lse, bias, options}));
+  const runtime::Call call = take(check_without_output(query, key, value, with_lse, bias, options));
   const codegen::Arch& arch = take(runtime::backend_of(call.device))->arch();
   return runtime::to_json(take(engine().explain(call.problem, arch, call.device))).dump();
 }

@@ -5,12 +5,15 @@
 #include "runtime/engine.h"
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -78,18 +81,55 @@ Struct versioned(const char* name, const Struct* given) {
   return copy;
 }
 
-attune::AttentionBias bias_of(const attune_bias* given) {
-  const attune_bias bias = versioned("bias", given);
-  switch (bias.kind) {
-    case ATTUNE_BIAS_NONE: return {};
-    case ATTUNE_BIAS_LOWER_TRIANGULAR: return attune::LowerTriangularMask{};
-    case ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT: return attune::LowerTriangularFromBottomRightMask{};
-    case ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT_LOCAL:
-      return attune::LowerTriangularFromBottomRightLocalAttentionMask{bias.window_size};
-    case ATTUNE_BIAS_LOCAL_FROM_BOTTOM_RIGHT:
-      return attune::LocalAttentionFromBottomRightMask{bias.window_left, bias.window_right};
-    default: refuse(fmt::format("bias: unknown kind {}", bias.kind));
+attune::Int32Table table_of(const char* name, const attune_tensor* tensor) {
+  if (tensor == nullptr) refuse(fmt::format("bias: {} is null, but the bias has sequences", name));
+  const auto view = view_of<attune::TensorView>(name, tensor);
+  if (view.rank < 1 || view.rank > 2)
+    refuse(fmt::format("bias: {} has rank {}, expected 1", name, view.rank));
+  return view;
+}
+
+std::shared_ptr<const attune::Sequences> sequences_of(const attune_bias& bias) {
+  auto sequences =
+      std::make_shared<attune::Sequences>(attune::Sequences{.count = bias.sequences,
+                                                            .q_starts = table_of("q_starts", bias.q_starts),
+                                                            .k_starts = table_of("k_starts", bias.k_starts)});
+  if (bias.k_lens != nullptr) sequences->k_lens = table_of("k_lens", bias.k_lens);
+  if (bias.block_tables == nullptr) return sequences;
+  if (bias.block_tables->rank != 2) {
+    refuse(
+        fmt::format("bias: block_tables has rank {}, expected [sequences, pages]", bias.block_tables->rank));
   }
+  sequences->block_tables = table_of("block_tables", bias.block_tables);
+  sequences->table_width = bias.block_tables->shape[1];
+  sequences->page_size = bias.page_size;
+  return sequences;
+}
+
+attune::AttentionBias bias_of(const attune_bias* given) {
+  attune::AttentionBias result;
+  if (given == nullptr) return result;
+  const attune_bias bias = versioned("bias", given);
+  result.name = bias.name != nullptr ? bias.name : "bias";
+  result.window = {static_cast<attune::Window::Anchor>(bias.anchor), bias.window_left, bias.window_right};
+  if (bias.tensor != nullptr) result.tensor = view_of<attune::TensorView>("attn_bias", bias.tensor);
+  if (bias.sequences != 0 || bias.q_starts != nullptr) result.sequences = sequences_of(bias);
+  return result;
+}
+
+/// Bit 0, "automatic", is any family, as no bit is.
+std::vector<attune::Family> families_of(uint32_t bits) {
+  constexpr uint32_t kKnown =
+      1u << ATTUNE_AUTOMATIC | 1u << ATTUNE_FAMILY_CPU | 1u << ATTUNE_FAMILY_SIMT | 1u << ATTUNE_FAMILY_MMA;
+  if ((bits & ~kKnown) != 0) {
+    refuse(fmt::format("options: families {:#x} has bits beyond those of attune_family", bits));
+  }
+  std::vector<attune::Family> families;
+  for (const attune_family family :
+       {ATTUNE_AUTOMATIC, ATTUNE_FAMILY_CPU, ATTUNE_FAMILY_SIMT, ATTUNE_FAMILY_MMA}) {
+    if ((bits >> family & 1u) != 0) families.push_back(static_cast<attune::Family>(family));
+  }
+  return families;
 }
 
 attune::AttentionOptions options_of(const attune_options* given) {
@@ -97,8 +137,28 @@ attune::AttentionOptions options_of(const attune_options* given) {
   attune::AttentionOptions result;
   if (options.scale != nullptr) result.scale = *options.scale;
   result.stream = options.stream;
-  result.family = static_cast<attune::Family>(options.family);
+  result.families = families_of(options.families);
+  result.p = options.p;
+  result.dropout = {options.seed, options.offset};
+  if (options.output_dtype != nullptr)
+    result.output_dtype = static_cast<attune::DType>(*options.output_dtype);
   return result;
+}
+
+std::vector<attune::TensorView> views_of(const char* name, const attune_tensor* tensors, size_t count) {
+  std::vector<attune::TensorView> views;
+  for (size_t i = 0; i < count; ++i) {
+    views.push_back(view_of<attune::TensorView>(name, tensors == nullptr ? nullptr : tensors + i));
+  }
+  return views;
+}
+
+/// A copy of the text that attune_free releases.
+char* c_string(const std::string& text) {
+  auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
+  if (copy == nullptr) throw std::bad_alloc();
+  std::memcpy(copy, text.c_str(), text.size() + 1);
+  return copy;
 }
 
 }  // namespace
@@ -146,18 +206,41 @@ attune_status attune_prepare(const attune_tensor* query, const attune_tensor* ke
   });
 }
 
+attune_status attune_merge_attentions(const attune_tensor* attn, const attune_tensor* lse, size_t chunks,
+                                      const attune_tensor* output, const attune_tensor* lse_out,
+                                      const attune_options* options) {
+  return guarded([&] {
+    attune::MutableTensorView lse_view;
+    if (lse_out != nullptr) lse_view = view_of<attune::MutableTensorView>("lse_out", lse_out);
+    attune::merge_attentions(views_of("attn", attn, chunks), views_of("lse", lse, chunks),
+                             view_of<attune::MutableTensorView>("output", output),
+                             lse_out != nullptr ? &lse_view : nullptr, options_of(options));
+  });
+}
+
 attune_status attune_explain(const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
                              int with_lse, const attune_bias* bias, const attune_options* options,
                              char** json) {
   return guarded([&] {
     if (json == nullptr) refuse("explain: null json");
-    const std::string text = attune::explain(
+    *json = c_string(attune::explain(
         view_of<attune::TensorView>("query", query), view_of<attune::TensorView>("key", key),
-        view_of<attune::TensorView>("value", value), with_lse != 0, bias_of(bias), options_of(options));
-    auto* copy = static_cast<char*>(std::malloc(text.size() + 1));
-    if (copy == nullptr) throw std::bad_alloc();
-    std::memcpy(copy, text.c_str(), text.size() + 1);
-    *json = copy;
+        view_of<attune::TensorView>("value", value), with_lse != 0, bias_of(bias), options_of(options)));
+  });
+}
+
+attune_status attune_not_supported_reasons(attune_family family, const attune_tensor* query,
+                                           const attune_tensor* key, const attune_tensor* value,
+                                           const attune_bias* bias, const attune_options* options,
+                                           char** json) {
+  return guarded([&] {
+    if (json == nullptr) refuse("not_supported_reasons: null json");
+    *json = c_string(nlohmann::json(attune::not_supported_reasons(static_cast<attune::Family>(family),
+                                                                  view_of<attune::TensorView>("query", query),
+                                                                  view_of<attune::TensorView>("key", key),
+                                                                  view_of<attune::TensorView>("value", value),
+                                                                  bias_of(bias), options_of(options)))
+                         .dump());
   });
 }
 

@@ -6,6 +6,8 @@
 #include "base/result.h"
 #include "runtime/engine.h"
 
+#include <span>
+
 namespace attune::runtime {
 
 struct Arguments {
@@ -19,7 +21,20 @@ struct Arguments {
   const AttentionOptions& options;
 };
 
-/// Fails with invalid_argument or unsupported; the message says what, where and what to try.
+/// Fails with invalid_argument or unsupported; the message says what, where and what to try. Where an output
+/// is given, the bias's tables are on the device when it returns.
 Result<Call> check(const Arguments& arguments);
+
+struct MergeArguments {
+  std::span<const TensorView> attn;
+  std::span<const TensorView> lse;
+  const MutableTensorView* output = nullptr;  // null: only the chunks are checked
+  const MutableTensorView* lse_out = nullptr;
+  void* stream = nullptr;
+};
+
+/// Checks any number of chunks. The call holds the first kernel::kMaxChunks of them; it can run when there
+/// are no more, and otherwise the caller merges in rounds.
+Result<MergeCall> check_merge(const MergeArguments& arguments);
 
 }  // namespace attune::runtime

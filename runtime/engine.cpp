@@ -1,5 +1,6 @@
 #include "runtime/engine.h"
 
+#include "attune/merge.h"
 #include "base/env.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -161,6 +162,7 @@ struct Engine::State {
                                        const std::string& candidate);
   Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device, void* stream);
   void record(const codegen::Problem& problem, const codegen::Arch& arch);
+  void launched(const ReadyKernel& ready);
 };
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -288,15 +290,27 @@ void Engine::State::record(const codegen::Problem& problem, const codegen::Arch&
   if (!file) log(LogLevel::warn, fmt::format("ATTUNE_RECORD: cannot write to {}", options.record_path));
 }
 
+void Engine::State::launched(const ReadyKernel& ready) {
+  launches.fetch_add(1, std::memory_order_relaxed);
+  last_name = &ready.name;
+}
+
 // ---- Calls ----
 
 Result<void> Engine::run(const Call& call) {
   const kernel::ForwardParams& params = call.params;
-  if (params.batch == 0 || params.heads == 0 || params.len_q == 0) return done();
+  if (params.batch == 0 || params.groups == 0 || params.heads == 0 || params.len_q == 0) return done();
   ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device, call.stream));
   ATTUNE_TRY(ready->kernel->forward(params, call.stream));
-  state_->launches.fetch_add(1, std::memory_order_relaxed);
-  last_name = &ready->name;
+  state_->launched(*ready);
+  return done();
+}
+
+Result<void> Engine::run(const MergeCall& call) {
+  if (kernel::merge_rows(call.params) == 0) return done();
+  ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device, call.stream));
+  ATTUNE_TRY(ready->kernel->merge(call.params, call.stream));
+  state_->launched(*ready);
   return done();
 }
 
