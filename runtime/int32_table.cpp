@@ -1,8 +1,8 @@
 // Int32Table: numbers that stand in a list of the host, on a device, or both.
 #include "attune/attn_bias.h"
+#include "runtime/check_tensors.h"
 #include "runtime/cuda/cuda_backend.h"
-
-#include <fmt/format.h>
+#include "runtime/raise.h"
 
 #include <atomic>
 #include <map>
@@ -12,32 +12,26 @@
 namespace attune {
 namespace {
 
-[[noreturn]] void raise(const Failure& failure) {
-  throw Error(failure.kind, failure.message);
-}
-
-std::string text_of(Device device) {
-  return device.type == DeviceType::cpu ? "the CPU" : fmt::format("cuda:{}", device.index);
-}
+using runtime::refuse;
+using runtime::take;
+using runtime::text_of;
 
 /// Checks that a tensor can be a table; returns how many numbers it has.
 std::int64_t table_size(const TensorView& tensor) {
   if (tensor.dtype != DType::i32) {
-    raise(invalid_argument(
-        "a table of a bias (lengths, starts, block tables) must be an i32 tensor; convert it"));
+    refuse("a table of a bias (lengths, starts, block tables) must be an i32 tensor; convert it");
   }
   std::int64_t size = 1;
   for (int axis = tensor.rank - 1; axis >= 0; --axis) {
     if (tensor.shape[axis] > 1 && tensor.strides[axis] != size) {
-      raise(
-          invalid_argument(fmt::format("a table of a bias (lengths, starts, block tables) must be "
-                                       "contiguous, but axis {} has stride {}; copy it",
-                                       axis, tensor.strides[axis])));
+      refuse(
+          "a table of a bias (lengths, starts, block tables) must be contiguous, but axis {} has stride {}; "
+          "copy it",
+          axis, tensor.strides[axis]);
     }
     size *= tensor.shape[axis];
   }
-  if (size > 0 && tensor.data == nullptr)
-    raise(invalid_argument("a table of a bias has a null data pointer"));
+  if (size > 0 && tensor.data == nullptr) refuse("a table of a bias has a null data pointer");
   return size;
 }
 
@@ -130,9 +124,9 @@ struct Int32Table::State {
     const std::lock_guard lock(uploading);
     if (const DeviceCopy* copy = copy_on(index)) return copy;  // another thread was faster
     retired().free_if_many(index);
-    const auto memory = runtime::cuda_upload(index, host.data(), host.size() * sizeof(std::int32_t), stream);
-    if (!memory.ok()) raise(memory.failure());
-    const auto* copy = new DeviceCopy{index, *memory, copies.load(std::memory_order_relaxed)};
+    const void* data =
+        take(runtime::cuda_upload(index, host.data(), host.size() * sizeof(std::int32_t), stream));
+    const auto* copy = new DeviceCopy{index, data, copies.load(std::memory_order_relaxed)};
     copies.store(copy, std::memory_order_release);
     return copy;
   }
@@ -145,8 +139,8 @@ Int32Table::Int32Table(const TensorView& tensor) : state_(std::make_shared<State
 Int32Table::Int32Table(std::vector<std::int32_t> host, const TensorView& tensor)
     : state_(std::make_shared<State>(tensor)) {
   if (static_cast<std::int64_t>(host.size()) != state_->size) {
-    raise(invalid_argument(fmt::format("a table of a bias has {} numbers on the host but {} on {}",
-                                       host.size(), state_->size, text_of(tensor.device))));
+    refuse("a table of a bias has {} numbers on the host but {} on {}", host.size(), state_->size,
+           text_of(tensor.device));
   }
   state_->on_host = true;
   state_->host = std::move(host);
@@ -162,8 +156,7 @@ bool Int32Table::on_host() const {
 
 const std::vector<std::int32_t>& Int32Table::host() const {
   if (!state_->on_host) {
-    raise(invalid_argument(fmt::format("the numbers of this table are on {} alone; read() copies them back",
-                                       text_of(state_->device))));
+    refuse("the numbers of this table are on {} alone; read() copies them back", text_of(state_->device));
   }
   return state_->host;
 }
@@ -171,10 +164,10 @@ const std::vector<std::int32_t>& Int32Table::host() const {
 const std::int32_t* Int32Table::on(Device device, void* stream) const {
   if (state_->tensor != nullptr && state_->device == device) return state_->tensor;
   if (!state_->on_host && state_->size > 0) {
-    raise(
-        invalid_argument(fmt::format("a table of the bias is on {}, but attention runs on {}; give the table "
-                                     "there or as a list of the host",
-                                     text_of(state_->device), text_of(device))));
+    refuse(
+        "a table of the bias is on {}, but attention runs on {}; give the table "
+        "there or as a list of the host",
+        text_of(state_->device), text_of(device));
   }
   if (device.type == DeviceType::cpu || state_->size == 0) return state_->host.data();
   const DeviceCopy* copy = state_->copy_on(device.index);
@@ -186,9 +179,8 @@ std::vector<std::int32_t> Int32Table::read() const {
   if (state_->on_host) return state_->host;
   std::vector<std::int32_t> numbers(static_cast<std::size_t>(state_->size));
   if (numbers.empty()) return numbers;
-  const auto copied = runtime::cuda_copy_to_host(state_->device.index, numbers.data(), state_->tensor,
-                                                 numbers.size() * sizeof(std::int32_t));
-  if (!copied.ok()) raise(copied.failure());
+  take(runtime::cuda_copy_to_host(state_->device.index, numbers.data(), state_->tensor,
+                                  numbers.size() * sizeof(std::int32_t)));
   return numbers;
 }
 

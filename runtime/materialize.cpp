@@ -5,6 +5,7 @@
 #include "runtime/check_tensors.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/mask_matrix.h"
+#include "runtime/raise.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -16,10 +17,9 @@ namespace attune {
 namespace {
 
 using kernel::i64;
-
-[[noreturn]] void raise(const Failure& failure) {
-  throw Error(failure.kind, failure.message);
-}
+using runtime::raise;
+using runtime::refuse;
+using runtime::take;
 
 /// The axes of [queries, keys], [batch, queries, keys], [batch, heads, queries, keys] or [batch, groups,
 /// heads, queries, keys].
@@ -30,8 +30,7 @@ struct Axes {
 Axes axes_of(const std::vector<std::int64_t>& shape) {
   const std::size_t rank = shape.size();
   if (rank < 2 || rank > 5) {
-    raise(invalid_argument(
-        fmt::format("materialize: a shape of {} axes; expected [..., queries, keys] of 2 to 5 axes", rank)));
+    refuse("materialize: a shape of {} axes; expected [..., queries, keys] of 2 to 5 axes", rank);
   }
   return {.batch = rank > 2 ? shape[0] : 1,
           .groups = rank > 4 ? shape[1] : 1,
@@ -72,14 +71,12 @@ class Elements {
   explicit Elements(const TensorView& tensor)
       : dtype_(tensor.dtype), data_(static_cast<const std::byte*>(tensor.data)) {
     if (tensor.device.type == DeviceType::cpu) return;
-    const auto memory = runtime::check_memory("attn_bias", tensor, runtime::LastStride::any);
-    if (!memory.ok()) raise(memory.failure());
+    const runtime::Memory memory = take(runtime::check_memory("attn_bias", tensor, runtime::LastStride::any));
     const auto* begin =
-        reinterpret_cast<const std::byte*>(memory->begin);  // NOLINT(performance-no-int-to-ptr)
-    copy_.resize(memory->end - memory->begin);
+        reinterpret_cast<const std::byte*>(memory.begin);  // NOLINT(performance-no-int-to-ptr)
+    copy_.resize(memory.end - memory.begin);
     if (copy_.empty()) return;
-    const auto copied = runtime::cuda_copy_to_host(tensor.device.index, copy_.data(), begin, copy_.size());
-    if (!copied.ok()) raise(copied.failure());
+    take(runtime::cuda_copy_to_host(tensor.device.index, copy_.data(), begin, copy_.size()));
     data_ = copy_.data() + (data_ - begin);
   }
 
@@ -117,7 +114,7 @@ void store(DType dtype, void* data, std::size_t index, float value) {
 
 Tensor AttentionBias::materialize(const std::vector<std::int64_t>& shape, DType dtype) const {
   if (dtype != DType::f32 && dtype != DType::f16 && dtype != DType::bf16) {
-    raise(invalid_argument("materialize: expected dtype f32, f16 or bf16, which hold -inf"));
+    refuse("materialize: expected dtype f32, f16 or bf16, which hold -inf");
   }
   const Axes axes = axes_of(shape);
   const kernel::ForwardParams params = checked_params(*this, axes, shape);

@@ -2,6 +2,7 @@
 #include "attune/attn_bias.h"
 #include "runtime/check_tensors.h"
 #include "runtime/cuda/cuda_backend.h"
+#include "runtime/raise.h"
 
 #include <fmt/format.h>
 
@@ -11,10 +12,7 @@
 namespace attune {
 namespace {
 
-template <typename... Args>
-[[noreturn]] void refuse(fmt::format_string<Args...> text, Args&&... args) {
-  throw Error(ErrorKind::invalid_argument, fmt::format(text, std::forward<Args>(args)...));
-}
+using runtime::refuse;
 
 void check_alike(const char* name, std::span<const TensorView> tensors) {
   if (tensors.empty()) refuse("{}: an empty list; give one tensor at least", name);
@@ -66,9 +64,8 @@ class Packer {
   void copy(const std::byte* from, std::size_t bytes) {
     if (device_.type == DeviceType::cpu) {
       std::memcpy(to_, from, bytes);
-    } else if (const auto copied = runtime::cuda_copy_on_device(device_.index, to_, from, bytes, stream_);
-               !copied.ok()) {
-      throw Error(copied.failure().kind, copied.failure().message);
+    } else {
+      runtime::take(runtime::cuda_copy_on_device(device_.index, to_, from, bytes, stream_));
     }
     to_ += bytes;
   }
