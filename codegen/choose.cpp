@@ -10,10 +10,8 @@
 namespace attune::codegen {
 namespace {
 
-using kernel::DType;
 using kernel::Family;
 using kernel::KernelSpec;
-using kernel::kMaxHeadDim;
 using kernel::Operation;
 
 /// The families that do the operation on a backend, the preferred one first.
@@ -38,19 +36,47 @@ std::string compute_capability(int sm) {
   return fmt::format("{}.{}", sm / 10, sm % 10);
 }
 
-/// The lowest compute capability that any row of the family serves.
-int oldest_gpu(Family family) {
-  int oldest = 999;
+/// The rows of a family that do the problem's operation.
+std::vector<const Candidate*> rows_of(Family family, Operation operation) {
+  std::vector<const Candidate*> rows;
   for (const Candidate& row : candidates()) {
-    if (row.family == family) oldest = std::min(oldest, row.sm_min);
+    if (row.family == family && row.operation == operation) rows.push_back(&row);
   }
-  return oldest;
+  return rows;
 }
 
-bool serves_dtype(Family family, DType dtype) {
-  return std::ranges::any_of(candidates(), [&](const Candidate& row) {
-    return row.family == family && (row.dtypes >> static_cast<int>(dtype) & 1u) != 0;
-  });
+/// What of a problem no row of a family does, whatever the rest of the problem is; the most useful first.
+std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, const Problem& problem,
+                                  const Arch& arch) {
+  std::vector<std::string> lacks;
+  const auto none = [&](auto&& serves) { return std::ranges::none_of(rows, serves); };
+  const int oldest = std::ranges::min(rows, {}, &Candidate::sm_min)->sm_min;
+  if (arch.backend == Backend::cuda && arch.sm < oldest) {
+    lacks.push_back(fmt::format("needs compute capability {} or later, this GPU has {}",
+                                compute_capability(oldest), compute_capability(arch.sm)));
+  }
+  if (none(
+          [&](const Candidate* row) { return (row->dtypes >> static_cast<int>(problem.dtype) & 1u) != 0; })) {
+    lacks.push_back(fmt::format("no {} kernels", name_of(problem.dtype)));
+  }
+  for (const auto& [feature, name] : {std::pair{kVarlen, "packed sequences"},
+                                      {kPaged, "paged keys"},
+                                      {kBias, "a bias tensor"},
+                                      {kDropout, "dropout"}}) {
+    if ((features_of(problem) & feature) != 0 &&
+        none([&](const Candidate* row) { return (row->features & feature) != 0; })) {
+      lacks.push_back(fmt::format("no kernels with {}", name));
+    }
+  }
+  const int widest = std::ranges::max(rows, {}, &Candidate::head_dim_max)->head_dim_max;
+  const bool merge = problem.operation == Operation::merge;  // which has no head_dim
+  for (const auto& [name, value] :
+       {std::pair{"head_dim", merge ? 1 : problem.head_dim}, {"head_dim_v", problem.head_dim_v}}) {
+    if (value < 1 || value > widest) {
+      lacks.push_back(fmt::format("{} {} is outside 1 to {}", name, value, widest));
+    }
+  }
+  return lacks;
 }
 
 Failure no_family(const Problem& problem, const Arch& arch, const std::vector<Verdict>& verdicts) {
@@ -101,25 +127,12 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
 }
 
 std::vector<std::string> not_supported_reasons(Family family, const Problem& problem, const Arch& arch) {
-  std::vector<std::string> reasons;
   if (backend_of(family) != arch.backend) {
-    reasons.push_back(
-        fmt::format("{} kernels do not run on {} tensors", name_of(family), name_of(arch.backend)));
-    return reasons;
+    return {fmt::format("{} kernels do not run on {} tensors", name_of(family), name_of(arch.backend))};
   }
-  if (arch.backend == Backend::cuda && arch.sm < oldest_gpu(family)) {
-    reasons.push_back(fmt::format("needs compute capability {} or later, this GPU has {}",
-                                  compute_capability(oldest_gpu(family)), compute_capability(arch.sm)));
-  }
-  if (!serves_dtype(family, problem.dtype)) {
-    reasons.push_back(fmt::format("no {} kernels", name_of(problem.dtype)));
-  }
-  const int head_dim = problem.operation == Operation::merge ? 1 : problem.head_dim;  // merge has none
-  for (const auto& [name, value] : {std::pair{"head_dim", head_dim}, {"head_dim_v", problem.head_dim_v}}) {
-    if (value < 1 || value > kMaxHeadDim) {
-      reasons.push_back(fmt::format("{} {} is outside 1 to {}", name, value, kMaxHeadDim));
-    }
-  }
+  const auto rows = rows_of(family, problem.operation);
+  if (rows.empty()) return {fmt::format("no {} kernels for {}", name_of(family), name_of(problem.operation))};
+  std::vector<std::string> reasons = lacks_of(rows, problem, arch);
   if (reasons.empty() && first_fit(family, problem, arch) == nullptr) {
     reasons.push_back(
         fmt::format("no tile fits the {} bytes of shared memory of {}", arch.shared_bytes, arch.target));

@@ -5,6 +5,7 @@
 #include "runtime/check_tensors.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/engine.h"
+#include "runtime/raise.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -21,19 +22,8 @@ namespace {
 
 constexpr std::size_t kHostAlignment = 64;
 
-[[noreturn]] void raise(const Failure& failure) {
-  throw Error(failure.kind, failure.message);
-}
-
-template <typename T>
-T take(Result<T> result) {
-  if (!result.ok()) raise(result.failure());
-  return std::move(*result);
-}
-
-void take(const Result<void>& result) {
-  if (!result.ok()) raise(result.failure());
-}
+using runtime::raise;
+using runtime::take;
 
 runtime::Engine& engine() {
   return *take(runtime::Engine::global());
