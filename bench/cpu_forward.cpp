@@ -119,11 +119,12 @@ Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch&
   params.query_strides = params.output_strides = strides(problem.len_q);
   params.key_strides = params.value_strides = strides(problem.len_k);
   params.batch = kBatch;
+  params.groups = 1;
   params.heads = kHeads;
   params.len_q = problem.len_q;
   params.len_k = problem.len_k;
-  params.window = kernel::make_window(kernel::Anchor::top_left, -1, problem.causal ? 0 : -1, problem.len_q,
-                                      problem.len_k);
+  params.reach = kernel::make_reach(kernel::Anchor::top_left, -1, problem.causal ? 0 : -1);
+  params.window = kernel::window_of(params.reach, problem.len_q, problem.len_k);
   params.scale = 1 / std::sqrt(static_cast<float>(problem.head_dim));
 
   // What a cache hit costs beyond the hot call: loading, and the pages that the first call touches.

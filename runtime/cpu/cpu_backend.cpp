@@ -1,5 +1,7 @@
 #include "runtime/cpu/cpu_backend.h"
 
+#include "attune/blocks.h"
+#include "attune/merge.h"
 #include "base/env.h"
 #include "codegen/emit.h"
 #include "runtime/cpu/plugin_loader.h"
@@ -17,7 +19,6 @@ namespace attune::runtime {
 namespace {
 
 using codegen::Isa;
-using kernel::ForwardParams;
 using kernel::KernelSpec;
 
 constexpr int kMaxThreads = 4096;
@@ -73,46 +74,47 @@ class SharedPool {
   int threads_;
 };
 
-using EntryPoint = void (*)(const ForwardParams*, int batch, int head, int m_tile, void* scratch);
+template <typename Params>
+using EntryPoint = void (*)(const Params*, long long slot, void* scratch);
 using ScratchBytes = int (*)();
 
-/// One call, cut into tiles of block_m queries of one head.
-class ForwardTiles final : public TaskRunner {
+/// The slots of one call (blocks.h, merge.h) as tasks.
+template <typename Params>
+class Slots final : public TaskRunner {
  public:
-  ForwardTiles(EntryPoint entry, const ForwardParams& params, int block_m)
-      : entry_(entry), params_(params), tiles_(kernel::ceil_div(params.len_q, block_m)) {}
-
-  std::int64_t count() const { return std::int64_t{params_.batch} * params_.heads * tiles_; }
+  Slots(void* entry, const Params& params)
+      : entry_(reinterpret_cast<EntryPoint<Params>>(entry)), params_(params) {}
 
   void run_task(std::int64_t index, void* scratch) const noexcept override {
-    // Neighbours in time share a head's keys and values. Under a causal mask the last tile has the most keys:
-    // first come the long tasks, then the short ones that even out the end.
-    const int tile = tiles_ - 1 - static_cast<int>(index % tiles_);
-    const std::int64_t head = index / tiles_;
-    entry_(&params_, static_cast<int>(head / params_.heads), static_cast<int>(head % params_.heads), tile,
-           scratch);
+    entry_(&params_, index, scratch);
   }
 
  private:
-  const EntryPoint entry_;
-  const ForwardParams& params_;
-  const int tiles_;
+  const EntryPoint<Params> entry_;
+  const Params& params_;
 };
 
 class CpuKernel final : public Kernel {
  public:
-  CpuKernel(SharedObject object, EntryPoint entry, int scratch_bytes, const KernelSpec& spec,
+  CpuKernel(SharedObject object, void* entry, int scratch_bytes, const KernelSpec& spec,
             const SharedPool& pool)
       : object_(std::move(object)), entry_(entry), scratch_bytes_(scratch_bytes), spec_(spec), pool_(pool) {}
 
-  Result<void> forward(const ForwardParams& params, void* /*stream*/) override {
-    const ForwardTiles tiles(entry_, params, spec_.block_m);
-    return pool_.get().run(tiles, tiles.count(), static_cast<std::size_t>(scratch_bytes_));
+  Result<void> forward(const kernel::ForwardParams& params, void* /*stream*/) override {
+    return run(params, kernel::forward_slots(spec_, params));
+  }
+  Result<void> merge(const kernel::MergeParams& params, void* /*stream*/) override {
+    return run(params, kernel::merge_slots(spec_, params));
   }
 
  private:
+  template <typename Params>
+  Result<void> run(const Params& params, std::int64_t slots) {
+    return pool_.get().run(Slots<Params>(entry_, params), slots, static_cast<std::size_t>(scratch_bytes_));
+  }
+
   const SharedObject object_;
-  const EntryPoint entry_;
+  void* const entry_;
   const int scratch_bytes_;
   const KernelSpec spec_;
   const SharedPool& pool_;
@@ -128,7 +130,7 @@ class CpuBackend final : public Backend {
 
   Result<std::unique_ptr<Kernel>> load(std::span<const std::byte> image, const KernelSpec& spec) override {
     ATTUNE_ASSIGN(object, SharedObject::load(image));
-    const auto entry = reinterpret_cast<EntryPoint>(object.symbol(codegen::kEntryName));
+    void* const entry = object.symbol(codegen::kEntryName);
     const auto scratch_bytes = reinterpret_cast<ScratchBytes>(object.symbol(codegen::kScratchName));
     if (entry == nullptr || scratch_bytes == nullptr) {
       return environment_failure(

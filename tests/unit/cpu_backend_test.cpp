@@ -72,9 +72,10 @@ struct Example {
     p.value = value.data();
     p.output = output.data();
     p.query_strides = p.key_strides = p.value_strides = p.output_strides = {0, head_dim, head_dim};
-    p.batch = p.heads = 1;
+    p.batch = p.groups = p.heads = 1;
     p.len_q = p.len_k = kLength;
-    p.window = kernel::make_window(kernel::Anchor::top_left, -1, -1, kLength, kLength);
+    p.reach = kernel::make_reach(kernel::Anchor::top_left, -1, -1);
+    p.window = kernel::window_of(p.reach, kLength, kLength);
     return p;
   }
   bool right() const {

@@ -14,6 +14,7 @@
 // padding; and any stride will do. 16-bit keys and values are widened a block at a time.
 #pragma once
 
+#include "attune/blocks.h"
 #include "attune/cpu/simd.h"
 #include "attune/params.h"
 #include "attune/semantics.h"
@@ -23,8 +24,9 @@ namespace attune::kernel {
 /// What a task keeps in memory; lives in the level-1 cache.
 template <KernelSpec S>
 struct alignas(64) ForwardScratch {
-  static_assert(S.head_dim >= 1 && S.head_dim <= 256 && S.head_dim_v >= 1 && S.head_dim_v <= 256,
-                "head dims are 1 to 256");
+  static_assert(S.head_dim >= 1 && S.head_dim <= kMaxHeadDim && S.head_dim_v >= 1 &&
+                    S.head_dim_v <= kMaxHeadDim,
+                "head dims are 1 to 512");
   static_assert(S.block_m % (S.lanes * S.tile_m) == 0, "a block holds whole register tiles of queries");
   static_assert(S.block_n % S.tile_n == 0, "a block holds whole register tiles of keys");
   static constexpr i32 kTileQueries = S.lanes * S.tile_m;
@@ -224,10 +226,10 @@ ATTUNE_HD Rows slice(Rows rows, KeyRange block, KeyRange part) {
 /// A block of keys and values for the queries [begin, begin + count), V vectors of them, which are columns m
 /// onwards of the scratch. Each register tile of queries visits only the keys that it sees itself.
 template <KernelSpec S, i32 V>
-ATTUNE_HD void attend(const ForwardParams& params, KeyRange block, Rows keys, Rows values, i32 begin,
-                      i32 count, i32 m, ForwardScratch<S>& scratch) {
-  const KeyRange visited = visited_keys<S>(params.window, params.len_k, begin, begin + count);
-  const KeyRange unmasked = unmasked_keys<S>(params.window, params.len_k, begin, begin + count);
+ATTUNE_HD void attend(Window window, i32 len_k, KeyRange block, Rows keys, Rows values, i32 begin, i32 count,
+                      i32 m, ForwardScratch<S>& scratch) {
+  const KeyRange visited = visited_keys<S>(window, len_k, begin, begin + count);
+  const KeyRange unmasked = unmasked_keys<S>(window, len_k, begin, begin + count);
   const KeyRange seen{max(block.begin, visited.begin), min(block.end, visited.end)};
   if (seen.begin >= seen.end) return;
   keys = slice(keys, block, seen);
@@ -235,8 +237,8 @@ ATTUNE_HD void attend(const ForwardParams& params, KeyRange block, Rows keys, Ro
 
 #pragma clang loop unroll(disable)
   for (i32 n = 0; n < keys.count; n += S.tile_n) score_tile<S, V>(keys, n, m, scratch);
-  mask_scores<S, V>(params.window, begin, seen.begin, {seen.begin, min(seen.end, unmasked.begin)}, scratch);
-  mask_scores<S, V>(params.window, begin, seen.begin, {max(seen.begin, unmasked.end), seen.end}, scratch);
+  mask_scores<S, V>(window, begin, seen.begin, {seen.begin, min(seen.end, unmasked.begin)}, scratch);
+  mask_scores<S, V>(window, begin, seen.begin, {max(seen.begin, unmasked.end), seen.end}, scratch);
   softmax_step<S, V>(keys.count, m, scratch);
 
   constexpr i32 kWhole = S.head_dim_v / S.tile_n * S.tile_n;
@@ -249,7 +251,7 @@ ATTUNE_HD void attend(const ForwardParams& params, KeyRange block, Rows keys, Ro
 
 /// O = O^T transposed, each row divided by its sum.
 template <KernelSpec S>
-ATTUNE_HD void store_output(Element<S.dtype>* output, i64 stride, i32 count,
+ATTUNE_HD void store_output(Element<S.output_dtype>* output, i64 stride, i32 count,
                             const ForwardScratch<S>& scratch) {
   constexpr i32 L = S.lanes;
   constexpr i32 kWhole = S.head_dim_v / L * L;
@@ -265,14 +267,14 @@ ATTUNE_HD void store_output(Element<S.dtype>* output, i64 stride, i32 count,
       transpose<L>(tile);
 #pragma clang loop unroll(full)
       for (i32 i = 0; i < L; ++i) {
-        if (i < rows) store_as<S.dtype, L>(output + (m + i) * stride + c, tile[i]);
+        if (i < rows) store_as<S.output_dtype, L>(output + (m + i) * stride + c, tile[i]);
       }
     }
 #pragma clang loop unroll(disable) vectorize(disable)
     for (i32 c = kWhole; c < S.head_dim_v; ++c) {
 #pragma clang loop unroll(disable) vectorize(disable)
       for (i32 i = 0; i < rows; ++i) {
-        store_as<S.dtype>(output + (m + i) * stride + c, scratch.output[c][m + i] * factor[i]);
+        store_as<S.output_dtype>(output + (m + i) * stride + c, scratch.output[c][m + i] * factor[i]);
       }
     }
   }
@@ -308,57 +310,58 @@ ATTUNE_HD void clear(ForwardScratch<S>& scratch) {
   }
 }
 
-template <typename T>
-ATTUNE_HD T* at(T* tensor, const Strides& strides, i32 batch, i32 head) {
-  return tensor + batch * strides.batch + head * strides.head;
-}
-
 template <KernelSpec S>
 constexpr i32 forward_cpu_scratch_bytes() {
   return sizeof(ForwardScratch<S>);
 }
 
-/// Computes the queries [m_tile * block_m, (m_tile + 1) * block_m) of one head.
+/// Computes one slot: a tile of queries of one head.
 template <KernelSpec S>
-ATTUNE_HD void forward_cpu(const ForwardParams& params, i32 batch, i32 head, i32 m_tile, void* memory) {
+ATTUNE_HD void forward_cpu(const ForwardParams& params, i64 number, void* memory) {
   using T = Element<S.dtype>;
+  const Slot slot = slot_of<S>(params, number);
+  if (slot.begin >= slot.end) return;
   auto& scratch = *static_cast<ForwardScratch<S>*>(memory);
-  const i32 m0 = m_tile * S.block_m;
-  const i32 count = min(S.block_m, params.len_q - m0);
-  const T* query = at(static_cast<const T*>(params.query), params.query_strides, batch, head);
-  const T* key = at(static_cast<const T*>(params.key), params.key_strides, batch, head);
-  const T* value = at(static_cast<const T*>(params.value), params.value_strides, batch, head);
-  T* output = at(static_cast<T*>(params.output), params.output_strides, batch, head);
+  const Window window = window_of_block<S>(params, slot.block);
+  const i32 count = slot.end - slot.begin;
+  const i64 first_row = slot.block.q_begin + slot.begin;
+  const T* query = static_cast<const T*>(params.query) + head_offset(slot, params.query_strides);
+  const T* key = static_cast<const T*>(params.key) + head_offset(slot, params.key_strides);
+  const T* value = static_cast<const T*>(params.value) + head_offset(slot, params.value_strides);
+  auto* output =
+      static_cast<Element<S.output_dtype>*>(params.output) + head_offset(slot, params.output_strides);
 
   clear(scratch);
-  load_query<S>(query + m0 * params.query_strides.seq, params.query_strides.seq, count, params.scale * kLog2e,
-                scratch);
+  load_query<S>(query + first_row * params.query_strides.seq, params.query_strides.seq, count,
+                params.scale * kLog2e, scratch);
 
-  const KeyRange visited = visited_keys<S>(params.window, params.len_k, m0, m0 + count);
+  const KeyRange visited = visited_keys<S>(window, slot.block.len_k, slot.begin, slot.end);
 #pragma clang loop unroll(disable)
   for (i32 n0 = visited.begin; n0 < visited.end; n0 += S.block_n) {
     const KeyRange block{n0, min(n0 + S.block_n, visited.end)};
     const i32 rows = block.end - block.begin;
-    const Rows keys =
-        widen<S.dtype, S.lanes>(key + n0 * params.key_strides.seq, params.key_strides.seq, rows, scratch.key);
-    const Rows values = widen<S.dtype, S.lanes>(value + n0 * params.value_strides.seq,
+    const i64 key_row = slot.block.k_begin + n0;
+    const Rows keys = widen<S.dtype, S.lanes>(key + key_row * params.key_strides.seq, params.key_strides.seq,
+                                              rows, scratch.key);
+    const Rows values = widen<S.dtype, S.lanes>(value + key_row * params.value_strides.seq,
                                                 params.value_strides.seq, rows, scratch.value);
     i32 m = 0;
 #pragma clang loop unroll(disable)
     for (; m + (S.tile_m - 1) * S.lanes < count; m += S.tile_m * S.lanes) {
-      attend<S, S.tile_m>(params, block, keys, values, m0 + m, min(S.tile_m * S.lanes, count - m), m,
-                          scratch);
+      attend<S, S.tile_m>(window, slot.block.len_k, block, keys, values, slot.begin + m,
+                          min(S.tile_m * S.lanes, count - m), m, scratch);
     }
     // What is left, at most tile_m - 1 vectors, goes one by one.
 #pragma clang loop unroll(disable)
     for (; m < count; m += S.lanes) {
-      attend<S, 1>(params, block, keys, values, m0 + m, min(S.lanes, count - m), m, scratch);
+      attend<S, 1>(window, slot.block.len_k, block, keys, values, slot.begin + m, min(S.lanes, count - m), m,
+                   scratch);
     }
   }
 
-  store_output<S>(output + m0 * params.output_strides.seq, params.output_strides.seq, count, scratch);
+  store_output<S>(output + first_row * params.output_strides.seq, params.output_strides.seq, count, scratch);
   if constexpr (S.lse == Lse::write) {
-    store_lse<S>(params.lse + (i64{batch} * params.heads + head) * params.len_q + m0, count, scratch);
+    store_lse<S>(params.lse + lse_offset(params, slot, slot.begin), count, scratch);
   }
 }
 
