@@ -23,6 +23,14 @@ constexpr auto kForward = Operation::forward;
 // clang-format off
 constexpr Candidate kCandidates[] = {
     // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes
+    {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
+    {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
+    {"sm90_192x80_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 1},
+    {"sm90_192x80_d128w",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 0},
+    {"sm90_128x112_d192",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             192,  128,  112,  0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x96_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       192,  128,  96,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x80_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             256,  128,  80,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"mma_128x64x4_d64",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 64,   128,  64,   0,    2,  0,  4,  2,  0},
     {"mma_128x48x4_d128",   kForward, Family::mma,   80,  89,       Isa::none,    kHalf, kEveryFeature, 128,  128,  48,   0,    2,  0,  4,  1,  0},
     {"mma_64x96x4_d128",    kForward, Family::mma,   90,  119,      Isa::none,    kHalf, kEveryFeature, 128,  64,   96,   0,    1,  0,  4,  1,  0},
@@ -43,6 +51,10 @@ constexpr Candidate kCandidates[] = {
     {"cpu_avx512",          kForward, Family::cpu,   0,   0,        Isa::avx512,  kHalf, kEveryFeature, 256,  96,   64,   0,    3,  8,  0,  0,  16},
     {"cpu_avx2_f32",        kForward, Family::cpu,   0,   0,        Isa::avx2,    kF32,  kEveryFeature, 256,  32,   96,   0,    2,  6,  0,  0,  8},
     {"cpu_avx2",            kForward, Family::cpu,   0,   0,        Isa::avx2,    kHalf, kEveryFeature, 256,  64,   96,   0,    2,  6,  0,  0,  8},
+    {"cpu_avx512_d512",     kForward, Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512,  48,   32,   0,    3,  8,  0,  0,  16},
+    {"cpu_avx2_d512",       kForward, Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512,  32,   48,   0,    2,  6,  0,  0,  8},
+    {"cpu_avx512_merge",    Operation::merge, Family::cpu, 0, 0,    Isa::avx512,  kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  16},
+    {"cpu_avx2_merge",      Operation::merge, Family::cpu, 0, 0,    Isa::avx2,    kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  8},
 };
 // clang-format on
 
@@ -52,7 +64,8 @@ unsigned features_of(const Problem& problem) {
   return (problem.blocks == kernel::Blocks::varlen ? kVarlen : 0u) |
          (problem.keys == kernel::Keys::paged ? kPaged : 0u) |
          (problem.bias != kernel::Bias::none ? kBias : 0u) |
-         (problem.dropout == kernel::Dropout::on ? kDropout : 0u);
+         (problem.dropout == kernel::Dropout::on ? kDropout : 0u) |
+         (problem.window_left == kernel::Edge::bounded || problem.window_right == kernel::Edge::bounded ? kWindow : 0u);
 }
 
 std::span<const Candidate> candidates() {

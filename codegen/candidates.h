@@ -12,8 +12,15 @@
 
 namespace attune::codegen {
 
-/// What a problem may have beyond a window: each costs registers, so a row says which it can take.
-enum Feature : unsigned { kVarlen = 1, kPaged = 2, kBias = 4, kDropout = 8, kEveryFeature = 15 };
+/// What a problem may have beyond plain attention: each costs registers, so a row says which it can take.
+enum Feature : unsigned {
+  kVarlen = 1,
+  kPaged = 2,
+  kBias = 4,
+  kDropout = 8,
+  kWindow = 16,
+  kEveryFeature = 31
+};
 unsigned features_of(const Problem& problem);
 
 struct Candidate {
@@ -28,6 +35,7 @@ struct Candidate {
   int block_m, block_n;
   int block_v;  // value columns of a tile; 0: all
   int tile_m, tile_n, warps, stages, lanes;
+  int query_stages = 0, query_registers = 0, ping_pong = 0;  // sm90
 };
 
 std::span<const Candidate> candidates();

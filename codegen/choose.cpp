@@ -18,7 +18,7 @@ using kernel::Operation;
 std::vector<Family> families_of(Operation operation, Backend backend) {
   if (backend == Backend::cpu) return {Family::cpu};
   if (operation == Operation::merge) return {Family::merge};
-  return {Family::mma, Family::simt};
+  return {Family::sm90, Family::mma, Family::simt};
 }
 
 Backend backend_of(Family family) {
@@ -45,6 +45,21 @@ std::vector<const Candidate*> rows_of(Family family, Operation operation) {
   return rows;
 }
 
+/// What the sm90 family leaves to mma, besides features.
+std::vector<std::string> sm90_lacks(const Problem& problem) {
+  std::vector<std::string> lacks;
+  if (problem.head_dim != problem.head_dim_v || problem.head_dim % 64 != 0) {
+    lacks.push_back(fmt::format("head_dim {} and head_dim_v {} should be equal and a multiple of 64",
+                                problem.head_dim, problem.head_dim_v));
+  }
+  if (problem.output_dtype != problem.dtype) lacks.push_back("the output should have the inputs' dtype");
+  if (problem.boxes == 0) {
+    lacks.push_back(
+        "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0");
+  }
+  return lacks;
+}
+
 /// What of a problem no row of a family does, whatever the rest of the problem is; the most useful first.
 std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, const Problem& problem,
                                   const Arch& arch) {
@@ -54,6 +69,11 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
   if (arch.backend == Backend::cuda && arch.sm < oldest) {
     lacks.push_back(fmt::format("needs compute capability {} or later, this GPU has {}",
                                 compute_capability(oldest), compute_capability(arch.sm)));
+  }
+  const int newest = std::ranges::max(rows, {}, &Candidate::sm_max)->sm_max;
+  if (arch.backend == Backend::cuda && arch.sm > newest) {
+    lacks.push_back(fmt::format("is for compute capability {} and before, this GPU has {}",
+                                compute_capability(newest), compute_capability(arch.sm)));
   }
   if (none(
           [&](const Candidate* row) { return (row->dtypes >> static_cast<int>(problem.dtype) & 1u) != 0; })) {
@@ -76,11 +96,19 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
       lacks.push_back(fmt::format("{} {} is outside 1 to {}", name, value, widest));
     }
   }
+  if (rows.front()->family == Family::sm90) {
+    const auto more = sm90_lacks(problem);
+    lacks.insert(lacks.end(), more.begin(), more.end());
+  }
   return lacks;
 }
 
 Failure no_family(const Problem& problem, const Arch& arch, const std::vector<Verdict>& verdicts) {
-  const Verdict& first = verdicts.front();
+  // The most general of the families that the call allows comes last: its reason is the one to act on.
+  const auto allowed = std::ranges::find_if(verdicts.rbegin(), verdicts.rend(), [&](const Verdict& verdict) {
+    return contains(problem.families, verdict.family);
+  });
+  const Verdict& first = allowed == verdicts.rend() ? verdicts.front() : *allowed;
   std::string text =
       fmt::format("no kernel for {} on {}: {}", to_string(problem), arch.target, first.reasons.front());
   for (const Verdict& verdict : verdicts) {
@@ -112,6 +140,9 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
           .tile_n = row.tile_n,
           .warps = row.warps,
           .stages = row.stages,
+          .query_stages = row.query_stages,
+          .query_registers = row.query_registers,
+          .ping_pong = row.ping_pong,
           .copy_bytes = row.family == Family::cpu ? 0 : problem.align_bytes,
           .lanes = row.lanes};
 }
@@ -121,6 +152,7 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if ((row.dtypes >> static_cast<int>(problem.dtype) & 1u) == 0) return false;
   if ((features_of(problem) & ~row.features) != 0) return false;
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
+  if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
   return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
          shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;

@@ -19,6 +19,7 @@ std::string_view template_of(const KernelSpec& spec) {
       return spec.operation == Operation::merge ? "attune/cpu/merge_cpu.h" : "attune/cpu/forward_cpu.h";
     case Family::simt: return "attune/cuda/forward_simt.cuh";
     case Family::mma: return "attune/cuda/forward_mma.cuh";
+    case Family::sm90: return "attune/cuda/forward_sm90.cuh";
     case Family::merge: return "attune/cuda/merge.cuh";
   }
   return "";
@@ -48,6 +49,14 @@ std::string print_entry(const KernelSpec& spec) {
         "}}\n\n"
         "extern \"C\" int {}() {{ return k::{}_scratch_bytes<kSpec>(); }}\n",
         kEntryName, params, function, kScratchName, function);
+  }
+  if (spec.family == Family::sm90) {  // its warpgroups share out the registers of one block
+    return fmt::format(
+        "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32, 1)\n"
+        "    {}(const __grid_constant__ k::ForwardSm90Params params) {{\n"
+        "  k::forward_sm90<kSpec>(params);\n"
+        "}}\n",
+        kEntryName);
   }
   const std::string function = merge ? "merge" : fmt::format("forward_{}", name_of(spec.family));
   return fmt::format(

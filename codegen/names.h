@@ -24,7 +24,7 @@ struct EnumNames<kernel::Operation> {
 template <>
 struct EnumNames<kernel::Family> {
   static constexpr std::string_view type = "Family";
-  static constexpr std::array<std::string_view, 4> values{"cpu", "simt", "mma", "merge"};
+  static constexpr std::array<std::string_view, 5> values{"cpu", "simt", "mma", "sm90", "merge"};
 };
 template <>
 struct EnumNames<kernel::DType> {

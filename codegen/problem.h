@@ -39,11 +39,12 @@ struct Problem {
   kernel::Dropout dropout = kernel::Dropout::off;
   kernel::Lse lse = kernel::Lse::skip;
   int align_bytes = 16;  // what every row of query, key, value and output is aligned for: 16, 8, 4 or 2
+  int boxes = 0;         // 1: they can be described to a tensor copy engine (runtime/boxes.h)
   Families families = Families::any;
 
   bool operator==(const Problem&) const = default;
 };
-static_assert(sizeof(Problem) == 14 * sizeof(int),
+static_assert(sizeof(Problem) == 15 * sizeof(int),
               "Problem is hashed as bytes: no padding, and update for_each_field");
 
 template <typename P, typename Visit>
@@ -61,6 +62,7 @@ constexpr void for_each_problem_field(P& problem, Visit&& visit) {
   visit("dropout", problem.dropout);
   visit("lse", problem.lse);
   visit("align_bytes", problem.align_bytes);
+  visit("boxes", problem.boxes);
   visit("families", problem.families);
 }
 

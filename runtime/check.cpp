@@ -1,6 +1,7 @@
 #include "runtime/check.h"
 
 #include "attune/philox.h"
+#include "runtime/boxes.h"
 #include "runtime/check_bias.h"
 #include "runtime/check_tensors.h"
 
@@ -19,7 +20,8 @@ static_assert(static_cast<int>(DType::f32) == static_cast<int>(kernel::DType::f3
               static_cast<int>(DType::bf16) == static_cast<int>(kernel::DType::bf16));
 static_assert(static_cast<int>(Family::cpu) - 1 == static_cast<int>(kernel::Family::cpu) &&
               static_cast<int>(Family::simt) - 1 == static_cast<int>(kernel::Family::simt) &&
-              static_cast<int>(Family::mma) - 1 == static_cast<int>(kernel::Family::mma));
+              static_cast<int>(Family::mma) - 1 == static_cast<int>(kernel::Family::mma) &&
+              static_cast<int>(Family::sm90) - 1 == static_cast<int>(kernel::Family::sm90));
 
 // ---- Tensors ----
 
@@ -97,6 +99,20 @@ Result<void> check_output_shape(const Arguments& a, const TensorView& output) {
                   shape_text(output), shape_text(expected), shape_text(a.query), shape_text(a.value)));
 }
 
+/// The output that Attune would allocate: contiguous, at an address that is as aligned as any.
+TensorView allocated_output(const Arguments& a, kernel::DType dtype) {
+  TensorView output = a.query;
+  output.data = nullptr;
+  output.dtype = static_cast<DType>(dtype);
+  output.shape[output.rank - 1] = a.value.shape[a.value.rank - 1];
+  std::int64_t stride = 1;
+  for (int axis = output.rank - 1; axis >= 0; --axis) {
+    output.strides[axis] = stride;
+    stride *= std::max<std::int64_t>(output.shape[axis], 1);
+  }
+  return output;
+}
+
 // ---- Options ----
 
 Result<float> scale_of(const AttentionOptions& options, std::int64_t head_dim) {
@@ -120,7 +136,7 @@ Result<codegen::Families> families_of(const AttentionOptions& options) {
   auto families = codegen::Families{0};
   for (const Family family : options.families) {
     if (family == Family::automatic) return codegen::Families::any;
-    if (static_cast<unsigned>(family) > static_cast<unsigned>(Family::mma)) {
+    if (static_cast<unsigned>(family) > static_cast<unsigned>(Family::sm90)) {
       return invalid_argument(fmt::format("options: unknown family {}", static_cast<int>(family)));
     }
     families = families | codegen::only(static_cast<kernel::Family>(static_cast<int>(family) - 1));
@@ -208,8 +224,14 @@ Result<Call> check(const Arguments& a) {
           check_apart(lse_memory, {&query_memory, &key_memory, &value_memory, &bias_memory, &output_memory}));
       params.lse = static_cast<float*>(a.lse->data);
     }
+  } else {
+    const TensorView output = allocated_output(a, output_dtype);
+    params.output_strides = regrouped(axes_of(output), groups).strides;
+    alignment.include(output);
   }
   call.problem.align_bytes = alignment.bytes();
+  const bool two_bytes = a.query.dtype != DType::f32 && output_dtype != kernel::DType::f32;
+  call.problem.boxes = two_bytes && call.problem.align_bytes == 16 && boxes_fit(params) ? 1 : 0;
   ATTUNE_TRY(add_sequences(a, call));
   return call;
 }

@@ -26,7 +26,7 @@ namespace attune {
 // ---- Attention ----
 
 /// Kernel families, to force one (the default picks and `attune explain` says why).
-enum class Family { automatic, cpu, simt, mma };
+enum class Family { automatic, cpu, simt, mma, sm90 };
 
 /// Where a dropout's random numbers come from: a seed, and how many calls have drawn from it.
 struct ATTUNE_EXPORT DropoutState {

@@ -35,7 +35,8 @@ typedef enum attune_family {
   ATTUNE_AUTOMATIC = 0,
   ATTUNE_FAMILY_CPU = 1,
   ATTUNE_FAMILY_SIMT = 2,
-  ATTUNE_FAMILY_MMA = 3
+  ATTUNE_FAMILY_MMA = 3,
+  ATTUNE_FAMILY_SM90 = 4
 } attune_family;
 
 typedef enum attune_anchor { ATTUNE_TOP_LEFT = 0, ATTUNE_BOTTOM_RIGHT = 1 } attune_anchor;

@@ -38,6 +38,8 @@ Result<const CudaDevice*> open_device(int index) {
   device.arch = std::move(arch);
   ATTUNE_ASSIGN(pools, attribute(*cuda, device.handle, CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED));
   device.memory_pools = pools != 0 && cuda->cuMemAllocAsync != nullptr && cuda->cuMemFreeAsync != nullptr;
+  ATTUNE_ASSIGN(multiprocessors, attribute(*cuda, device.handle, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT));
+  device.multiprocessors = multiprocessors;
   ATTUNE_TRY(cuda->check(cuda->cuDevicePrimaryCtxRetain(&device.primary, device.handle),
                          "opening the device's primary CUDA context"));
   return new CudaDevice(std::move(device));  // lives as long as the process

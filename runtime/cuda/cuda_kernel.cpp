@@ -5,6 +5,7 @@
 #include "attune/merge.h"
 #include "codegen/candidates.h"
 #include "codegen/emit.h"
+#include "runtime/cuda/sm90_launch.h"
 
 #include <fmt/format.h>
 
@@ -124,15 +125,21 @@ class CudaKernel final : public Kernel {
   }
 
   Result<void> forward(const kernel::ForwardParams& params, void* stream) override {
-    return run(&params, kernel::forward_slots(spec_, params), stream);
+    return with_function(kernel::forward_slots(spec_, params), [&](CUfunction function, unsigned slots) {
+      if (spec_.family == kernel::Family::sm90) return launch_sm90(function, params, stream);
+      return launch(function, &params, slots, stream);
+    });
   }
   Result<void> merge(const kernel::MergeParams& params, void* stream) override {
-    return run(&params, kernel::merge_slots(spec_, params), stream);
+    return with_function(kernel::merge_slots(spec_, params), [&](CUfunction function, unsigned slots) {
+      return launch(function, &params, slots, stream);
+    });
   }
 
  private:
-  /// One block per slot of the operation's work.
-  Result<void> run(const void* params, long long slots, void* stream) {
+  /// Calls body(function, slots) with a context of the device current.
+  template <typename Body>
+  Result<void> with_function(long long slots, Body&& body) {
     if (slots > kMaxBlocks) {
       return unsupported(fmt::format(
           "this call needs {} thread blocks of {} rows, CUDA launches {} at once: split the batch", slots,
@@ -143,12 +150,11 @@ class CudaKernel final : public Kernel {
     // are never in the table.
     if (CUcontext current = nullptr;
         driver_.cuCtxGetCurrent(&current) == CUDA_SUCCESS && current != nullptr) {
-      if (CUfunction function = functions_.find(id_of(current)))
-        return launch(function, params, blocks, stream);
+      if (CUfunction function = functions_.find(id_of(current))) return body(function, blocks);
     }
     ATTUNE_ASSIGN(scope, ScopedContext::enter(driver_, device_.handle, device_.primary));
     ATTUNE_ASSIGN(function, function_here());
-    return launch(function, params, blocks, stream);
+    return body(function, blocks);
   }
 
   std::uint64_t id_of(CUcontext context) const {
@@ -168,6 +174,13 @@ class CudaKernel final : public Kernel {
     return function;
   }
 
+  Result<void> launch_sm90(CUfunction function, const kernel::ForwardParams& forward, void* stream) const {
+    kernel::ForwardSm90Params params;
+    ATTUNE_TRY(fill_sm90_params(device_, spec_, forward, static_cast<CUstream>(stream), params));
+    return launch(function, &params, sm90_blocks(device_, params), stream);
+  }
+
+  /// One block per slot of the operation's work; sm90 blocks stay and take one after the other.
   Result<void> launch(CUfunction function, const void* params, unsigned blocks, void* stream) const {
     void* arguments[] = {const_cast<void*>(params)};  // the driver copies them
     const CUresult result =

@@ -18,6 +18,7 @@ struct CudaDevice {
   codegen::Arch arch;
   std::string name;
   bool memory_pools = false;
+  int multiprocessors = 0;
 };
 
 /// Loads a cubin and makes it resident, so that no later launch, and no capture, loads anything. Fails with

@@ -37,14 +37,17 @@
   X(cuMemcpyDtoH, 3020)                       \
   X(cuMemcpyHtoDAsync, 3020)                  \
   X(cuMemcpyDtoDAsync, 3020)                  \
+  X(cuMemsetD32Async, 3020)                   \
   X(cuStreamSynchronize, 2000)
-#define ATTUNE_CUDA_OPTIONAL(X) \
-  X(cuMemAllocAsync, 11020)     \
-  X(cuMemFreeAsync, 11020)      \
-  X(cuCtxGetId, 12000)          \
-  X(cuLibraryLoadData, 12000)   \
-  X(cuLibraryGetKernel, 12000)  \
-  X(cuKernelGetFunction, 12000) \
+#define ATTUNE_CUDA_OPTIONAL(X)    \
+  X(cuMemAllocAsync, 11020)        \
+  X(cuMemFreeAsync, 11020)         \
+  X(cuCtxGetId, 12000)             \
+  X(cuStreamGetId, 12000)          \
+  X(cuTensorMapEncodeTiled, 12000) \
+  X(cuLibraryLoadData, 12000)      \
+  X(cuLibraryGetKernel, 12000)     \
+  X(cuKernelGetFunction, 12000)    \
   X(cuFuncLoad, 12040)
 
 namespace attune::runtime {

@@ -78,6 +78,25 @@ struct ForwardParams {
   Sequences sequences;
 };
 
+/// What cuTensorMapEncodeTiled writes: shape, strides and box of a tensor for Hopper's copy engine.
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+/// What the sm90 family is told. Maps have the axes [64 elements, rows, panels of 64, heads, batch]; boxes
+/// are a tile of rows of one head.
+struct ForwardSm90Params {
+  TensorMap query, key, value, output;
+  ForwardParams forward;
+  u32* counter = nullptr;      // of tiles handed out; 0 before and after. Null: tiles are strided
+  i32 heads = 0;               // of queries, over all groups
+  i32 heads_per_key_head = 1;  // query heads that share one head of the key's map
+  i32 row_blocks = 0;          // tiles of one head
+  i32 pairs = 0;               // batch * heads
+  i32 tiles = 0;               // row_blocks * pairs
+  i32 section = 1;             // windows: neighbouring pairs whose keys and values fit the L2 cache
+};
+
 /// Most chunks that one merge takes; more are merged in rounds.
 inline constexpr i32 kMaxChunks = 48;
 

@@ -8,7 +8,7 @@
 namespace attune::kernel {
 
 enum class Operation : i32 { forward, merge };
-enum class Family : i32 { cpu, simt, mma, merge };
+enum class Family : i32 { cpu, simt, mma, sm90, merge };
 enum class DType : i32 { f32, f16, bf16 };
 enum class Edge : i32 { open, bounded };      // does the window have a bound on this side?
 enum class Blocks : i32 { dense, varlen };    // a block per batch entry, or sequences packed on one axis
@@ -37,19 +37,22 @@ struct KernelSpec {
   Bias bias = Bias::none;
   Dropout dropout = Dropout::off;
   Lse lse = Lse::skip;
-  i32 block_m = 0;     // queries of one tile; merge: rows of one block
-  i32 block_n = 0;     // keys of one tile
-  i32 block_v = 0;     // value columns that one tile computes: head_dim_v, or less where those are too many
-  i32 tile_m = 0;      // register tile: query rows (simt), query vectors (cpu), m16 fragments (mma)
-  i32 tile_n = 0;      // register tile: key columns or value columns (simt, cpu)
-  i32 warps = 0;       // GPU: warps of a block
-  i32 stages = 0;      // GPU: key/value tiles in flight
+  i32 block_m = 0;       // queries of one tile; merge: rows of one block
+  i32 block_n = 0;       // keys of one tile
+  i32 block_v = 0;       // value columns that one tile computes: head_dim_v, or less where those are too many
+  i32 tile_m = 0;        // register tile: query rows (simt), query vectors (cpu), m16 fragments (mma)
+  i32 tile_n = 0;        // register tile: key columns or value columns (simt, cpu)
+  i32 warps = 0;         // GPU: warps of a block
+  i32 stages = 0;        // GPU: key/value tiles in flight
+  i32 query_stages = 0;  // sm90: query tiles in flight of each warpgroup
+  i32 query_registers = 0;  // sm90: 1 keeps the queries in registers
+  i32 ping_pong = 0;        // sm90: 1 has warpgroups take turns to issue products
   i32 copy_bytes = 0;  // GPU: widest access that every row of query, key, value and output is aligned for
   i32 lanes = 0;       // CPU: float32 lanes of a vector
   constexpr bool operator==(const KernelSpec&) const = default;
 };
 
-inline constexpr i32 kKernelSpecFields = 22;
+inline constexpr i32 kKernelSpecFields = 25;
 inline constexpr i32 kMaxHeadDim = 512;
 
 /// Calls visit(name, field) for every field in order. Refuses to compile when a field is forgotten.
@@ -77,6 +80,9 @@ constexpr void for_each_field(Spec& spec, Visit&& visit) {
   visit("tile_n", spec.tile_n);
   visit("warps", spec.warps);
   visit("stages", spec.stages);
+  visit("query_stages", spec.query_stages);
+  visit("query_registers", spec.query_registers);
+  visit("ping_pong", spec.ping_pong);
   visit("copy_bytes", spec.copy_bytes);
   visit("lanes", spec.lanes);
 }

@@ -46,10 +46,31 @@ struct SimtShared {
   constexpr i32 bytes() const { return vectors * 16; }
 };
 
+/// Forward on Hopper: rings of value and key tiles, a ring of query tiles for each warpgroup, two barriers
+/// for each of these, and the work item of each query tile. Tiles are panels of 64 elements, 128 bytes a row.
+struct Sm90Shared {
+  i32 groups;       // warpgroups of 64 queries
+  i32 key_bytes;    // of a tile; values alike
+  i32 query_bytes;  // of one warpgroup's tile
+  i32 barrier_offset;
+  i32 work_offset;
+  i32 end;
+
+  constexpr explicit Sm90Shared(const KernelSpec& s)
+      : groups(s.block_m / 64),
+        key_bytes(s.block_n * s.head_dim * size_of(s.dtype)),
+        query_bytes(64 * s.head_dim * size_of(s.dtype)),
+        barrier_offset(2 * s.stages * key_bytes + groups * s.query_stages * query_bytes),
+        work_offset(barrier_offset + 16 * (2 * s.stages + groups * s.query_stages)),
+        end(work_offset + 16 * groups * s.query_stages) {}
+  constexpr i32 bytes() const { return end; }
+};
+
 /// Dynamic shared memory of the kernel of this spec.
 constexpr i32 shared_bytes(const KernelSpec& s) {
   switch (s.family) {
     case Family::mma: return MmaShared(s).bytes();
+    case Family::sm90: return Sm90Shared(s).bytes();
     case Family::simt: return SimtShared(s).bytes();
     case Family::cpu:
     case Family::merge: return 0;

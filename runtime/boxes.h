@@ -1,0 +1,25 @@
+// Can a tensor copy engine (Hopper's TMA) take a call's tensors, and as which axes? The engine wants five
+// axes of which the innermost, 64 elements, is contiguous, and strides of 16 bytes' multiples, positive and
+// below 2^40 bytes.
+#pragma once
+
+#include "attune/params.h"
+
+namespace attune::runtime {
+
+/// The axes [rows, heads, batch] of a tensor, strides in elements; the innermost two are the same for all.
+struct BoxAxes {
+  kernel::i64 rows = 0, row_stride = 0;
+  kernel::i64 heads = 0, head_stride = 0;
+  kernel::i64 batch = 0, batch_stride = 0;
+};
+
+/// Groups and heads as one axis.
+BoxAxes query_axes(const kernel::ForwardParams& params, const kernel::Strides& strides);
+/// Likewise, or one head for each group where the group shares it.
+BoxAxes key_axes(const kernel::ForwardParams& params, const kernel::Strides& strides);
+
+/// Do query, key, value and output, 16-bit and with rows aligned to 16 bytes, suit the engine?
+bool boxes_fit(const kernel::ForwardParams& params);
+
+}  // namespace attune::runtime

@@ -1,0 +1,612 @@
+// Forward on Hopper: products of warpgroups (wgmma), tiles by the tensor copy engine, warp-specialised.
+//
+// A block stays on its SM and takes one tile of queries after the other. One warp of it, the producer, copies
+// queries, keys and values into rings in shared memory; 2, 3 or 4 warpgroups of 128 threads compute 64 query
+// rows each and share the keys and values:
+//
+//                 keys  | K n-1 | K n |      ring of `stages`         from right to left: the masked
+//   queries       values| V n   | V n-1 |    ring of `stages`         tiles of a causal window come first
+//   +--------+
+//   | 64 x D |    warpgroup 0:  S_n = Q K_n^T   softmax(S_n) -> P_n   O += P_n V_n
+//   | 64 x D |    warpgroup 1
+//   +--------+    ring of `query_stages` for each; its output leaves through the same bytes
+//
+// The loop issues S_n = Q K_n^T and O += P_n+1 V_n+1 together and does the softmax of S_n under the latter
+// (Shah et al., FlashAttention-3, arXiv 2407.08608).
+//
+// The softmax is blind: softmax(s) is the same relative to any reference, not only to the maximum, until
+// something overflows. So only masked tiles and the first look for a maximum; later ones are exponentiated
+// relative to the reference as it stands, and what overflows shows in the sums, which exist anyway. A
+// warpgroup that sees its bet lost (a sum beyond kSumLimit) multiplies the tile again, which is still there,
+// and takes it, and the next kWary, the exact way.
+//
+// Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
+//   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
+//   2, with a window                           40        232       head dim 256 x  80 keys: 40 + 20 + 128
+//   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
+//   4 (block_m 256)                            24        112       head dim  64 x  64 keys: 32 + 16 + 32
+#pragma once
+
+#include "attune/cuda/pipeline.cuh"
+#include "attune/cuda/ptx.cuh"
+#include "attune/cuda/ptx_sm90.cuh"
+#include "attune/cuda/ptx_wgmma.cuh"
+#include "attune/cuda/shared.h"
+#include "attune/cuda/tile.cuh"
+#include "attune/num.h"
+#include "attune/params.h"
+#include "attune/semantics.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+inline constexpr i32 kWarpgroup = 128;     // threads
+inline constexpr i32 kGroupRows = 64;      // queries of a warpgroup
+inline constexpr i32 kPanelElements = 64;  // of a row of 128 bytes
+
+/// Where things lie in shared memory. Layout and size: Sm90Shared in shared.h.
+template <KernelSpec S>
+struct Sm90Memory {
+  static constexpr Sm90Shared kShared{S};
+  using KeyRing = Ring<S.stages, kShared.key_bytes>;
+  using QueryRing = Ring<S.query_stages, kShared.query_bytes>;
+
+  u32 base;
+
+  ATTUNE_DEVICE KeyRing values() const { return {base, base + kShared.barrier_offset}; }
+  ATTUNE_DEVICE KeyRing keys() const {
+    return {base + KeyRing::kBytes, base + kShared.barrier_offset + KeyRing::kBarrierBytes};
+  }
+  ATTUNE_DEVICE QueryRing queries(u32 group) const {
+    return {base + 2 * KeyRing::kBytes + group * QueryRing::kBytes,
+            base + kShared.barrier_offset + 2 * KeyRing::kBarrierBytes + group * QueryRing::kBarrierBytes};
+  }
+  /// The work item that comes with the queries of a stage.
+  ATTUNE_DEVICE u32 work(u32 group, u32 stage) const {
+    return base + kShared.work_offset + (group * S.query_stages + stage) * 16;
+  }
+};
+
+/// One tile of queries of one head, and the tiles of keys [first, last) that it visits.
+struct Sm90Work {
+  i32 row_block;
+  i32 head;  // over all groups
+  i32 batch;
+  i32 last;  // negative: no more work
+};
+
+/// Tiles in the order in which blocks take them. Without a window all are alike, and each block takes every
+/// gridDim.x-th. With one the longest come first, within sections of heads whose keys and values fit the L2
+/// cache, and blocks take the next one when they are free, by a counter that wraps to 0 with the last tile. A
+/// launch without a counter strides, and every other section runs from the short tiles to the long ones, so
+/// that nobody gets the long ones only.
+template <KernelSpec S>
+struct Sm90Schedule {
+  static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
+
+  static ATTUNE_DEVICE i32 next(i32 tile, const ForwardSm90Params& p) {
+    const i32 blocks = static_cast<i32>(gridDim.x);
+    if (!kWindow || p.counter == nullptr) return tile + blocks;
+    return blocks + static_cast<i32>(ptx::atom_inc(p.counter, static_cast<u32>(p.tiles - 1)));
+  }
+
+  static ATTUNE_DEVICE Sm90Work work_of(i32 tile, const ForwardSm90Params& p) {
+    Sm90Work work;
+    i32 pair;
+    if constexpr (kWindow) {
+      const i32 section = tile / (p.section * p.row_blocks);
+      const i32 first = section * p.section;
+      const i32 width = min(p.section, p.pairs - first);
+      const i32 rest = tile - first * p.row_blocks;
+      const bool rising = p.counter == nullptr && section % 2 == 1;
+      work.row_block = rising ? rest / width : p.row_blocks - 1 - rest / width;
+      pair = first + rest % width;
+    } else {
+      work.row_block = tile % p.row_blocks;
+      pair = tile / p.row_blocks;
+    }
+    work.batch = pair / p.heads;
+    work.head = pair % p.heads;
+    work.last = ceil_div(max(visited(work, p).end, 0), S.block_n);
+    return work;
+  }
+
+  /// Keys that some query of the whole tile sees.
+  static ATTUNE_DEVICE KeyRange visited(const Sm90Work& work, const ForwardSm90Params& p) {
+    const i32 begin = work.row_block * S.block_m;
+    return visited_keys<S>(p.forward.window, p.forward.len_k, begin, min(begin + S.block_m, p.forward.len_q));
+  }
+  /// The first tile of keys; `last` where there is none.
+  static ATTUNE_DEVICE i32 first_of(const Sm90Work& work, const ForwardSm90Params& p) {
+    if constexpr (S.window_left == Edge::open) return 0;
+    return min(visited(work, p).begin / S.block_n, work.last);
+  }
+};
+
+// ---- The producer ----
+
+template <KernelSpec S>
+class Sm90Producer {
+  using Memory = Sm90Memory<S>;
+  using Schedule = Sm90Schedule<S>;
+  static constexpr i32 kGroups = S.block_m / kGroupRows;
+
+ public:
+  ATTUNE_DEVICE Sm90Producer(const ForwardSm90Params& params, Memory memory)
+      : p_(params), memory_(memory), keys_(memory.keys()), values_(memory.values()) {}
+
+  ATTUNE_DEVICE void run() {
+#pragma unroll 1
+    for (i32 tile = static_cast<i32>(blockIdx.x); tile < p_.tiles;) {
+      const Sm90Work work = Schedule::work_of(tile, p_);
+      tile = Schedule::next(tile, p_);
+      produce(work);
+    }
+#pragma unroll 1
+    for (u32 group = 0; group < kGroups; ++group) {
+      const auto queries = memory_.queries(group);
+      queries.acquire(query_at_);
+      ptx::st_shared_word4(memory_.work(group, query_at_.stage), {0, 0, 0, -1});
+      ptx::mbarrier_arrive(queries.full(query_at_));
+    }
+  }
+
+ private:
+  /// Keys run one tile ahead of values, as they are needed.
+  ATTUNE_DEVICE void produce(const Sm90Work& work) {
+    const i32 first = Schedule::first_of(work, p_);
+    const i32 key_head = work.head / p_.heads_per_key_head;
+    const auto load_key = [&](i32 n) { load(keys_, key_at_, p_.key, n, key_head, work.batch); };
+    const auto load_value = [&](i32 n) { load(values_, value_at_, p_.value, n, key_head, work.batch); };
+    if (first < work.last) load_key(work.last - 1);
+    load_queries(work);
+#pragma unroll 1
+    for (i32 n = work.last - 1; n > first; --n) {
+      load_key(n - 1);
+      load_value(n);
+    }
+    if (first < work.last) load_value(first);
+  }
+
+  ATTUNE_DEVICE void load_queries(const Sm90Work& work) {
+#pragma unroll 1
+    for (u32 group = 0; group < kGroups; ++group) {
+      const auto queries = memory_.queries(group);
+      queries.acquire(query_at_);
+      ptx::st_shared_word4(memory_.work(group, query_at_.stage),
+                           {work.row_block, work.head, work.batch, work.last});
+      ptx::mbarrier_arrive_expect_tx(queries.full(query_at_), Memory::kShared.query_bytes);
+      ptx::cp_async_bulk_tensor_load(queries.tile(query_at_), p_.query, queries.full(query_at_),
+                                     work.row_block * S.block_m + static_cast<i32>(group) * kGroupRows,
+                                     work.head, work.batch, ptx::kEvictFirst);
+    }
+    query_at_.advance();
+  }
+
+  static ATTUNE_DEVICE void load(const typename Memory::KeyRing& ring, typename Memory::KeyRing::Cursor& at,
+                                 const TensorMap& map, i32 n, i32 head, i32 batch) {
+    ring.acquire(at);
+    ptx::mbarrier_arrive_expect_tx(ring.full(at), Memory::kShared.key_bytes);
+    ptx::cp_async_bulk_tensor_load(ring.tile(at), map, ring.full(at), n * S.block_n, head, batch,
+                                   ptx::kEvictLast);
+    at.advance();
+  }
+
+  const ForwardSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::KeyRing keys_, values_;
+  typename Memory::KeyRing::Cursor key_at_{1}, value_at_{1};
+  typename Memory::QueryRing::Cursor query_at_{1};
+};
+
+// ---- A consumer warpgroup ----
+
+template <KernelSpec S>
+class Sm90Consumer {
+  using Memory = Sm90Memory<S>;
+  using Schedule = Sm90Schedule<S>;
+  static constexpr i32 kGroups = S.block_m / kGroupRows;
+  static constexpr i32 kDim = S.head_dim;
+  static constexpr i32 kKeys = S.block_n;
+  static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
+  static constexpr bool kQueryRegisters = S.query_registers != 0;
+  static constexpr float kSumLimit = 1024.0f;            // of a thread's share of a row in one tile
+  static constexpr i32 kWary = 16;                       // tiles taken the exact way after a lost bet
+  enum NamedBarrier : u32 { kTurn = 1, kEpilogue = 5 };  // of each warpgroup; 0 is __syncthreads
+
+  using Scores = float[kKeys / 2];  // element e: row half e / 2 % 2, columns e / 4 * 8 + e % 2
+
+ public:
+  ATTUNE_DEVICE Sm90Consumer(const ForwardSm90Params& params, Memory memory, u32 group)
+      : p_(params),
+        memory_(memory),
+        keys_(memory.keys()),
+        values_(memory.values()),
+        queries_(memory.queries(group)),
+        group_(group) {}
+
+  ATTUNE_DEVICE void run() {
+    if (kPingPong && group_ == kGroups - 1) pass_turn();
+#pragma unroll 1
+    while (true) {
+      queries_.wait(query_at_);
+      const ptx::Word4 slot = ptx::ld_shared_word4(memory_.work(group_, query_at_.stage));
+      const Sm90Work work{slot.x, slot.y, slot.z, slot.w};
+      if (work.last < 0) break;
+      attend(work);
+      finish(work);
+      query_at_.advance();
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE u32 thread() {
+    return threadIdx.x % kWarpgroup;
+  }
+  static ATTUNE_DEVICE u32 lane() {
+    return threadIdx.x % 32;
+  }
+  static ATTUNE_DEVICE bool elected() {
+    return thread() == 0;
+  }
+
+  // ---- Turns: one warpgroup issues its products while the others do their softmax ----
+
+  ATTUNE_DEVICE void await_turn() const {
+    if constexpr (kPingPong) ptx::bar_sync(kTurn + group_, 2 * kWarpgroup);
+  }
+  ATTUNE_DEVICE void pass_turn() const {
+    if constexpr (kPingPong)
+      ptx::bar_arrive(kTurn + (group_ + 1 == kGroups ? 0 : group_ + 1), 2 * kWarpgroup);
+  }
+
+  // ---- One tile of queries ----
+
+  ATTUNE_DEVICE void attend(const Sm90Work& work) {
+    const i32 first_row = work.row_block * S.block_m + static_cast<i32>(group_) * kGroupRows;
+    const i32 end_row = min(first_row + kGroupRows, p_.forward.len_q);
+    row_ = first_row + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
+    const Window window = p_.forward.window;
+    // The block's tiles [first, last), this warpgroup's own [own_first, own_last), and those that need no
+    // mask.
+    const i32 first = Schedule::first_of(work, p_);
+    const KeyRange own = visited_keys<S>(window, p_.forward.len_k, first_row, end_row);
+    const KeyRange clear = unmasked_keys<S>(window, p_.forward.len_k, first_row, end_row);
+    const bool sees = first_row < end_row && own.begin < own.end;
+    const i32 own_first = S.window_left == Edge::open || !sees ? first : max(first, own.begin / kKeys);
+    const i32 own_last = sees ? min(work.last, ceil_div(own.end, kKeys)) : first;
+    const i32 clear_last = max(clear.end, 0) / kKeys;
+    const i32 clear_first = S.window_left == Edge::open ? 0 : ceil_div(max(clear.begin, 0), kKeys);
+
+    clear_rows();
+    if constexpr (kQueryRegisters) load_query();
+    i32 n = work.last - 1;
+#pragma unroll 1
+    for (; n >= own_last; --n) skip(n > first);
+    if (own_first < own_last) {
+      keys_.wait(key_at_);
+      multiply_query_key();
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(scores_);
+      probabilities(n, n < clear_first || n >= clear_last, true);
+      pack_probabilities();
+      i32 trust = clear_last;  // tiles from here on are taken the exact way
+#pragma unroll 1
+      for (--n; n >= own_first; --n) {
+        const bool masked = n < clear_first || n >= clear_last;
+        const bool exact = masked || n >= trust;
+        if (step(n, masked, exact) && !exact) trust = n - kWary;
+      }
+      values_.wait(value_at_);
+      multiply_probability_value();
+      finish_value();
+    }
+    if constexpr (S.window_left == Edge::bounded) {
+#pragma unroll 1
+      for (; n >= first; --n) skip(true);
+    }
+  }
+
+  /// A tile that this warpgroup has no use for. Every warpgroup takes as many turns as there are tiles, less
+  /// one.
+  ATTUNE_DEVICE void skip(bool takes_turn) {
+    keys_.wait(key_at_);
+    release_key();
+    values_.wait(value_at_);
+    release_value();
+    if (takes_turn) {
+      await_turn();
+      pass_turn();
+    }
+  }
+
+  /// S_n = Q K_n^T and O += P_n+1 V_n+1, the softmax of S_n under the latter. Was O rescaled?
+  ATTUNE_DEVICE bool step(i32 n, bool masked, bool exact) {
+    keys_.wait(key_at_);
+    await_turn();
+    multiply_query_key();
+    values_.wait(value_at_);
+    multiply_probability_value();
+    pass_turn();
+    ptx::wgmma_wait_group<1>();
+    ptx::pin(scores_);
+    const bool moved = probabilities(n, masked, exact);
+    finish_value();
+    pack_probabilities();
+    if (moved) rescale_output();
+    return moved;
+  }
+
+  ATTUNE_DEVICE void release_key() {
+    if (elected()) keys_.release(key_at_);
+    key_at_.advance();
+  }
+  ATTUNE_DEVICE void release_value() {
+    if (elected()) values_.release(value_at_);
+    value_at_.advance();
+  }
+  /// Waits for O += P V and lets the values go.
+  ATTUNE_DEVICE void finish_value() {
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(output_);
+    release_value();
+  }
+
+  ATTUNE_DEVICE void clear_rows() {
+#pragma unroll
+    for (i32 e = 0; e < kDim / 2; ++e) output_[e] = 0.0f;
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      reference_[half] = neg_inf();
+      sum_[half] = 0.0f;
+      factor_[half] = 1.0f;
+    }
+  }
+
+  /// This warpgroup's queries as operands in registers.
+  ATTUNE_DEVICE void load_query() {
+    const u32 row = thread() / 32 * 16 + lane() % 16;
+#pragma unroll
+    for (i32 k = 0; k < kDim / 16; ++k) {
+      u32(&fragment)[4] = query_[k];
+      ptx::ldmatrix_x4(fragment,
+                       queries_.tile(query_at_) + panel_offset(row, k * 2 + static_cast<i32>(lane() / 16)));
+    }
+  }
+
+  /// Byte offset of a chunk of 8 elements in the swizzled panels of a tile of 64 rows.
+  static ATTUNE_DEVICE u32 panel_offset(u32 row, i32 chunk) {
+    return static_cast<u32>(chunk / 8 * (kGroupRows * 128)) + row * 128 +
+           ((static_cast<u32>(chunk % 8) ^ row % 8) * 16);
+  }
+
+  /// S = Q K^T; asynchronous.
+  ATTUNE_DEVICE void multiply_query_key() {
+    const u64 key = ptx::wgmma_descriptor(keys_.tile(key_at_));
+    const u64 query = ptx::wgmma_descriptor(queries_.tile(query_at_));
+    ptx::pin(scores_);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kDim / 16; ++k) {
+      const u64 key_k = key + static_cast<u64>(k / 4 * (kKeys * 128 >> 4) + k % 4 * 2);
+      if constexpr (kQueryRegisters) {
+        ptx::Wgmma<kKeys>::template multiply<S.dtype, ptx::Major::k>(scores_, query_[k], key_k, k > 0);
+      } else {
+        const u64 query_k = query + static_cast<u64>(k / 4 * (kGroupRows * 128 >> 4) + k % 4 * 2);
+        ptx::Wgmma<kKeys>::template multiply<S.dtype>(scores_, query_k, key_k, k > 0);
+      }
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// O += P V; asynchronous.
+  ATTUNE_DEVICE void multiply_probability_value() {
+    const u64 value = ptx::wgmma_descriptor(values_.tile(value_at_), kKeys * 128);
+    ptx::pin(output_);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kKeys / 16; ++k) {
+      ptx::Wgmma<kDim>::template multiply<S.dtype, ptx::Major::mn>(
+          output_, probability_[k], value + static_cast<u64>(k * (16 * 128 >> 4)), true);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  // ---- Softmax ----
+
+  /// Scores of tile n become probabilities; the key tile is let go where both ways have met: in between it
+  /// would cost registers. Does O owe a rescale?
+  ATTUNE_DEVICE bool probabilities(i32 n, bool masked, bool exact) {
+    if (!(p_.forward.scale > 0.0f)) fold_sign();
+    if (!exact && bet_is_lost()) {
+      exact = true;
+      multiply_query_key();
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(scores_);
+      if (!(p_.forward.scale > 0.0f)) fold_sign();
+    }
+    if (exact) {
+      if (masked) hide_invisible(n * kKeys);
+      exponentiate();
+    }
+    release_key();
+    return exact;
+  }
+
+  /// The softmax takes maxima before it scales, which needs a positive factor: a negative scale becomes its
+  /// absolute value and negated scores, scale 0 becomes 1 and scores times 0.
+  ATTUNE_DEVICE void fold_sign() {
+    const float sign = p_.forward.scale < 0.0f ? -1.0f : 0.0f;
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 2; ++e) scores_[e] *= sign;
+  }
+  ATTUNE_DEVICE float positive_scale2() const {
+    return p_.forward.scale == 0.0f ? 1.0f : fabsf(p_.forward.scale) * kLog2e;
+  }
+
+  ATTUNE_DEVICE void hide_invisible(i32 key) {
+    const i32 column = key + static_cast<i32>(lane() % 4 * 2);
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 2; ++e) {
+      if (!visible<S>(p_.forward.window, p_.forward.len_k, row_ + e / 2 % 2 * 8,
+                      column + e / 4 * 8 + e % 2)) {
+        scores_[e] = neg_inf();
+      }
+    }
+  }
+
+  static ATTUNE_DEVICE float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+  }
+
+  /// The exact way: relative to the running maximum. O and the sums then owe `factor_`.
+  ATTUNE_DEVICE void exponentiate() {
+    const float scale2 = positive_scale2();
+    float largest[2][2] = {{scores_[0], scores_[1]}, {scores_[2], scores_[3]}};
+#pragma unroll
+    for (i32 e = 4; e < kKeys / 2; ++e)
+      largest[e / 2 % 2][e % 2] = fmaxf(largest[e / 2 % 2][e % 2], scores_[e]);
+    float shift[2];
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      const float top = quad_max(fmaxf(largest[half][0], largest[half][1])) * scale2;
+      const float before = reference_[half];
+      reference_[half] = fmaxf(top, before);
+      shift[half] = safe_max(reference_[half]);
+      factor_[half] = ptx::ex2_approx_ftz(before - shift[half]);
+      sum_[half] *= factor_[half];
+    }
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 2; ++e) {
+      scores_[e] = ptx::ex2_approx_ftz(fmaf(scores_[e], scale2, -shift[e / 2 % 2]));
+    }
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 2; e += 2) sum_[e / 2 % 2] += scores_[e] + scores_[e + 1];
+  }
+
+  /// The blind way: relative to the reference as it stands. True: it does not serve, and the scores are gone.
+  /// The warpgroup decides as one, since it multiplies again as one.
+  ATTUNE_DEVICE bool bet_is_lost() {
+    const float scale2 = positive_scale2();
+    float part[2][2] = {};
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 2; ++e) {
+      scores_[e] = ptx::ex2_approx_ftz(fmaf(scores_[e], scale2, -reference_[e / 2 % 2]));
+      part[e / 2 % 2][e % 2] += scores_[e];
+    }
+    const float sum[2] = {part[0][0] + part[0][1], part[1][0] + part[1][1]};
+    const bool lost = ptx::bar_red_or(kEpilogue + group_, kWarpgroup,
+                                      !(sum[0] <= kSumLimit && sum[1] <= kSumLimit));  // NaN loses too
+    if (!lost) {
+      sum_[0] += sum[0];
+      sum_[1] += sum[1];
+    }
+    return lost;
+  }
+
+  ATTUNE_DEVICE void pack_probabilities() {
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 4; ++e)
+      probability_[e / 4][e % 4] = pack<S.dtype>(scores_[2 * e], scores_[2 * e + 1]);
+  }
+
+  ATTUNE_DEVICE void rescale_output() {
+#pragma unroll
+    for (i32 e = 0; e < kDim / 2; ++e) output_[e] *= factor_[e / 2 % 2];
+  }
+
+  // ---- The end of a tile ----
+
+  /// Normalises, writes the LSE, and sends the output through this warpgroup's query tile; hands that back
+  /// when the copy engine has read it.
+  ATTUNE_DEVICE void finish(const Sm90Work& work) {
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      float sum = sum_[half];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      factor_[half] = inverse_sum(sum);
+      if constexpr (S.lse == Lse::write) write_lse(work, row_ + half * 8, reference_[half], sum);
+    }
+    rescale_output();
+    ptx::bar_sync(kEpilogue + group_, kWarpgroup);  // every warp's products have read the queries
+    const u32 tile = queries_.tile(query_at_);
+    const u32 row = thread() / 32 * 16 + lane() % 16;
+#pragma unroll
+    for (i32 k = 0; k < kDim / 16; ++k) {
+      const float* o = output_ + k * 8;
+      ptx::stmatrix_x4(tile + panel_offset(row, k * 2 + static_cast<i32>(lane() / 16)),
+                       pack<S.dtype>(o[0], o[1]), pack<S.dtype>(o[2], o[3]), pack<S.dtype>(o[4], o[5]),
+                       pack<S.dtype>(o[6], o[7]));
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kEpilogue + group_, kWarpgroup);
+    if (elected()) {
+      ptx::cp_async_bulk_tensor_store(p_.output, tile,
+                                      work.row_block * S.block_m + static_cast<i32>(group_) * kGroupRows,
+                                      work.head, work.batch);
+      ptx::cp_async_bulk_commit_group();
+      ptx::cp_async_bulk_wait_group_read<0>();
+      queries_.release(query_at_);
+    }
+  }
+
+  ATTUNE_DEVICE void write_lse(const Sm90Work& work, i32 query, float reference, float sum) const {
+    if (lane() % 4 != 0 || query >= p_.forward.len_q) return;
+    // A row that saw nothing: -inf + log2(0).
+    p_.forward.lse[(i64{work.batch} * p_.heads + work.head) * p_.forward.len_q + query] =
+        (reference + ptx::lg2_approx_ftz(sum)) * kLn2;
+  }
+
+  const ForwardSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::KeyRing keys_, values_;
+  const typename Memory::QueryRing queries_;
+  const u32 group_;
+  typename Memory::KeyRing::Cursor key_at_{0}, value_at_{0};
+  typename Memory::QueryRing::Cursor query_at_{0};
+  i32 row_ = 0;  // this thread's first query; the second is 8 further down
+
+  Scores scores_;
+  float output_[kDim / 2];
+  u32 probability_[kKeys / 16][4];
+  u32 query_[kQueryRegisters ? kDim / 16 : 1][4];
+  float reference_[2];  // in base 2, scaled; -inf until a key was seen
+  float sum_[2];        // of this thread's columns
+  float factor_[2];
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
+  static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.head_dim == S.head_dim_v);
+  static_assert(S.head_dim % kPanelElements == 0 && S.block_m % kGroupRows == 0 && S.block_n % 16 == 0);
+  constexpr i32 kGroups = S.block_m / kGroupRows;
+  static_assert(S.warps == 4 * (kGroups + 1));
+  constexpr bool kWindow = Sm90Schedule<S>::kWindow;
+  constexpr i32 kProducerRegisters = kGroups == 2 ? (kWindow ? 40 : 24) : kGroups == 3 ? 32 : 24;
+  constexpr i32 kConsumerRegisters = kGroups == 2 ? (kWindow ? 232 : 240) : kGroups == 3 ? 160 : 112;
+
+  extern __shared__ __align__(1024) u8 shared[];
+  const Sm90Memory<S> memory{ptx::shared_address(shared)};
+  if (threadIdx.x == 0) {
+    for (const TensorMap* map : {&params.query, &params.key, &params.value, &params.output}) {
+      ptx::prefetch_tensormap(*map);
+    }
+    memory.keys().init(kGroups);
+    memory.values().init(kGroups);
+    for (u32 group = 0; group < kGroups; ++group) memory.queries(group).init(1);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
+  if (warp < 4) {
+    ptx::setmaxnreg_dec<kProducerRegisters>();
+    if (threadIdx.x == 0) Sm90Producer<S>(params, memory).run();
+  } else {
+    ptx::setmaxnreg_inc<kConsumerRegisters>();
+    Sm90Consumer<S>(params, memory, warp / 4 - 1).run();
+  }
+}
+
+}  // namespace attune::kernel

@@ -1,0 +1,155 @@
+// PTX of Hopper: barriers in shared memory, the tensor copy engine, warpgroups. One function per instruction,
+// as in ptx.cuh; everything here needs sm_90, and setmaxnreg and wgmma need sm_90a.
+#pragma once
+
+#include "attune/cuda/ptx.cuh"
+#include "attune/hd.h"
+#include "attune/params.h"
+
+namespace attune::kernel {
+
+namespace ptx {
+
+// ---- Warpgroups and named barriers ----
+
+/// Gives registers of this warpgroup back, or takes them; every warp of it executes this.
+template <i32 Count>
+ATTUNE_DEVICE void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+}
+template <i32 Count>
+ATTUNE_DEVICE void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+}
+
+/// Barrier `id` among `threads` threads, whole warps: waits for all of them, or only announces this thread.
+ATTUNE_DEVICE void bar_sync(u32 id, u32 threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+ATTUNE_DEVICE void bar_arrive(u32 id, u32 threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+/// bar_sync, and whether any of the threads says `mine`.
+ATTUNE_DEVICE bool bar_red_or(u32 id, u32 threads, bool mine) {
+  u32 any;
+  asm volatile(
+      "{ .reg .pred p, q; setp.ne.u32 p, %1, 0; bar.red.or.pred q, %2, %3, p; selp.u32 %0, 1, 0, q; }"
+      : "=r"(any)
+      : "r"(static_cast<u32>(mine)), "r"(id), "r"(threads)
+      : "memory");
+  return any != 0;
+}
+
+/// counter = counter >= last ? 0 : counter + 1; gives what it was.
+ATTUNE_DEVICE u32 atom_inc(u32* counter, u32 last) {
+  u32 old;
+  asm volatile("atom.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(counter), "r"(last) : "memory");
+  return old;
+}
+
+// ---- mbarrier ----
+
+ATTUNE_DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+/// Makes initialised barriers visible to the copy engine.
+ATTUNE_DEVICE void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+ATTUNE_DEVICE void mbarrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Arrives, and has the phase wait for so many bytes of copies.
+ATTUNE_DEVICE void mbarrier_arrive_expect_tx(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+ATTUNE_DEVICE bool mbarrier_try_wait_parity(u32 barrier, u32 parity) {
+  u32 done;
+  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(done)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+  return done != 0;
+}
+/// Waits for the phase of this parity. Without a guard against hanging: a trap here makes ptxas spill.
+ATTUNE_DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
+  while (!mbarrier_try_wait_parity(barrier, parity)) {}
+}
+
+// ---- The tensor copy engine. Maps have the axes [64 elements, rows, panels of 64, heads, batch] ----
+
+/// L2 policies: what is read once, and what other blocks will read too.
+inline constexpr u64 kEvictFirst = 0x12F0000000000000ull;
+inline constexpr u64 kEvictLast = 0x14F0000000000000ull;
+
+ATTUNE_DEVICE void prefetch_tensormap(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+/// Copies the box at `row` to shared memory; elements outside the tensor become zero and count too. Arrives
+/// at the barrier by its bytes.
+ATTUNE_DEVICE void cp_async_bulk_tensor_load(u32 destination, const TensorMap& map, u32 barrier, i32 row,
+                                             i32 head, i32 batch, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %3, %5, %6}], [%2], %7;" ::"r"(destination),
+      "l"(&map), "r"(barrier), "r"(0), "r"(row), "r"(head), "r"(batch), "l"(policy)
+      : "memory");
+}
+/// Copies the box at `row` from shared memory; what lies outside the tensor is not written.
+ATTUNE_DEVICE void cp_async_bulk_tensor_store(const TensorMap& map, u32 source, i32 row, i32 head,
+                                              i32 batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %2, %4, %5}], [%1];" ::"l"(
+          &map),
+      "r"(source), "r"(0), "r"(row), "r"(head), "r"(batch)
+      : "memory");
+}
+ATTUNE_DEVICE void cp_async_bulk_commit_group() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/// Until the stores of all but `Pending` groups have read their shared memory.
+template <i32 Pending>
+ATTUNE_DEVICE void cp_async_bulk_wait_group_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+}
+/// Orders this thread's ordinary accesses to shared memory before the copy engine's.
+ATTUNE_DEVICE void fence_proxy_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// Four 8x8 matrices of 16 bits from registers to shared memory; lane l gives the address of row l % 8 of
+/// matrix l / 8.
+ATTUNE_DEVICE void stmatrix_x4(u32 address, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+struct Word4 {
+  i32 x, y, z, w;
+};
+ATTUNE_DEVICE void st_shared_word4(u32 address, Word4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+ATTUNE_DEVICE Word4 ld_shared_word4(u32 address) {
+  Word4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+/// log2(x) to about 1 ulp of the result; log2(0) = -inf.
+ATTUNE_DEVICE float lg2_approx_ftz(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace ptx
+}  // namespace attune::kernel
