@@ -31,6 +31,8 @@ void add_explain(CLI::App& app, Session& session);
 void add_emit(CLI::App& app, Session& session);
 void add_precompile(CLI::App& app, Session& session);
 void add_cache(CLI::App& app, Session& session);
+void add_mask(CLI::App& app, Session& session);
+void add_verify(CLI::App& app, Session& session);
 void add_devices(CLI::App& app, Session& session);
 void add_doctor(CLI::App& app, Session& session);
 

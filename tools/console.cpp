@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <array>
@@ -14,6 +15,7 @@ namespace {
 
 constexpr std::chrono::seconds kLineInterval{10};
 constexpr std::size_t kNameWidth = 40;
+constexpr int kWideTerminal = 200;
 constexpr const char* kEraseLine = "\r\x1b[K";
 
 bool is_terminal(Stream stream) {
@@ -35,6 +37,14 @@ std::string paint(std::string_view text, Colour colour, Stream stream) {
   static const bool no_color = env("NO_COLOR").has_value();
   if (no_color || !is_terminal(stream)) return std::string(text);
   return fmt::format("\x1b[{}m{}\x1b[0m", code_of(colour), text);
+}
+
+int terminal_columns() {
+  winsize size{};
+  if (!is_terminal(Stream::out) || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) {
+    return kWideTerminal;
+  }
+  return size.ws_col;
 }
 
 std::string bytes_text(std::uint64_t bytes) {

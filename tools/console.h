@@ -15,6 +15,9 @@ enum class Colour { red, green, yellow };
 /// The text in colour if the stream is a terminal and NO_COLOR is not set, else as it is.
 std::string paint(std::string_view text, Colour colour, Stream stream);
 
+/// How many columns stdout has where it is a terminal; else as many as a wide one.
+int terminal_columns();
+
 /// "1.4 MB"
 std::string bytes_text(std::uint64_t bytes);
 /// "850 ms", "12.3 s", "4 min 10 s"

@@ -66,6 +66,8 @@ int main(int argc, char** argv) {
   add_emit(app, session);
   add_precompile(app, session);
   add_cache(app, session);
+  add_mask(app, session);
+  add_verify(app, session);
   add_devices(app, session);
   add_doctor(app, session);
 

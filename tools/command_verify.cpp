@@ -1,0 +1,121 @@
+// attune verify: is what runs here what it should be?
+#include "base/file.h"
+#include "tools/command.h"
+#include "tools/console.h"
+#include "tools/device_option.h"
+#include "tools/table.h"
+#include "tools/verify/masks.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include <memory>
+
+namespace attune::tools {
+namespace {
+
+using nlohmann::json;
+
+void add_backend_option(CLI::App* command, std::string& backend) {
+  command->add_option("--backend", backend, "Where to run: auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+}
+
+// ---- verify masks ----
+
+struct MasksCommand {
+  std::string file;
+  std::string backend = "auto";
+};
+
+Result<json> read_json(const std::string& path) {
+  const auto bytes = read_file(path);
+  if (!bytes.ok()) return invalid_argument(bytes.failure().message);
+  const auto* text = reinterpret_cast<const char*>(bytes->data());
+  json value = json::parse(text, text + bytes->size(), nullptr, /*allow_exceptions=*/false);
+  if (value.is_discarded()) return invalid_argument(fmt::format("{}: not JSON", path));
+  return value;
+}
+
+/// Every family that a device has: those that serve any mask, and the others where they do.
+std::vector<verify::MaskKernel> kernels_of(Device device) {
+  if (device.type == DeviceType::cpu) return {{Family::cpu, DType::f32}};
+  return {
+      {Family::simt, DType::f32}, {Family::mma, DType::f16}, {Family::sm90, DType::bf16, /*optional=*/true}};
+}
+
+json to_json(const verify::MasksReport& report) {
+  const auto tally_json = [](const verify::MaskTally& tally) -> json {
+    return {{"cases", tally.cases}, {"materialized", tally.materialized}, {"attended", tally.attended}};
+  };
+  json result = tally_json(report.total());
+  for (const auto& [name, tally] : report.classes) result["classes"][name] = tally_json(tally);
+  result["errors"] = report.errors;
+  result["refused"] = report.refused;
+  result["kernels"] = report.ran;
+  result["differences"] = report.differences;
+  result["ok"] = report.ok();
+  return result;
+}
+
+std::string to_text(const verify::MasksReport& report) {
+  Table table({"class", ">cases", ">materialize", ">kernels"});
+  const auto add = [&](const std::string& name, const verify::MaskTally& tally) {
+    table.row({name, std::to_string(tally.cases), std::to_string(tally.materialized),
+               std::to_string(tally.attended)});
+  };
+  for (const auto& [name, tally] : report.classes) add(name, tally);
+  const verify::MaskTally total = report.total();
+  add("all", total);
+  std::vector<std::string> kernels;
+  for (const auto& [name, masks] : report.ran) kernels.push_back(fmt::format("{} ({})", name, masks));
+  std::string text = table.text();
+  text += fmt::format("{} of {} errors equal; kernels (masks): {}\n", report.refused, report.errors,
+                      fmt::join(kernels, ", "));
+  if (report.ok()) {
+    return text + fmt::format("{}: {} of {} masks equal\n", paint("ok", Colour::green, Stream::out),
+                              total.attended, total.cases);
+  }
+  return text + fmt::format("{}: {} differences, the first of them:\n{}",
+                            paint("wrong", Colour::red, Stream::out), report.differences.size(),
+                            report.differences.front() + "\n");
+}
+
+Result<int> verify_masks(const MasksCommand& options, bool as_json) {
+  ATTUNE_ASSIGN(goldens, read_json(options.file));
+  ATTUNE_ASSIGN(device, parse_device(options.backend));
+  Progress progress(verify::count_of_masks(goldens));
+  auto report = verify::verify_masks(
+      goldens, {.device = device, .kernels = kernels_of(device), .progress = [&](const auto& what) {
+                  progress.advance(what);
+                }});
+  if (!report.ok()) {
+    return Failure{report.failure().kind, fmt::format("{}: {}", options.file, report.failure().message)};
+  }
+  ATTUNE_TRY(as_json ? print_json(to_json(*report)) : print(to_text(*report)));
+  return report->ok() ? kOk : kWrongResult;
+}
+
+void add_masks(CLI::App* verify, Session& session) {
+  auto options = std::make_shared<MasksCommand>();
+  CLI::App* command = verify->add_subcommand(
+      "masks",
+      "Bias classes, and what kernels attend to under them, against masks of another implementation");
+  command->add_option("FILE", options->file, "Goldens, as tests/golden/masks.json")->required();
+  add_backend_option(command, options->backend);
+  command->callback([options, &session] {
+    session.action = [options, &session] { return verify_masks(*options, session.json); };
+  });
+}
+
+}  // namespace
+
+void add_verify(CLI::App& app, Session& session) {
+  CLI::App* command = app.add_subcommand("verify", "Check kernels against goldens and against float64");
+  command->require_subcommand(1);
+  add_masks(command, session);
+}
+
+}  // namespace attune::tools
