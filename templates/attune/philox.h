@@ -60,9 +60,11 @@ ATTUNE_HD constexpr Philox<U> dropout_bits(const DropoutParams& p, i32 block, i3
       p.key[1]);
 }
 
-/// Are the 16 bits of an even (low) or odd (high) key's half of a word those of a kept pair?
-ATTUNE_HD constexpr bool kept(const DropoutParams& p, u32 word, i32 half) {
-  return (half == 0 ? word & 0xffffu : word >> 16) >= p.threshold;
+/// Are the 16 bits of an even (low) or odd (high) key's half of a word those of a kept pair? A bool, or the
+/// mask of a comparison of vectors.
+template <typename U>
+ATTUNE_HD constexpr auto kept(const DropoutParams& p, U word, i32 half) {
+  return (half == 0 ? word & U(0xffffu) : word >> U(16)) >= U(p.threshold);
 }
 
 /// Is the pair (query, key) kept? The definition; kernels share calls between keys.
