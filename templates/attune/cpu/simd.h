@@ -4,6 +4,7 @@
 
 #include "attune/hd.h"
 #include "attune/num.h"
+#include "attune/philox.h"
 #include "attune/spec.h"
 
 namespace attune::kernel {
@@ -13,6 +14,16 @@ using Floats = float __attribute__((ext_vector_type(L)));
 /// Integers, and the masks that comparisons of Floats give: all ones or zero.
 template <i32 L>
 using Ints = i32 __attribute__((ext_vector_type(L)));
+template <i32 L>
+using Words = u32 __attribute__((ext_vector_type(L)));
+
+/// 0, 1, 2, ...
+template <i32 L>
+ATTUNE_HD Ints<L> lane_numbers() {
+  Ints<L> lane;
+  for (i32 i = 0; i < L; ++i) lane[i] = i;
+  return lane;
+}
 
 // --- Memory
 // ------------------------------------------------------------------------------------------------------
@@ -71,10 +82,9 @@ ATTUNE_HD void store_as(Element<D>* p, Floats<L> v) {
     typedef _Float16 Halves __attribute__((ext_vector_type(L)));
     store(p, __builtin_convertvector(v, Halves));
   } else {
-    typedef u32 Words __attribute__((ext_vector_type(L)));
     typedef u16 Halves __attribute__((ext_vector_type(L)));
-    const Words bits = __builtin_bit_cast(Words, v);
-    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Words<L> bits = __builtin_bit_cast(Words<L>, v);
+    const Words<L> rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     store(p, __builtin_convertvector(v != v ? (bits >> 16) | 0x40u : rounded, Halves));
   }
 }
@@ -84,6 +94,38 @@ ATTUNE_HD void store_as(Element<D>* p, float x) {
   if constexpr (D == DType::f32) *p = x;
   if constexpr (D == DType::f16) store(p, static_cast<_Float16>(x));
   if constexpr (D == DType::bf16) *p = float_to_bf16(x);
+}
+
+/// The element of a bias tensor in memory, and its widening: a boolean becomes 0 or something else.
+template <Bias B>
+struct BiasElementOf {
+  static constexpr DType dtype = B == Bias::f16 ? DType::f16 : B == Bias::bf16 ? DType::bf16 : DType::f32;
+  using type = Element<dtype>;
+};
+template <>
+struct BiasElementOf<Bias::boolean> {
+  using type = u8;
+};
+template <Bias B>
+using BiasElement = typename BiasElementOf<B>::type;
+
+template <Bias B, i32 L>
+ATTUNE_HD Floats<L> load_bias_as_float(const BiasElement<B>* p) {
+  if constexpr (B == Bias::boolean) {
+    typedef u8 Bytes __attribute__((ext_vector_type(L)));
+    return __builtin_convertvector(load<Bytes>(p), Floats<L>);
+  } else {
+    return load_as_float<BiasElementOf<B>::dtype, L>(p);
+  }
+}
+
+template <Bias B>
+ATTUNE_HD float load_bias_as_float(const BiasElement<B>* p) {
+  if constexpr (B == Bias::boolean) {
+    return *p;
+  } else {
+    return load_as_float<BiasElementOf<B>::dtype>(p);
+  }
 }
 
 // --- Arithmetic
@@ -99,6 +141,14 @@ template <i32 L>
 ATTUNE_HD Floats<L> max(Floats<L> a, Floats<L> b) {
   return a > b ? a : b;
 }
+
+template <i32 L>
+struct MultiplyHigh<Words<L>> {
+  static ATTUNE_HD Words<L> of(Words<L> a, u32 b) {
+    typedef u64 Wide __attribute__((ext_vector_type(L)));
+    return __builtin_convertvector(__builtin_convertvector(a, Wide) * Wide(b) >> 32, Words<L>);
+  }
+};
 
 /// 2^x for x <= 0, with a relative error below 1.2e-7; exactly 0 for -inf and exactly 1 for 0; NaN for NaN.
 /// Results below 2^-126 are flushed or wrong by less than 2^-126.
