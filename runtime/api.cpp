@@ -272,6 +272,9 @@ void prepare(const TensorView& query, const TensorView& key, const TensorView& v
 std::vector<std::string> not_supported_reasons(Family family, const TensorView& query, const TensorView& key,
                                                const TensorView& value, const AttentionBias& bias,
                                                const AttentionOptions& options) {
+  if (static_cast<unsigned>(family) > static_cast<unsigned>(Family::sm90)) {
+    raise(invalid_argument(fmt::format("unknown family {}", static_cast<int>(family))));
+  }
   const auto call = check_without_output(query, key, value, /*with_lse=*/false, bias, options);
   if (!call.ok()) return {call.failure().message};
   const auto backend = runtime::backend_of(call->device);

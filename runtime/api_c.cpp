@@ -119,14 +119,11 @@ attune::AttentionBias bias_of(const attune_bias* given) {
 
 /// Bit 0, "automatic", is any family, as no bit is.
 std::vector<attune::Family> families_of(uint32_t bits) {
-  constexpr uint32_t kKnown =
-      1u << ATTUNE_AUTOMATIC | 1u << ATTUNE_FAMILY_CPU | 1u << ATTUNE_FAMILY_SIMT | 1u << ATTUNE_FAMILY_MMA;
-  if ((bits & ~kKnown) != 0) {
+  if (bits >> (ATTUNE_FAMILY_SM90 + 1) != 0) {
     refuse(fmt::format("options: families {:#x} has bits beyond those of attune_family", bits));
   }
   std::vector<attune::Family> families;
-  for (const attune_family family :
-       {ATTUNE_AUTOMATIC, ATTUNE_FAMILY_CPU, ATTUNE_FAMILY_SIMT, ATTUNE_FAMILY_MMA}) {
+  for (int family = ATTUNE_AUTOMATIC; family <= ATTUNE_FAMILY_SM90; ++family) {
     if ((bits >> family & 1u) != 0) families.push_back(static_cast<attune::Family>(family));
   }
   return families;
@@ -212,8 +209,9 @@ attune_status attune_merge_attentions(const attune_tensor* attn, const attune_te
   return guarded([&] {
     attune::MutableTensorView lse_view;
     if (lse_out != nullptr) lse_view = view_of<attune::MutableTensorView>("lse_out", lse_out);
-    attune::merge_attentions(views_of("attn", attn, chunks), views_of("lse", lse, chunks),
-                             view_of<attune::MutableTensorView>("output", output),
+    const auto attn_views = views_of("attn", attn, chunks);
+    const auto lse_views = views_of("lse", lse, chunks);
+    attune::merge_attentions(attn_views, lse_views, view_of<attune::MutableTensorView>("output", output),
                              lse_out != nullptr ? &lse_view : nullptr, options_of(options));
   });
 }

@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -108,7 +109,7 @@ TensorView allocated_output(const Arguments& a, kernel::DType dtype) {
   std::int64_t stride = 1;
   for (int axis = output.rank - 1; axis >= 0; --axis) {
     output.strides[axis] = stride;
-    stride *= std::max<std::int64_t>(output.shape[axis], 1);
+    if (__builtin_mul_overflow(stride, std::max<std::int64_t>(output.shape[axis], 1), &stride)) stride = 0;
   }
   return output;
 }

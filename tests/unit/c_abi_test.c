@@ -37,6 +37,18 @@ static float value_data[] = {2, 4};
 static float output_data[2];
 static float lse_data[2];
 
+/* A table of n numbers. */
+static attune_tensor table(int32_t* data, int64_t n) {
+  attune_tensor t;
+  memset(&t, 0, sizeof t);
+  t.data = data;
+  t.dtype = ATTUNE_I32;
+  t.rank = 1;
+  t.shape[0] = n;
+  t.strides[0] = 1;
+  return t;
+}
+
 static attune_tensor tensor(float* data, int rank, int64_t a, int64_t b, int64_t c, int64_t d) {
   attune_tensor t;
   int axis;
@@ -83,11 +95,21 @@ static void test_names(void) {
   CHECK_TEXT(attune_status_name((attune_status)99), "unknown status");
 }
 
+/* Masks as windows. */
+static attune_bias window(int32_t anchor, int64_t left, int64_t right) {
+  attune_bias bias = ATTUNE_BIAS_INIT;
+  bias.anchor = anchor;
+  bias.window_left = left;
+  bias.window_right = right;
+  return bias;
+}
+
 static void test_refusals(void) {
   attune_bias bias = ATTUNE_BIAS_INIT;
   attune_options options = ATTUNE_OPTIONS_INIT;
   attune_counters counters = {sizeof(attune_counters), 0, 0, 0, 0, 0, 0, 0};
   double scale = NAN;
+  int32_t dtype = ATTUNE_I32;
   char* json = NULL;
 
   CHECK_REFUSED(attune_memory_efficient_attention_forward(NULL, &key, &value, &output, NULL, NULL, NULL),
@@ -101,6 +123,17 @@ static void test_refusals(void) {
   CHECK_REFUSED(attune_prepare(NULL, &key, &value, 0, NULL, NULL), "query: null tensor");
   CHECK_REFUSED(attune_explain(&query, &key, NULL, 0, NULL, NULL, &json), "value: null tensor");
   CHECK_REFUSED(attune_explain(&query, &key, &value, 0, NULL, NULL, NULL), "explain: null json");
+  CHECK_REFUSED(attune_not_supported_reasons(ATTUNE_AUTOMATIC, &query, &key, &value, NULL, NULL, NULL),
+                "not_supported_reasons: null json");
+  CHECK_REFUSED(attune_not_supported_reasons(ATTUNE_AUTOMATIC, NULL, &key, &value, NULL, NULL, &json),
+                "query: null tensor");
+  CHECK_REFUSED(attune_not_supported_reasons((attune_family)99, &query, &key, &value, NULL, NULL, &json),
+                "unknown family 99");
+  CHECK_REFUSED(attune_merge_attentions(NULL, NULL, 1, &output, NULL, NULL), "attn: null tensor");
+  CHECK_REFUSED(attune_merge_attentions(&value, NULL, 1, &output, NULL, NULL), "lse: null tensor");
+  CHECK_REFUSED(attune_merge_attentions(&value, &lse, 1, NULL, NULL, NULL), "output: null tensor");
+  CHECK_REFUSED(attune_merge_attentions(&value, &lse, 0, &output, NULL, NULL),
+                "merge_attentions: 0 attention chunks and 0 lse chunks, expected equally many, at least one");
   CHECK(json == NULL);
 
   query.data = NULL;
@@ -113,7 +146,7 @@ static void test_refusals(void) {
   CHECK_REFUSED(forward(NULL, NULL), "key: unknown device (type 5, index 0)");
   make_tensors();
   value.rank = 1000;
-  CHECK_REFUSED(forward(NULL, NULL), "value: rank 1000, expected [B, M, H, K] or [B, M, K]");
+  CHECK_REFUSED(forward(NULL, NULL), "value: rank 1000, expected [B, M, H, K], [B, M, K] or [B, M, G, H, K]");
   make_tensors();
   query.shape[1] = -1;
   CHECK_REFUSED(forward(NULL, NULL), "query: axis 1 of shape [1, -1, 1, 2] is negative");
@@ -125,23 +158,24 @@ static void test_refusals(void) {
   bias.struct_size = 0;
   CHECK_REFUSED(forward(&bias, NULL), "bias: struct_size 0 is not set; start from its INIT macro");
   bias.struct_size = sizeof bias;
-  bias.kind = 77;
-  CHECK_REFUSED(forward(&bias, NULL), "bias: unknown kind 77");
-  bias.kind = ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT_LOCAL;
-  CHECK_REFUSED(
-      forward(&bias, NULL),
-      "LowerTriangularFromBottomRightLocalAttentionMask: window_size 0, expected `window_size > 0`");
-  bias.kind = ATTUNE_BIAS_LOCAL_FROM_BOTTOM_RIGHT;
-  bias.window_left = -1;
-  CHECK_REFUSED(forward(&bias, NULL),
-                "LocalAttentionFromBottomRightMask: window_left -1 and window_right 0, expected both >= 0");
+  bias.anchor = 77;
+  CHECK_REFUSED(forward(&bias, NULL), "bias: unknown anchor 77");
+  bias.name = "MyMask";
+  CHECK_REFUSED(forward(&bias, NULL), "MyMask: unknown anchor 77");
 
   options.struct_size = 0;
   CHECK_REFUSED(forward(NULL, &options), "options: struct_size 0 is not set; start from its INIT macro");
   options.struct_size = sizeof options;
-  options.family = 12;
-  CHECK_REFUSED(forward(NULL, &options), "options: unknown family 12");
-  options.family = ATTUNE_AUTOMATIC;
+  options.families = 1u << 12;
+  CHECK_REFUSED(forward(NULL, &options), "options: families 0x1000 has bits beyond those of attune_family");
+  options.families = 0;
+  options.p = -1;
+  CHECK_REFUSED(forward(NULL, &options), "Invalid dropout probability: p=-1, expected 0 to 1");
+  options.p = 0;
+  options.output_dtype = &dtype;
+  CHECK_REFUSED(attune_prepare(&query, &key, &value, 0, NULL, &options),
+                "output_dtype is i32, expected f32, f16 or bf16");
+  options.output_dtype = NULL;
   options.scale = &scale;
   CHECK_REFUSED(forward(NULL, &options), "scale is nan, expected a finite float32");
 
@@ -155,11 +189,58 @@ static void test_refusals(void) {
   CHECK_TEXT(attune_last_kernel(), "");
 }
 
+static void test_refused_sequences(void) {
+  int32_t starts[] = {0, 1, 2};
+  float bias_data[4] = {0, 0, 0, 0};
+  attune_tensor q_starts = table(starts, 3), k_starts = table(starts, 3), flat = table(starts, 3);
+  attune_tensor dense = tensor(bias_data, 2, 2, 3, 0, 0);
+  attune_bias bias = ATTUNE_BIAS_INIT;
+
+  bias.sequences = 2;
+  CHECK_REFUSED(forward(&bias, NULL), "bias: q_starts is null, but the bias has sequences");
+  bias.q_starts = &q_starts;
+  CHECK_REFUSED(forward(&bias, NULL), "bias: k_starts is null, but the bias has sequences");
+  bias.k_starts = &k_starts;
+  bias.block_tables = &flat;
+  CHECK_REFUSED(forward(&bias, NULL), "bias: block_tables has rank 1, expected [sequences, pages]");
+  bias.block_tables = NULL;
+  starts[2] = 1;
+  CHECK_REFUSED(forward(&bias, NULL), "bias: the sequences have 1 rows together, but query has 2");
+  starts[2] = 2;
+  q_starts.dtype = ATTUNE_F32;
+  CHECK(forward(&bias, NULL) == ATTUNE_INVALID_ARGUMENT);
+  CHECK(strstr(attune_last_error(), "must be an i32 tensor") != NULL);
+  q_starts = table(starts, 3);
+  q_starts.rank = 7;
+  CHECK_REFUSED(forward(&bias, NULL), "bias: q_starts has rank 7, expected 1");
+
+  bias = window(ATTUNE_TOP_LEFT, -1, -1);
+  bias.tensor = &dense;
+  CHECK_REFUSED(forward(&bias, NULL),
+                "attn_bias: shape [2, 3], expected [1 or 1, 1 or 1, 2 or 1, 2], or the same without heads or "
+                "without batch and heads");
+}
+
 static void test_unsupported(void) {
   attune_options options = ATTUNE_OPTIONS_INIT;
-  options.family = ATTUNE_FAMILY_MMA;
+  char* json = NULL;
+  options.families = 1u << ATTUNE_FAMILY_MMA;
   CHECK(forward(NULL, &options) == ATTUNE_UNSUPPORTED);
-  CHECK(strstr(attune_last_error(), "the call forces mma") != NULL);
+  CHECK(strstr(attune_last_error(), "the call allows mma alone") != NULL);
+
+  CHECK(attune_not_supported_reasons(ATTUNE_FAMILY_MMA, &query, &key, &value, NULL, NULL, &json) ==
+        ATTUNE_OK);
+  CHECK_TEXT(json, "[\"mma kernels do not run on cpu tensors\"]");
+  attune_free(json);
+  CHECK(attune_not_supported_reasons(ATTUNE_FAMILY_CPU, &query, &key, &value, NULL, NULL, &json) ==
+        ATTUNE_OK);
+  CHECK_TEXT(json, "[]");
+  attune_free(json);
+  query.rank = 3;
+  CHECK(attune_not_supported_reasons(ATTUNE_AUTOMATIC, &query, &key, &value, NULL, NULL, &json) == ATTUNE_OK);
+  CHECK_TEXT(json, "[\"query and key differ in rank (3 and 4): all should be BMHK, all BMK or all BMGHK\"]");
+  attune_free(json);
+  make_tensors();
 }
 
 static void test_forward(void) {
@@ -175,18 +256,13 @@ static void test_forward(void) {
   CHECK(near(lse_data[0], log(1 + e)) && near(lse_data[1], log(1 + e)));
   CHECK(strncmp(attune_last_kernel(), "cpu_", 4) == 0);
 
-  bias.kind = ATTUNE_BIAS_LOWER_TRIANGULAR;
+  bias = window(ATTUNE_TOP_LEFT, -1, 0); /* causal */
   CHECK(forward(&bias, &options) == ATTUNE_OK);
   CHECK(near(output_data[0], 2) && near(output_data[1], both));
-  bias.kind = ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT;
-  CHECK(forward(&bias, &options) == ATTUNE_OK);
-  CHECK(near(output_data[0], 2) && near(output_data[1], both));
-  bias.kind = ATTUNE_BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT_LOCAL;
-  bias.window_size = 1;
+  bias = window(ATTUNE_BOTTOM_RIGHT, 0, 0);
   CHECK(forward(&bias, &options) == ATTUNE_OK);
   CHECK(near(output_data[0], 2) && near(output_data[1], 4));
-  bias.kind = ATTUNE_BIAS_LOCAL_FROM_BOTTOM_RIGHT;
-  bias.window_right = 1;
+  bias = window(ATTUNE_BOTTOM_RIGHT, 0, 1);
   CHECK(forward(&bias, &options) == ATTUNE_OK);
   CHECK(near(output_data[0], both) && near(output_data[1], 4));
 
@@ -194,6 +270,95 @@ static void test_forward(void) {
   CHECK(attune_memory_efficient_attention_forward(&query, &key, &value, &output, NULL, NULL, NULL) ==
         ATTUNE_OK);
   CHECK(near(output_data[0], (2 + 4 * exp(sqrt(0.5))) / (1 + exp(sqrt(0.5)))));
+}
+
+static void test_bias_tensor(void) {
+  float added[] = {1, 0}; /* evens out the scores 0 and 1 */
+  unsigned char seen[] = {1, 0};
+  attune_tensor tensor_bias = tensor(added, 2, 1, 2, 0, 0);
+  attune_bias bias = ATTUNE_BIAS_INIT;
+  attune_options options = ATTUNE_OPTIONS_INIT;
+  const double scale = 1;
+  options.scale = &scale;
+  bias.tensor = &tensor_bias;
+  CHECK(forward(&bias, &options) == ATTUNE_OK);
+  CHECK(near(output_data[0], 3) && near(output_data[1], 3));
+  tensor_bias.data = seen;
+  tensor_bias.dtype = ATTUNE_BOOLEAN;
+  CHECK(forward(&bias, &options) == ATTUNE_OK);
+  CHECK(near(output_data[0], 2) && near(output_data[1], 2));
+}
+
+static void test_sequences(void) {
+  int32_t q_starts_data[] = {0, 1, 2}, k_starts_data[] = {0, 1, 2}, k_lens_data[] = {1, 0},
+          pages_data[] = {1, 0};
+  attune_tensor q_starts = table(q_starts_data, 3), k_starts = table(k_starts_data, 3);
+  attune_tensor k_lens = table(k_lens_data, 2), pages = table(pages_data, 2);
+  attune_bias bias = ATTUNE_BIAS_INIT;
+
+  /* Two sequences of one query and one key each. */
+  bias.sequences = 2;
+  bias.q_starts = &q_starts;
+  bias.k_starts = &k_starts;
+  CHECK(forward(&bias, NULL) == ATTUNE_OK);
+  CHECK(near(output_data[0], 2) && near(output_data[1], 4));
+  CHECK(near(lse_data[0], 0) && near(lse_data[1], sqrt(0.5)));
+
+  /* The second without a key. */
+  bias.k_lens = &k_lens;
+  CHECK(forward(&bias, NULL) == ATTUNE_OK);
+  CHECK(near(output_data[0], 2) && output_data[1] == 0);
+  CHECK(isinf(lse_data[1]) && lse_data[1] < 0);
+
+  /* Pages of one key: the first sequence's is the second row, the second sequence's the first. */
+  k_starts_data[1] = 0;
+  k_lens_data[1] = 1;
+  pages.rank = 2;
+  pages.shape[0] = 2;
+  pages.shape[1] = 1;
+  pages.strides[0] = pages.strides[1] = 1;
+  bias.block_tables = &pages;
+  bias.page_size = 1;
+  CHECK(forward(&bias, NULL) == ATTUNE_OK);
+  CHECK(near(output_data[0], 4) && near(output_data[1], 2));
+}
+
+static void test_dropout(void) {
+  attune_options options = ATTUNE_OPTIONS_INIT;
+  float first[2];
+  options.p = 0.5;
+  options.seed = 3;
+  CHECK(forward(NULL, &options) == ATTUNE_OK);
+  memcpy(first, output_data, sizeof first);
+  CHECK(forward(NULL, &options) == ATTUNE_OK);
+  CHECK(memcmp(first, output_data, sizeof first) == 0);
+  options.p = 1;
+  CHECK(forward(NULL, &options) == ATTUNE_OK);
+  CHECK(output_data[0] == 0 && output_data[1] == 0);
+  CHECK(near(lse_data[0], log(1 + exp(sqrt(0.5))))); /* of undropped weights */
+}
+
+static void test_merge(void) {
+  float attn_data[2][2] = {{2, 7}, {4, 9}};
+  float chunk_lse[2][2];
+  float merged[2], merged_lse[2];
+  attune_tensor attn[2], lses[2], out, out_lse;
+  int i;
+  chunk_lse[0][0] = 0;
+  chunk_lse[1][0] = (float)log(3.0);
+  chunk_lse[0][1] = -INFINITY; /* saw no key */
+  chunk_lse[1][1] = 1;
+  for (i = 0; i < 2; ++i) {
+    attn[i] = tensor(attn_data[i], 4, 1, 2, 1, 1);
+    lses[i] = tensor(chunk_lse[i], 3, 1, 1, 2, 0);
+  }
+  out = tensor(merged, 4, 1, 2, 1, 1);
+  out_lse = tensor(merged_lse, 3, 1, 1, 2, 0);
+  CHECK(attune_merge_attentions(attn, lses, 2, &out, &out_lse, NULL) == ATTUNE_OK);
+  CHECK(near(merged[0], 3.5) && near(merged[1], 9));
+  CHECK(near(merged_lse[0], log(4.0)) && near(merged_lse[1], 1));
+  CHECK(attune_merge_attentions(attn, lses, 2, &out, NULL, NULL) == ATTUNE_OK);
+  CHECK(near(merged[0], 3.5));
 }
 
 static void test_prepare_and_explain(void) {
@@ -229,13 +394,22 @@ int main(void) {
   CHECK_TEXT(attune_last_error(), "");
   test_names();
   test_refusals();
+  test_refused_sequences();
   test_unsupported();
 #if ATTUNE_HAVE_LLVM
   test_forward();
+  test_bias_tensor();
+  test_sequences();
+  test_dropout();
+  test_merge();
   test_prepare_and_explain();
 #else
   puts("built without LLVM: no kernel was run");
   (void)test_forward;
+  (void)test_bias_tensor;
+  (void)test_sequences;
+  (void)test_dropout;
+  (void)test_merge;
   (void)test_prepare_and_explain;
 #endif
   if (failures == 0) puts("ok");

@@ -26,10 +26,45 @@ namespace {
 
 Problem half_problem() {
   return {.dtype = DType::f16,
+          .output_dtype = DType::f16,
           .head_dim = 64,
           .head_dim_v = 64,
           .window_right = Edge::bounded,
           .lse = Lse::write};
+}
+
+constexpr const char* kArchs[] = {"sm_60", "sm_61",  "sm_70",   "sm_75",   "sm_80",     "sm_86",
+                                  "sm_89", "sm_90a", "sm_100a", "sm_120a", "x86-64-v3", "x86-64-v4"};
+
+/// Each dtype plain, with a window, with dropout, and with all that a problem may have; head dims are open.
+std::vector<Problem> everything() {
+  std::vector<Problem> problems;
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    const Problem plain{.dtype = dtype, .output_dtype = dtype, .boxes = 1};
+    Problem window = plain;
+    window.window_right = Edge::bounded;
+    Problem dropout = plain;
+    dropout.dropout = kernel::Dropout::on;
+    problems.insert(problems.end(), {plain,
+                                     window,
+                                     dropout,
+                                     {.dtype = dtype,
+                                      .output_dtype = dtype,
+                                      .window_left = Edge::bounded,
+                                      .window_right = Edge::bounded,
+                                      .blocks = kernel::Blocks::varlen,
+                                      .keys = kernel::Keys::paged,
+                                      .bias = kernel::Bias::boolean,
+                                      .dropout = kernel::Dropout::on,
+                                      .lse = Lse::write}});
+  }
+  return problems;
+}
+
+std::vector<std::string> reasons_of(const Choice& choice, Family family) {
+  const auto found = std::ranges::find(choice.verdicts, family, &Verdict::family);
+  REQUIRE(found != choice.verdicts.end());
+  return found->reasons;
 }
 
 Unit unit_with(const KernelSpec& spec, const char* arch, CompilerId compiler,
@@ -61,8 +96,32 @@ TEST_CASE("a problem's text parses back to the problem") {
   const Problem problem = half_problem();
   CHECK(to_string(problem) == "dtype=f16 head_dim=64 window_right=bounded lse=write");
   CHECK(*parse_problem(to_string(problem)) == problem);
-  Problem odd{.dtype = DType::bf16, .head_dim = 40, .head_dim_v = 72, .align_bytes = 8, .force = Force::mma};
+  const Problem odd{.dtype = DType::bf16,
+                    .output_dtype = DType::f32,
+                    .head_dim = 40,
+                    .head_dim_v = 72,
+                    .blocks = kernel::Blocks::varlen,
+                    .keys = kernel::Keys::paged,
+                    .bias = kernel::Bias::boolean,
+                    .dropout = kernel::Dropout::on,
+                    .align_bytes = 8,
+                    .families = only(Family::mma) | only(Family::simt)};
+  CHECK(to_string(odd) ==
+        "dtype=bf16 output_dtype=f32 head_dim=40 head_dim_v=72 blocks=varlen keys=paged bias=boolean "
+        "dropout=on "
+        "align_bytes=8 families=simt|mma");
   CHECK(*parse_problem(to_string(odd)) == odd);
+  CHECK(parse_problem("families=any head_dim=8")->families == Families::any);
+}
+
+TEST_CASE("a merge's text has no head_dim, and its output's dtype follows") {
+  const Problem merge{.operation = kernel::Operation::merge,
+                      .dtype = DType::f16,
+                      .output_dtype = DType::f16,
+                      .head_dim_v = 64,
+                      .lse = Lse::write};
+  CHECK(to_string(merge) == "operation=merge dtype=f16 head_dim_v=64 lse=write");
+  CHECK(*parse_problem(to_string(merge)) == merge);
 }
 
 TEST_CASE("a problem's text with a mistake names the word") {
@@ -71,57 +130,101 @@ TEST_CASE("a problem's text with a mistake names the word") {
   CHECK(message("heads=4") == "problem: unknown field 'heads'");
   CHECK(message("head_dim=64x") == "problem: '64x' is no value of head_dim");
   CHECK(message("head_dim") == "problem: 'head_dim' is not name=value");
+  CHECK(message("head_dim=64 families=mma|warp") == "problem: 'mma|warp' is no value of families");
   CHECK(message("") == "problem: head_dim=N is missing");
+  CHECK(message("operation=merge") == "problem: head_dim_v=N is missing");
 }
 
 TEST_CASE("16-bit problems run on mma from sm_80, on simt before, and say why") {
   const auto ampere = choose(half_problem(), *arch_from_name("sm_80"));
   REQUIRE(ampere.ok());
   CHECK(ampere->spec.family == Family::mma);
-  CHECK(ampere->verdicts[0].reasons.empty());
+  CHECK(reasons_of(*ampere, Family::mma).empty());
 
   const auto turing = choose(half_problem(), *arch_from_name("sm_75"));
   REQUIRE(turing.ok());
   CHECK(turing->spec.family == Family::simt);
-  CHECK(turing->verdicts[0].reasons[0] == "needs compute capability 8.0 or later, this GPU has 7.5");
+  CHECK(reasons_of(*turing, Family::mma)[0] == "needs compute capability 8.0 or later, this GPU has 7.5");
 }
 
-TEST_CASE("a forced family that cannot run fails with its reasons first") {
+TEST_CASE("a family that the call insists on and that cannot run fails with its reasons first") {
   Problem problem = half_problem();
   problem.dtype = DType::f32;
-  problem.force = Force::mma;
+  problem.families = only(Family::mma);
   const auto choice = choose(problem, *arch_from_name("sm_90a"));
   REQUIRE_FALSE(choice.ok());
   CHECK(choice.failure().kind == ErrorKind::unsupported);
   CHECK(choice.failure().message.find("on sm_90a: no f32 kernels") != std::string::npos);
-  CHECK(choice.failure().message.find("simt: the call forces mma") != std::string::npos);
+  CHECK(choice.failure().message.find("simt: the call allows mma alone") != std::string::npos);
 }
 
-TEST_CASE("head dims outside 1 to 256 are refused on every architecture") {
+TEST_CASE("a call may allow several families: the preferred one runs") {
+  Problem problem = half_problem();
+  problem.families = only(Family::simt) | only(Family::mma);
+  CHECK(choose(problem, *arch_from_name("sm_90a"))->spec.family == Family::mma);
+  problem.families = only(Family::simt);
+  const auto choice = choose(problem, *arch_from_name("sm_90a"));
+  CHECK(choice->spec.family == Family::simt);
+  CHECK(reasons_of(*choice, Family::mma) == std::vector<std::string>{"the call allows simt alone"});
+}
+
+TEST_CASE("reasons name the features that a family lacks, and what it is not for at all") {
+  const Arch hopper = *arch_from_name("sm_90a");
+  Problem problem = half_problem();
+  problem.blocks = kernel::Blocks::varlen;
+  problem.keys = kernel::Keys::paged;
+  problem.bias = kernel::Bias::f32;
+  problem.dropout = kernel::Dropout::on;
+  problem.boxes = 1;
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
+        std::vector<std::string>{"no kernels with packed sequences", "no kernels with paged keys",
+                                 "no kernels with a bias tensor", "no kernels with dropout"});
+  CHECK(not_supported_reasons(Family::cpu, problem, hopper) ==
+        std::vector<std::string>{"cpu kernels do not run on cuda tensors"});
+  CHECK(not_supported_reasons(Family::merge, problem, hopper) ==
+        std::vector<std::string>{"no merge kernels for forward"});
+  problem.operation = kernel::Operation::merge;
+  CHECK(not_supported_reasons(Family::mma, problem, hopper) ==
+        std::vector<std::string>{"no mma kernels for merge"});
+}
+
+TEST_CASE("head dims outside 1 to 512 are refused on every architecture") {
   for (const char* name : {"x86-64-v3", "x86-64-v4", "sm_60", "sm_75", "sm_90a"}) {
-    for (const int head_dim : {0, 257}) {
+    for (const int head_dim : {0, 513}) {
       Problem problem{.head_dim = head_dim, .head_dim_v = 64};
       const auto choice = choose(problem, *arch_from_name(name));
       REQUIRE_FALSE(choice.ok());
-      CHECK(choice.failure().message.find("is outside 1 to 256") != std::string::npos);
+      CHECK(choice.failure().message.find("is outside 1 to 512") != std::string::npos);
     }
   }
 }
 
 TEST_CASE("every problem finds a candidate on every architecture, within its shared memory") {
-  for (const char* name : {"sm_60", "sm_61", "sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a",
-                           "sm_120a", "x86-64-v3", "x86-64-v4"}) {
+  for (const char* name : kArchs) {
     const Arch arch = *arch_from_name(name);
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      for (int head_dim = 1; head_dim <= 256; ++head_dim) {
-        for (const int head_dim_v : {1, head_dim, 256}) {
-          const int align = head_dim % 8 == 0 ? 16 : kernel::size_of(dtype);
-          const Problem problem{
-              .dtype = dtype, .head_dim = head_dim, .head_dim_v = head_dim_v, .align_bytes = align};
+    for (Problem problem : everything()) {
+      for (problem.head_dim = 1; problem.head_dim <= kernel::kMaxHeadDim; ++problem.head_dim) {
+        for (const int head_dim_v : {1, problem.head_dim, kernel::kMaxHeadDim}) {
+          problem.head_dim_v = head_dim_v;
+          problem.align_bytes = problem.head_dim % 8 == 0 ? 16 : kernel::size_of(problem.dtype);
           const auto choice = choose(problem, arch);
           REQUIRE_MESSAGE(choice.ok(), to_string(problem), " on ", name);
           CHECK(shared_bytes(choice->spec) <= std::max(arch.shared_bytes, 0));
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("every merge finds a candidate on every architecture") {
+  for (const char* name : kArchs) {
+    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+      for (int head_dim_v = 1; head_dim_v <= kernel::kMaxHeadDim; ++head_dim_v) {
+        const Problem problem{
+            .operation = kernel::Operation::merge, .dtype = dtype, .head_dim_v = head_dim_v};
+        const auto choice = choose(problem, *arch_from_name(name));
+        REQUIRE_MESSAGE(choice.ok(), to_string(problem), " on ", name);
+        CHECK(choice->spec.operation == kernel::Operation::merge);
       }
     }
   }
@@ -132,15 +235,17 @@ TEST_CASE("candidate names are unique and every row is the choice for something"
   for (const Candidate& row : candidates()) CHECK(names.insert(row.name).second);
 
   std::set<std::string> chosen;
-  for (const char* name : {"sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a",
-                           "sm_120a", "x86-64-v3", "x86-64-v4"}) {
+  for (const char* name : kArchs) {
+    const Arch arch = *arch_from_name(name);
+    std::vector<Problem> problems = everything();
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      for (int head_dim = 1; head_dim <= 256; ++head_dim) {
-        for (const Edge edge : {Edge::open, Edge::bounded}) {
-          const Problem problem{
-              .dtype = dtype, .head_dim = head_dim, .head_dim_v = head_dim, .window_right = edge};
-          chosen.insert(choose(problem, *arch_from_name(name))->candidate->name);
-        }
+      problems.push_back({.operation = kernel::Operation::merge, .dtype = dtype, .output_dtype = dtype});
+    }
+    for (Problem problem : problems) {
+      for (int head_dim = 1; head_dim <= kernel::kMaxHeadDim; ++head_dim) {
+        problem.head_dim = problem.operation == kernel::Operation::merge ? 0 : head_dim;
+        problem.head_dim_v = head_dim;
+        chosen.insert(choose(problem, arch)->candidate->name);
       }
     }
   }
@@ -161,7 +266,6 @@ TEST_CASE("the key changes with every field of the spec") {
       field = static_cast<Field>(static_cast<int>(value) == 0 ? 1 : 0);
     });
     ++fields;
-    if (changed == base) return;  // an enumeration of one value so far
     CHECK_MESSAGE(unit_with(changed, "sm_90a", kCompiler).key != key, name);
   });
   CHECK(fields == kernel::kKernelSpecFields);
