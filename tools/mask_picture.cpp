@@ -36,13 +36,6 @@ bool is_border(const std::vector<std::int64_t>& borders, std::int64_t at) {
   return std::ranges::binary_search(borders, at);
 }
 
-/// Repeats a piece of UTF-8.
-std::string times(std::string_view piece, std::int64_t count) {
-  std::string text;
-  for (; count > 0; --count) text += piece;
-  return text;
-}
-
 /// Something for each key, with something else at each border.
 template <typename Cell>
 std::string line_of(const MaskPicture& picture, std::string_view border, Cell&& cell) {
