@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Attune's GPU forward against PyTorch's fused attention, in one process, on the same random tensors.
 
-gpu_forward.py LIBRARY [--json FILE]      needs torch and an NVIDIA GPU; LIBRARY is libattune.so
+gpu_forward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--json FILE]
 
-Times are CUDA-event medians of runs taken in turns, so that clocks and temperature treat both sides alike. FLOPs are
-4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and H * K = 2048. "FA2" is FLASH_ATTENTION, "xFormers" is
-EFFICIENT_ATTENTION: xFormers' own CUTLASS kernel as PyTorch ships it.
+Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Times are CUDA-event medians of runs taken in turns, so that
+clocks and temperature treat all sides alike. FLOPs are 4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and
+H * K = 2048 (3072 for K = 96 and 192). Peers: cuDNN, FA2 (FLASH_ATTENTION) and xFormers (EFFICIENT_ATTENTION: xFormers'
+own CUTLASS kernel as PyTorch ships it), each where it runs. "ratio" is ours over the best of them.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -22,16 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 import attune
 from attune import _library
-from attune.ops import LowerTriangularMask, memory_efficient_attention
+from attune.ops import LowerTriangularMask, fmha, memory_efficient_attention
 
-TOKENS, WIDTH = 16384, 2048
-TURNS, CALLS = 15, 8
-CASES = [
-    # dtype, head dim, length, the peer
-    *((dtype, k, 4096, "FA2") for dtype in ("bfloat16", "float16") for k in (64, 128, 256)),
-    *(("float32", k, 2048, "xFormers") for k in (64, 128, 256)),
-]
-PEERS = {"FA2": SDPBackend.FLASH_ATTENTION, "xFormers": SDPBackend.EFFICIENT_ATTENTION}
+TOKENS = 16384
+TURNS, CALLS = 11, 6
+HALF_PEERS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
+F32_PEERS = {"xFormers": SDPBackend.EFFICIENT_ATTENTION}
 
 
 def milliseconds(call):
@@ -45,34 +43,41 @@ def milliseconds(call):
     return begin.elapsed_time(end) / CALLS
 
 
-def race(ours, theirs):
-    """Medians of both in milliseconds, turn by turn."""
-    for call in (ours, theirs):
+def race(*calls):
+    """Medians in milliseconds, turn by turn."""
+    for call in calls:
         for _ in range(3):
             call()
-    turns = [(milliseconds(ours), milliseconds(theirs)) for _ in range(TURNS)]
+    turns = [[milliseconds(call) for call in calls] for _ in range(TURNS)]
     return [statistics.median(side) for side in zip(*turns)]
 
 
-def measure(dtype, head_dim, length, peer, causal):
-    shape = (TOKENS // length, length, WIDTH // head_dim, head_dim)
+def measure(dtype, head_dim, length, causal, op):
+    width = 3072 if head_dim % 96 == 0 else 2048
+    shape = (TOKENS // length, length, width // head_dim, head_dim)
     query, key, value = (torch.randn(shape, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3))
     transposed = [x.transpose(1, 2) for x in (query, key, value)]
     bias = LowerTriangularMask() if causal else None
 
     def ours():
-        return memory_efficient_attention(query, key, value, bias)
+        return memory_efficient_attention(query, key, value, bias, op=op)
 
-    def theirs():
-        with sdpa_kernel(PEERS[peer]):
-            return F.scaled_dot_product_attention(*transposed, is_causal=causal)
+    def peer(backend):
+        def call():
+            with sdpa_kernel(backend):
+                return F.scaled_dot_product_attention(*transposed, is_causal=causal)
 
-    difference = (ours().float() - theirs().transpose(1, 2).float()).abs().max().item()
-    flops = 4 * TOKENS * length * WIDTH * (0.5 if causal else 1)
-    tflops = [flops / (ms * 1e9) for ms in race(ours, theirs)]
+        return call
+
+    peers = {name: peer(backend) for name, backend in (F32_PEERS if dtype == "float32" else HALF_PEERS).items()}
+    output = ours()
+    kernel = attune.last_kernel()
+    difference = max((output.float() - p().transpose(1, 2).float()).abs().max().item() for p in peers.values())
+    flops = 4 * TOKENS * length * width * (0.5 if causal else 1)
+    tflops = [flops / (ms * 1e9) for ms in race(ours, *peers.values())]
     return {
-        "dtype": dtype, "head_dim": head_dim, "length": length, "causal": causal, "kernel": attune.last_kernel(),
-        "peer": peer, "tflops": tflops[0], "peer_tflops": tflops[1], "ratio": tflops[0] / tflops[1],
+        "dtype": dtype, "head_dim": head_dim, "length": length, "causal": causal, "kernel": kernel,
+        "tflops": tflops[0], "peers": dict(zip(peers, tflops[1:])), "ratio": tflops[0] / max(tflops[1:]),
         "max_difference": difference,
     }  # fmt: skip
 
@@ -80,22 +85,33 @@ def measure(dtype, head_dim, length, peer, causal):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("library")
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128, 192, 256])
+    parser.add_argument("--length", type=int, nargs="+", default=[512, 2048, 4096, 8192, 16384])
+    parser.add_argument("--family", choices=["sm90", "mma", "simt"], help="force a kernel family")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     _library.load(arguments.library)
+    op = (getattr(fmha, arguments.family).FwOp, None) if arguments.family else None
     torch.manual_seed(0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TFLOP/s")
-    print(f"{'case':32} {'kernel':18} {'ours':>6} {'peer':>6}  ratio  max difference")
+    print(f"{'case':36} {'kernel':20} {'ours':>5}  ratio  peers; largest difference")
     rows = []
-    for case in CASES:
-        for causal in (False, True):
-            row = measure(*case, causal)
-            rows.append(row)
-            name = f"{row['dtype']} K={row['head_dim']} S={row['length']}{' causal' if causal else ''}"
-            print(
-                f"{name:32} {row['kernel']:18} {row['tflops']:6.0f} {row['peer_tflops']:6.0f}  {row['ratio']:5.2f}"
-                f"  {row['max_difference']:.1e} ({row['peer']})"
-            )
+    for dtype in arguments.dtype:
+        for head_dim in arguments.head_dim:
+            for causal in (False, True):
+                for length in arguments.length:
+                    row = measure(dtype, head_dim, length, causal, op)
+                    rows.append(row)
+                    name = f"{dtype} K={head_dim} S={length}{' causal' if causal else ''}"
+                    peers = ", ".join(f"{name} {tflops:.0f}" for name, tflops in row["peers"].items())
+                    print(
+                        f"{name:36} {row['kernel']:20} {row['tflops']:5.0f}  {row['ratio']:5.2f}  {peers};"
+                        f" {row['max_difference']:.1e}",
+                        flush=True,
+                    )
+    mean = math.exp(statistics.fmean(math.log(row["ratio"]) for row in rows))
+    print(f"ratio to the best peer: geometric mean {mean:.2f}, smallest {min(row['ratio'] for row in rows):.2f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
 

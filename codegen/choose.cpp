@@ -48,9 +48,9 @@ std::vector<const Candidate*> rows_of(Family family, Operation operation) {
 /// What the sm90 family leaves to mma, besides features.
 std::vector<std::string> sm90_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
-  if (problem.head_dim != problem.head_dim_v || problem.head_dim % 64 != 0) {
-    lacks.push_back(fmt::format("head_dim {} and head_dim_v {} should be equal and a multiple of 64",
-                                problem.head_dim, problem.head_dim_v));
+  if (problem.head_dim % 8 != 0 || problem.head_dim_v % 8 != 0) {
+    lacks.push_back(fmt::format("head_dim {} and head_dim_v {} should be multiples of 8", problem.head_dim,
+                                problem.head_dim_v));
   }
   if (problem.output_dtype != problem.dtype) lacks.push_back("the output should have the inputs' dtype");
   if (problem.boxes == 0) {

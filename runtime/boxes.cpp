@@ -8,6 +8,7 @@ using kernel::i64;
 using kernel::Strides;
 
 constexpr i64 kElementBytes = 2;
+constexpr i64 kAnyStride = 16 / kElementBytes;
 constexpr i64 kMaxStride = (i64{1} << 40) / kElementBytes - 1;
 
 /// Can the groups and their heads be walked with one stride?
@@ -20,21 +21,23 @@ bool shared_in_group(const ForwardParams& p, const Strides& strides) {
 }
 
 bool fits(i64 extent, i64 stride) {
-  return extent == 1 || (stride > 0 && stride <= kMaxStride && stride * kElementBytes % 16 == 0);
+  return extent > 0 && stride > 0 && stride <= kMaxStride && stride * kElementBytes % 16 == 0;
 }
 
 bool fits(const BoxAxes& axes) {
-  return axes.rows > 0 && axes.heads > 0 && axes.batch > 0 && fits(axes.rows, axes.row_stride) &&
-         fits(axes.heads, axes.head_stride) && fits(axes.batch, axes.batch_stride);
+  return fits(axes.rows, axes.row_stride) && fits(axes.heads, axes.head_stride) &&
+         fits(axes.batch, axes.batch_stride);
 }
 
 BoxAxes axes_of(const ForwardParams& p, const Strides& strides, i64 rows, i64 heads, i64 head_stride) {
+  // The stride of an axis of extent 1 is never used, but must be one that the engine takes.
+  const auto usable = [](i64 extent, i64 stride) { return extent == 1 ? kAnyStride : stride; };
   return {.rows = rows,
-          .row_stride = strides.seq,
+          .row_stride = usable(rows, strides.seq),
           .heads = heads,
-          .head_stride = head_stride,
+          .head_stride = usable(heads, head_stride),
           .batch = p.batch,
-          .batch_stride = strides.batch};
+          .batch_stride = usable(p.batch, strides.batch)};
 }
 
 }  // namespace

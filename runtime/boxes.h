@@ -7,7 +7,7 @@
 
 namespace attune::runtime {
 
-/// The axes [rows, heads, batch] of a tensor, strides in elements; the innermost two are the same for all.
+/// The axes [rows, heads, batch] of a tensor, strides in elements; the innermost axis is the head dim.
 struct BoxAxes {
   kernel::i64 rows = 0, row_stride = 0;
   kernel::i64 heads = 0, head_stride = 0;

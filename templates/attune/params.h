@@ -83,8 +83,8 @@ struct alignas(64) TensorMap {
   u64 opaque[16];
 };
 
-/// What the sm90 family is told. Maps have the axes [64 elements, rows, panels of 64, heads, batch]; boxes
-/// are a tile of rows of one head.
+/// What the sm90 family is told. Maps have the axes [head_dim, rows, heads, batch]; a box is 64 elements of
+/// a tile's rows of one head.
 struct ForwardSm90Params {
   TensorMap query, key, value, output;
   ForwardParams forward;

@@ -40,25 +40,25 @@
 
 namespace attune::kernel {
 
-inline constexpr i32 kWarpgroup = 128;     // threads
-inline constexpr i32 kGroupRows = 64;      // queries of a warpgroup
-inline constexpr i32 kPanelElements = 64;  // of a row of 128 bytes
+inline constexpr i32 kWarpgroup = 128;  // threads
+inline constexpr i32 kGroupRows = Sm90Shared::kGroupRows;
 
-/// Where things lie in shared memory. Layout and size: Sm90Shared in shared.h.
+/// Where things lie in shared memory.
 template <KernelSpec S>
 struct Sm90Memory {
   static constexpr Sm90Shared kShared{S};
   using KeyRing = Ring<S.stages, kShared.key_bytes>;
+  using ValueRing = Ring<S.stages, kShared.value_bytes>;
   using QueryRing = Ring<S.query_stages, kShared.query_bytes>;
 
   u32 base;
 
-  ATTUNE_DEVICE KeyRing values() const { return {base, base + kShared.barrier_offset}; }
+  ATTUNE_DEVICE ValueRing values() const { return {base, base + kShared.barrier_offset}; }
   ATTUNE_DEVICE KeyRing keys() const {
-    return {base + KeyRing::kBytes, base + kShared.barrier_offset + KeyRing::kBarrierBytes};
+    return {base + kShared.key_offset, base + kShared.barrier_offset + ValueRing::kBarrierBytes};
   }
   ATTUNE_DEVICE QueryRing queries(u32 group) const {
-    return {base + 2 * KeyRing::kBytes + group * QueryRing::kBytes,
+    return {base + kShared.query_offset + group * QueryRing::kBytes,
             base + kShared.barrier_offset + 2 * KeyRing::kBarrierBytes + group * QueryRing::kBarrierBytes};
   }
   /// The work item that comes with the queries of a stage.
@@ -156,8 +156,12 @@ class Sm90Producer {
   ATTUNE_DEVICE void produce(const Sm90Work& work) {
     const i32 first = Schedule::first_of(work, p_);
     const i32 key_head = work.head / p_.heads_per_key_head;
-    const auto load_key = [&](i32 n) { load(keys_, key_at_, p_.key, n, key_head, work.batch); };
-    const auto load_value = [&](i32 n) { load(values_, value_at_, p_.value, n, key_head, work.batch); };
+    const auto load_key = [&](i32 n) {
+      fill<Memory::kShared.panels>(keys_, key_at_, p_.key, {0, n * S.block_n, key_head, work.batch});
+    };
+    const auto load_value = [&](i32 n) {
+      fill<Memory::kShared.panels_v>(values_, value_at_, p_.value, {0, n * S.block_n, key_head, work.batch});
+    };
     if (first < work.last) load_key(work.last - 1);
     load_queries(work);
 #pragma unroll 1
@@ -175,26 +179,39 @@ class Sm90Producer {
       queries.acquire(query_at_);
       ptx::st_shared_word4(memory_.work(group, query_at_.stage),
                            {work.row_block, work.head, work.batch, work.last});
-      ptx::mbarrier_arrive_expect_tx(queries.full(query_at_), Memory::kShared.query_bytes);
-      ptx::cp_async_bulk_tensor_load(queries.tile(query_at_), p_.query, queries.full(query_at_),
-                                     work.row_block * S.block_m + static_cast<i32>(group) * kGroupRows,
-                                     work.head, work.batch, ptx::kEvictFirst);
+      const i32 row = work.row_block * S.block_m + static_cast<i32>(group) * kGroupRows;
+      copy<Memory::kShared.panels, kGroupRows>(queries.tile(query_at_), p_.query, queries.full(query_at_),
+                                               {0, row, work.head, work.batch}, ptx::kEvictFirst);
     }
     query_at_.advance();
   }
 
-  static ATTUNE_DEVICE void load(const typename Memory::KeyRing& ring, typename Memory::KeyRing::Cursor& at,
-                                 const TensorMap& map, i32 n, i32 head, i32 batch) {
+  /// The next tile of a ring of keys or values.
+  template <i32 Panels, typename TileRing>
+  static ATTUNE_DEVICE void fill(const TileRing& ring, typename TileRing::Cursor& at, const TensorMap& map,
+                                 ptx::BoxOrigin origin) {
     ring.acquire(at);
-    ptx::mbarrier_arrive_expect_tx(ring.full(at), Memory::kShared.key_bytes);
-    ptx::cp_async_bulk_tensor_load(ring.tile(at), map, ring.full(at), n * S.block_n, head, batch,
-                                   ptx::kEvictLast);
+    copy<Panels, S.block_n>(ring.tile(at), map, ring.full(at), origin, ptx::kEvictLast);
     at.advance();
+  }
+
+  /// A tile of `Rows` rows, panel by panel.
+  template <i32 Panels, i32 Rows>
+  static ATTUNE_DEVICE void copy(u32 tile, const TensorMap& map, u32 barrier, ptx::BoxOrigin origin,
+                                 u64 policy) {
+    constexpr i32 kPanelBytes = Rows * Sm90Shared::kPanelRowBytes;
+    ptx::mbarrier_arrive_expect_tx(barrier, Panels * kPanelBytes);
+#pragma unroll
+    for (i32 panel = 0; panel < Panels; ++panel) {
+      origin.column = panel * Sm90Shared::kPanelElements;
+      ptx::cp_async_bulk_tensor_load(tile + panel * kPanelBytes, map, barrier, origin, policy);
+    }
   }
 
   const ForwardSm90Params& p_;
   const Memory memory_;
-  const typename Memory::KeyRing keys_, values_;
+  const typename Memory::KeyRing keys_;
+  const typename Memory::ValueRing values_;
   typename Memory::KeyRing::Cursor key_at_{1}, value_at_{1};
   typename Memory::QueryRing::Cursor query_at_{1};
 };
@@ -206,7 +223,8 @@ class Sm90Consumer {
   using Memory = Sm90Memory<S>;
   using Schedule = Sm90Schedule<S>;
   static constexpr i32 kGroups = S.block_m / kGroupRows;
-  static constexpr i32 kDim = S.head_dim;
+  static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);  // k16 steps of Q K^T
+  static constexpr i32 kDimV = round_up(S.head_dim_v, 16);    // columns of O
   static constexpr i32 kKeys = S.block_n;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
@@ -354,7 +372,7 @@ class Sm90Consumer {
 
   ATTUNE_DEVICE void clear_rows() {
 #pragma unroll
-    for (i32 e = 0; e < kDim / 2; ++e) output_[e] = 0.0f;
+    for (i32 e = 0; e < kDimV / 2; ++e) output_[e] = 0.0f;
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
       reference_[half] = neg_inf();
@@ -367,7 +385,7 @@ class Sm90Consumer {
   ATTUNE_DEVICE void load_query() {
     const u32 row = thread() / 32 * 16 + lane() % 16;
 #pragma unroll
-    for (i32 k = 0; k < kDim / 16; ++k) {
+    for (i32 k = 0; k < kDimSteps; ++k) {
       u32(&fragment)[4] = query_[k];
       ptx::ldmatrix_x4(fragment,
                        queries_.tile(query_at_) + panel_offset(row, k * 2 + static_cast<i32>(lane() / 16)));
@@ -387,7 +405,7 @@ class Sm90Consumer {
     ptx::pin(scores_);
     ptx::wgmma_fence();
 #pragma unroll
-    for (i32 k = 0; k < kDim / 16; ++k) {
+    for (i32 k = 0; k < kDimSteps; ++k) {
       const u64 key_k = key + static_cast<u64>(k / 4 * (kKeys * 128 >> 4) + k % 4 * 2);
       if constexpr (kQueryRegisters) {
         ptx::Wgmma<kKeys>::template multiply<S.dtype, ptx::Major::k>(scores_, query_[k], key_k, k > 0);
@@ -406,7 +424,7 @@ class Sm90Consumer {
     ptx::wgmma_fence();
 #pragma unroll
     for (i32 k = 0; k < kKeys / 16; ++k) {
-      ptx::Wgmma<kDim>::template multiply<S.dtype, ptx::Major::mn>(
+      ptx::Wgmma<kDimV>::template multiply<S.dtype, ptx::Major::mn>(
           output_, probability_[k], value + static_cast<u64>(k * (16 * 128 >> 4)), true);
     }
     ptx::wgmma_commit_group();
@@ -513,7 +531,7 @@ class Sm90Consumer {
 
   ATTUNE_DEVICE void rescale_output() {
 #pragma unroll
-    for (i32 e = 0; e < kDim / 2; ++e) output_[e] *= factor_[e / 2 % 2];
+    for (i32 e = 0; e < kDimV / 2; ++e) output_[e] *= factor_[e / 2 % 2];
   }
 
   // ---- The end of a tile ----
@@ -534,7 +552,7 @@ class Sm90Consumer {
     const u32 tile = queries_.tile(query_at_);
     const u32 row = thread() / 32 * 16 + lane() % 16;
 #pragma unroll
-    for (i32 k = 0; k < kDim / 16; ++k) {
+    for (i32 k = 0; k < kDimV / 16; ++k) {
       const float* o = output_ + k * 8;
       ptx::stmatrix_x4(tile + panel_offset(row, k * 2 + static_cast<i32>(lane() / 16)),
                        pack<S.dtype>(o[0], o[1]), pack<S.dtype>(o[2], o[3]), pack<S.dtype>(o[4], o[5]),
@@ -543,9 +561,13 @@ class Sm90Consumer {
     ptx::fence_proxy_async();
     ptx::bar_sync(kEpilogue + group_, kWarpgroup);
     if (elected()) {
-      ptx::cp_async_bulk_tensor_store(p_.output, tile,
-                                      work.row_block * S.block_m + static_cast<i32>(group_) * kGroupRows,
-                                      work.head, work.batch);
+      const i32 first_row = work.row_block * S.block_m + static_cast<i32>(group_) * kGroupRows;
+#pragma unroll
+      for (i32 panel = 0; panel < Memory::kShared.panels_v; ++panel) {
+        ptx::cp_async_bulk_tensor_store(
+            p_.output, tile + panel * kGroupRows * Sm90Shared::kPanelRowBytes,
+            {panel * Sm90Shared::kPanelElements, first_row, work.head, work.batch});
+      }
       ptx::cp_async_bulk_commit_group();
       ptx::cp_async_bulk_wait_group_read<0>();
       queries_.release(query_at_);
@@ -561,7 +583,8 @@ class Sm90Consumer {
 
   const ForwardSm90Params& p_;
   const Memory memory_;
-  const typename Memory::KeyRing keys_, values_;
+  const typename Memory::KeyRing keys_;
+  const typename Memory::ValueRing values_;
   const typename Memory::QueryRing queries_;
   const u32 group_;
   typename Memory::KeyRing::Cursor key_at_{0}, value_at_{0};
@@ -569,9 +592,9 @@ class Sm90Consumer {
   i32 row_ = 0;  // this thread's first query; the second is 8 further down
 
   Scores scores_;
-  float output_[kDim / 2];
+  float output_[kDimV / 2];
   u32 probability_[kKeys / 16][4];
-  u32 query_[kQueryRegisters ? kDim / 16 : 1][4];
+  u32 query_[kQueryRegisters ? kDimSteps : 1][4];
   float reference_[2];  // in base 2, scaled; -inf until a key was seen
   float sum_[2];        // of this thread's columns
   float factor_[2];
@@ -579,8 +602,9 @@ class Sm90Consumer {
 
 template <KernelSpec S>
 ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
-  static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.head_dim == S.head_dim_v);
-  static_assert(S.head_dim % kPanelElements == 0 && S.block_m % kGroupRows == 0 && S.block_n % 16 == 0);
+  static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.output_dtype == S.dtype);
+  static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0 && S.head_dim <= 256 && S.head_dim_v <= 256);
+  static_assert(S.block_m % kGroupRows == 0 && S.block_n % 16 == 0);
   constexpr i32 kGroups = S.block_m / kGroupRows;
   static_assert(S.warps == 4 * (kGroups + 1));
   constexpr bool kWindow = Sm90Schedule<S>::kWindow;

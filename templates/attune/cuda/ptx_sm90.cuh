@@ -78,32 +78,35 @@ ATTUNE_DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
   while (!mbarrier_try_wait_parity(barrier, parity)) {}
 }
 
-// ---- The tensor copy engine. Maps have the axes [64 elements, rows, panels of 64, heads, batch] ----
+// ---- The tensor copy engine. Maps have the axes [columns, rows, heads, batch] ----
 
 /// L2 policies: what is read once, and what other blocks will read too.
 inline constexpr u64 kEvictFirst = 0x12F0000000000000ull;
 inline constexpr u64 kEvictLast = 0x14F0000000000000ull;
 
+/// Where a box begins in its tensor.
+struct BoxOrigin {
+  i32 column, row, head, batch;
+};
+
 ATTUNE_DEVICE void prefetch_tensormap(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-/// Copies the box at `row` to shared memory; elements outside the tensor become zero and count too. Arrives
-/// at the barrier by its bytes.
-ATTUNE_DEVICE void cp_async_bulk_tensor_load(u32 destination, const TensorMap& map, u32 barrier, i32 row,
-                                             i32 head, i32 batch, u64 policy) {
+/// Copies a box to shared memory and then arrives at the barrier with its bytes. Elements outside the tensor
+/// become zero, and count.
+ATTUNE_DEVICE void cp_async_bulk_tensor_load(u32 destination, const TensorMap& map, u32 barrier, BoxOrigin at,
+                                             u64 policy) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%3, %4, %3, %5, %6}], [%2], %7;" ::"r"(destination),
-      "l"(&map), "r"(barrier), "r"(0), "r"(row), "r"(head), "r"(batch), "l"(policy)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(destination),
+      "l"(&map), "r"(barrier), "r"(at.column), "r"(at.row), "r"(at.head), "r"(at.batch), "l"(policy)
       : "memory");
 }
-/// Copies the box at `row` from shared memory; what lies outside the tensor is not written.
-ATTUNE_DEVICE void cp_async_bulk_tensor_store(const TensorMap& map, u32 source, i32 row, i32 head,
-                                              i32 batch) {
+/// Copies a box from shared memory; what lies outside the tensor is not written.
+ATTUNE_DEVICE void cp_async_bulk_tensor_store(const TensorMap& map, u32 source, BoxOrigin at) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %2, %4, %5}], [%1];" ::"l"(
-          &map),
-      "r"(source), "r"(0), "r"(row), "r"(head), "r"(batch)
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+      "r"(source), "r"(at.column), "r"(at.row), "r"(at.head), "r"(at.batch)
       : "memory");
 }
 ATTUNE_DEVICE void cp_async_bulk_commit_group() {

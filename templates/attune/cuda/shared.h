@@ -47,20 +47,35 @@ struct SimtShared {
 };
 
 /// Forward on Hopper: rings of value and key tiles, a ring of query tiles for each warpgroup, two barriers
-/// for each of these, and the work item of each query tile. Tiles are panels of 64 elements, 128 bytes a row.
+/// for each of these, and the work item of each query tile. A tile is panels of 64 elements, 128 bytes a row;
+/// the last panel is zero beyond the head dim. The output leaves through the query tile.
 struct Sm90Shared {
-  i32 groups;       // warpgroups of 64 queries
-  i32 key_bytes;    // of a tile; values alike
+  static constexpr i32 kGroupRows = 64;      // queries of a warpgroup
+  static constexpr i32 kPanelElements = 64;  // what the swizzle works on
+  static constexpr i32 kPanelRowBytes = 128;
+
+  i32 groups;       // warpgroups
+  i32 panels;       // of a key or query tile
+  i32 panels_v;     // of a value or output tile
+  i32 key_bytes;    // of a tile
+  i32 value_bytes;  // of a tile
   i32 query_bytes;  // of one warpgroup's tile
+  i32 key_offset;
+  i32 query_offset;
   i32 barrier_offset;
   i32 work_offset;
   i32 end;
 
   constexpr explicit Sm90Shared(const KernelSpec& s)
-      : groups(s.block_m / 64),
-        key_bytes(s.block_n * s.head_dim * size_of(s.dtype)),
-        query_bytes(64 * s.head_dim * size_of(s.dtype)),
-        barrier_offset(2 * s.stages * key_bytes + groups * s.query_stages * query_bytes),
+      : groups(s.block_m / kGroupRows),
+        panels(ceil_div(s.head_dim, kPanelElements)),
+        panels_v(ceil_div(s.head_dim_v, kPanelElements)),
+        key_bytes(s.block_n * panels * kPanelRowBytes),
+        value_bytes(s.block_n * panels_v * kPanelRowBytes),
+        query_bytes(kGroupRows * max(panels, panels_v) * kPanelRowBytes),
+        key_offset(s.stages * value_bytes),
+        query_offset(key_offset + s.stages * key_bytes),
+        barrier_offset(query_offset + groups * s.query_stages * query_bytes),
         work_offset(barrier_offset + 16 * (2 * s.stages + groups * s.query_stages)),
         end(work_offset + 16 * groups * s.query_stages) {}
   constexpr i32 bytes() const { return end; }
