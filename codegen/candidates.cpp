@@ -17,6 +17,8 @@ constexpr unsigned kF32 = bit(DType::f32);
 constexpr unsigned kHalf = bit(DType::f16) | bit(DType::bf16);
 constexpr int kNewest = 999;
 constexpr auto kForward = Operation::forward;
+constexpr auto kMerge = Operation::merge;
+constexpr unsigned kNoDropout = kEveryFeature & ~kDropout;
 
 // The first row that fits wins, so rows go from the most specific to the most general. Why a row has its
 // tiles is measured in bench/results/.
@@ -36,6 +38,7 @@ constexpr Candidate kCandidates[] = {
     {"mma_64x96x4_d128",    kForward, Family::mma,   90,  119,      Isa::none,    kHalf, kEveryFeature, 128,  64,   96,   0,    1,  0,  4,  1,  0},
     {"mma_128x48x4_d128b",  kForward, Family::mma,   120, kNewest,  Isa::none,    kHalf, kEveryFeature, 128,  128,  48,   0,    2,  0,  4,  1,  0},
     {"mma_64x64x4_d256",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 256,  64,   64,   0,    1,  0,  4,  1,  0},
+    {"simt_128x32x2_d32",   kForward, Family::simt,  80,  kNewest,  Isa::none,    kF32,  kEveryFeature, 32,   128,  32,   0,    8,  8,  2,  1,  0},
     {"simt_128x64x4_d64",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   128,  64,   0,    8,  8,  4,  1,  0},
     {"simt_64x64x4_d64",    kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   64,   64,   0,    8,  4,  4,  1,  0},
     {"simt_64x32x4_d64",    kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   64,   32,   0,    4,  4,  4,  1,  0},
@@ -43,10 +46,19 @@ constexpr Candidate kCandidates[] = {
     {"simt_64x64x4_d128",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  64,   64,   0,    8,  4,  4,  1,  0},
     {"simt_64x32x4_d128",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  64,   32,   0,    4,  4,  4,  1,  0},
     {"simt_32x32x4_d128",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  32,   32,   0,    4,  2,  4,  1,  0},
-    {"simt_64x64x4_d256",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 256,  64,   64,   0,    8,  4,  4,  1,  0},
+    {"simt_64x64x4_d256",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kNoDropout,    256,  64,   64,   0,    8,  4,  4,  1,  0},
+    {"simt_64x64x8_d256",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 256,  64,   64,   0,    4,  4,  8,  1,  0},
     {"simt_32x32x4_d256",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 256,  32,   32,   0,    4,  2,  4,  1,  0},
     {"simt_16x32x4_d256",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 256,  16,   32,   0,    2,  2,  4,  1,  0},
     {"simt_16x16x4_d256",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 256,  16,   16,   0,    2,  1,  4,  1,  0},
+    {"simt_32x32x4_d512",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  32,   32,   0,    4,  2,  4,  1,  0},
+    {"simt_16x16x4_d512",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  16,   16,   0,    2,  1,  4,  1,  0},
+    {"simt_16x8x4_d512",    kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  16,   8,    0,    1,  1,  4,  1,  0},
+    {"simt_8x8x2_d512",     kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  8,    8,    0,    1,  1,  2,  1,  0},
+    {"merge_32x4_d32",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 32,   32,   0,    0,    0,  0,  4,  4,  0},
+    {"merge_16x4_d64",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   16,   0,    0,    0,  0,  4,  4,  0},
+    {"merge_8x4_d128",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  8,    0,    0,    0,  0,  4,  4,  0},
+    {"merge_4x4_d512",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  4,    0,    0,    0,  0,  4,  4,  0},
     {"cpu_avx512_f32",      kForward, Family::cpu,   0,   0,        Isa::avx512,  kF32,  kEveryFeature, 256,  48,   128,  0,    3,  8,  0,  0,  16},
     {"cpu_avx512",          kForward, Family::cpu,   0,   0,        Isa::avx512,  kHalf, kEveryFeature, 256,  96,   64,   0,    3,  8,  0,  0,  16},
     {"cpu_avx2_f32",        kForward, Family::cpu,   0,   0,        Isa::avx2,    kF32,  kEveryFeature, 256,  32,   96,   0,    2,  6,  0,  0,  8},

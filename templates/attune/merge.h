@@ -28,14 +28,19 @@ constexpr i64 merge_slots(const KernelSpec& spec, const MergeParams& p) {
   return (merge_rows(p) + spec.block_m - 1) / spec.block_m;
 }
 
-ATTUNE_HD constexpr MergeRow merge_row(const MergeParams& p, i64 number) {
+/// Number is i64, or u32 where a GPU knows that it suffices: its 64-bit divisions are slow.
+template <typename Number>
+ATTUNE_HD constexpr MergeRow merge_row(const MergeParams& p, Number number) {
+  const auto heads = static_cast<Number>(p.heads);
+  const auto groups = static_cast<Number>(p.groups);
+  const auto len = static_cast<Number>(p.len);
   MergeRow row;
-  row.head = static_cast<i32>(number % p.heads);
-  number /= p.heads;
-  row.group = static_cast<i32>(number % p.groups);
-  number /= p.groups;
-  row.query = static_cast<i32>(number % p.len);
-  row.batch = static_cast<i32>(number / p.len);
+  row.head = static_cast<i32>(number % heads);
+  number /= heads;
+  row.group = static_cast<i32>(number % groups);
+  number /= groups;
+  row.query = static_cast<i32>(number % len);
+  row.batch = static_cast<i32>(number / len);
   return row;
 }
 

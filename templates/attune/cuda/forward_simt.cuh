@@ -45,6 +45,7 @@ class ForwardSimt {
   static_assert(S.block_m == kGroups * S.tile_m && S.block_n == kLanes * S.tile_n);
   static_assert(S.head_dim >= 1 && S.head_dim <= kMaxHeadDim);
   static_assert(S.head_dim_v >= 1 && S.head_dim_v <= kMaxHeadDim && S.block_v == S.head_dim_v);
+  static_assert(S.tile_m * S.tile_n <= 64);  // kept_pairs
   static_assert(kDropoutGroup % S.block_n == 0 || S.block_n % kDropoutGroup == 0);
 
   using Scores = float[S.tile_m][S.tile_n];
@@ -68,7 +69,6 @@ class ForwardSimt {
     load_queries();
     clear();
     const KeyRange visited = visited_keys<S>(window_, slot_.block.len_k, slot_.begin, slot_.end);
-    const KeyRange unmasked = unmasked_keys<S>(window_, slot_.block.len_k, slot_.begin, slot_.end);
 #pragma unroll 1
     for (i32 key = first_tile(visited.begin); key < visited.end; key += S.block_n) {
       Scores scores;
@@ -76,7 +76,7 @@ class ForwardSimt {
       __syncthreads();
       multiply_query_key(scores);
       if constexpr (S.bias != Bias::none) add_bias(scores, key);
-      if (key < unmasked.begin || key + S.block_n > unmasked.end) hide_invisible(scores, key);
+      if (!all_visible(key)) hide_invisible(scores, key);
       exponentiate(scores);
       if constexpr (S.dropout == Dropout::on) drop(scores, key);
       store_probabilities(scores);
@@ -86,7 +86,8 @@ class ForwardSimt {
       multiply_probability_value();
       __syncthreads();
     }
-    finish();
+    // Which slot it was is computed anew: kept through the loop it would occupy registers.
+    finish(slot_of<S>(p_, ptx::opaque(blockIdx.x)));
   }
 
   static ATTUNE_DEVICE i32 lane() {
@@ -213,7 +214,8 @@ class ForwardSimt {
   /// afterwards. Neighbouring lanes hold neighbouring keys.
   ATTUNE_DEVICE void add_bias(Scores& scores, i32 key) const {
     constexpr i32 kBytes = size_of(S.bias);
-    const i64 stride = p_.bias_strides.query * kBytes;
+    const i64 stride =
+        ptx::opaque(p_.bias_strides.query * kBytes);  // or its multiples are kept through the loop
     const u8* rows =
         head_of(p_.bias, p_.bias_strides, kBytes) + (slot_.block.q_begin + slot_.begin + group()) * stride;
 #pragma unroll
@@ -227,6 +229,14 @@ class ForwardSimt {
         scores[r][c] = with_bias<S.bias>(scores[r][c], load_bias<S.bias>(column + r * kGroups * stride));
       }
     }
+  }
+
+  /// Needs no query of the block a mask in the tile of keys at `key`? Computed anew for each tile: bounds
+  /// kept through the loop would occupy registers.
+  ATTUNE_DEVICE bool all_visible(i32 key) const {
+    const i32 begin = ptx::opaque(slot_.begin);
+    const KeyRange unmasked = unmasked_keys<S>(window_, slot_.block.len_k, begin, slot_.end);
+    return key >= unmasked.begin && key + S.block_n <= unmasked.end;
   }
 
   /// Score -inf where the mask says no; `key` is the tile's first.
@@ -269,28 +279,46 @@ class ForwardSimt {
     }
   }
 
-  /// Drops probabilities, which row sums do not notice; the survivors are scaled up in finish(). Tiles begin
-  /// at multiples of the group or divide it, so keys c and d of a thread share a call iff c * kLanes and d *
-  /// kLanes agree in their group and modulo 8: `kStep` keys apart.
+  /// Drops probabilities, which row sums do not notice; the survivors are scaled up in finish().
   ATTUNE_DEVICE void drop(Scores& scores, i32 key) const {
-    constexpr i32 kStep = max(8 / kLanes, 1);
-    const i32 in_group = S.block_n % kDropoutGroup == 0 ? 0 : key % kDropoutGroup;
+    const u64 pairs = kept_pairs(key);
 #pragma unroll
     for (i32 r = 0; r < S.tile_m; ++r) {
-      const u32 query = static_cast<u32>(slot_.begin + row_of(r));
 #pragma unroll
-      for (i32 first = 0; first < S.tile_n; ++first) {
-        if (first * kLanes % kDropoutGroup >= 8) continue;  // the call of an earlier key serves it
-        const Philox<u32> bits = dropout_bits<u32>(p_.dropout, slot_.block.index, head_number(p_, slot_),
-                                                   query, dropout_call(key_of(key, first)));
-#pragma unroll
-        for (i32 c = first; c < S.tile_n; c += kStep) {
-          if (c * kLanes / kDropoutGroup != first * kLanes / kDropoutGroup) continue;
-          const i32 j = key_of(in_group, c);
-          if (!kept(p_.dropout, word_of(bits, dropout_word(j)), j % 2)) scores[r][c] = 0.0f;
-        }
+      for (i32 c = 0; c < S.tile_n; ++c) {
+        if ((pairs >> (r * S.tile_n + c) & 1u) == 0) scores[r][c] = 0.0f;
       }
     }
+  }
+
+  /// Bit r * tile_n + c: is that pair of this thread kept? Row by row, as bits: unrolled, the generator's
+  /// state would occupy more registers than are left.
+  ATTUNE_DEVICE u64 kept_pairs(i32 key) const {
+    u64 pairs = 0;
+#pragma unroll 1
+    for (i32 r = S.tile_m - 1; r >= 0; --r) pairs = pairs << S.tile_n | kept_keys(row_of(r), key);
+    return pairs;
+  }
+
+  /// Bit c: is the pair of this row and this thread's key c kept? Tiles begin at multiples of a dropout group
+  /// or divide it, so keys that agree in c * kLanes by group and modulo 8 share a call.
+  ATTUNE_DEVICE u32 kept_keys(i32 row, i32 key) const {
+    const i32 in_group = S.block_n % kDropoutGroup == 0 ? 0 : key % kDropoutGroup;
+    u32 keys = 0;
+#pragma unroll
+    for (i32 first = 0; first < S.tile_n; ++first) {
+      if (first * kLanes % kDropoutGroup >= 8) continue;  // the call of an earlier key serves it
+      const Philox<u32> bits =
+          dropout_bits<u32>(p_.dropout, slot_.block.index, head_number(p_, slot_),
+                            static_cast<u32>(slot_.begin + row), dropout_call(key_of(key, first)));
+#pragma unroll
+      for (i32 c = first; c < S.tile_n; c += max(8 / kLanes, 1)) {
+        if (c * kLanes / kDropoutGroup != first * kLanes / kDropoutGroup) continue;
+        const i32 j = key_of(in_group, c);
+        if (kept(p_.dropout, word_of(bits, dropout_word(j)), j % 2)) keys |= 1u << c;
+      }
+    }
+    return keys;
   }
 
   /// Without an address, so that the words stay in registers.
@@ -341,9 +369,9 @@ class ForwardSimt {
 
   // ---- The end ----
 
-  ATTUNE_DEVICE void finish() const {
+  ATTUNE_DEVICE void finish(const Slot& slot) const {
     constexpr i32 kBytes = size_of(S.output_dtype);
-    u8* rows = static_cast<u8*>(p_.output) + head_offset(slot_, p_.output_strides) * kBytes;
+    u8* rows = static_cast<u8*>(p_.output) + head_offset(slot, p_.output_strides) * kBytes;
 #pragma unroll
     for (i32 r = 0; r < S.tile_m; ++r) {
       float sum = row_sum_[r];
@@ -351,14 +379,14 @@ class ForwardSimt {
       for (i32 distance = 1; distance < kLanes; distance *= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, distance);
       }
-      const i32 query = slot_.begin + row_of(r);
-      if (query >= slot_.end) continue;
+      const i32 query = slot.begin + row_of(r);
+      if (query >= slot.end) continue;
       if (S.lse == Lse::write && lane() == 0) {
-        p_.lse[lse_offset(p_, slot_, query)] = (row_max_[r] + log2f(sum)) * kLn2;  // nothing: -inf + log2(0)
+        p_.lse[lse_offset(p_, slot, query)] = (row_max_[r] + log2f(sum)) * kLn2;  // nothing: -inf + log2(0)
       }
       const float rescale = S.dropout == Dropout::on ? p_.dropout.rescale : 1.0f;
       const float factor = inverse_sum(sum) * rescale;
-      u8* row = rows + (slot_.block.q_begin + query) * p_.output_strides.seq * kBytes;
+      u8* row = rows + (slot.block.q_begin + query) * p_.output_strides.seq * kBytes;
 #pragma unroll
       for (i32 c = 0; c < kColumns; ++c) {
         const i32 column = lane() + c * kLanes;
