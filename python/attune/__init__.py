@@ -11,8 +11,6 @@ something, RuntimeError for a defect of Attune.
 
 from __future__ import annotations
 
-import ctypes
-import json
 from typing import Any, Dict, NamedTuple, Optional
 
 __version__ = "0.1.0"
@@ -20,8 +18,19 @@ __version__ = "0.1.0"
 from attune import _library, ops
 from attune._call import Call
 from attune._library import EnvironmentFailure
+from attune._random import Generator, manual_seed
 
-__all__ = ["Counters", "EnvironmentFailure", "counters", "explain", "last_kernel", "ops", "prepare"]
+__all__ = [
+    "Counters",
+    "EnvironmentFailure",
+    "Generator",
+    "counters",
+    "explain",
+    "last_kernel",
+    "manual_seed",
+    "ops",
+    "prepare",
+]
 
 
 class Counters(NamedTuple):
@@ -53,19 +62,15 @@ def explain(
     key: Any,
     value: Any,
     attn_bias: Any = None,
+    p: float = 0.0,
     scale: Optional[float] = None,
     *,
+    output_dtype: Any = None,
     with_lse: bool = False,
 ) -> Dict[str, Any]:
     """Which kernel the same call would run and why: family, candidate, spec, key, compiler, whether it is loaded,
     cached or absent, and the reasons against the other families."""
-    call = Call(query, key, value, attn_bias, scale)
-    text = ctypes.c_void_p()
-    _library.check(_library.library().attune_explain(*call.inputs, with_lse, *call.settings, text))
-    try:
-        return json.loads(ctypes.string_at(text))
-    finally:
-        _library.library().attune_free(text)
+    return Call(query, key, value, attn_bias, p, scale, output_dtype).explain(with_lse)
 
 
 def prepare(
@@ -73,10 +78,11 @@ def prepare(
     key: Any,
     value: Any,
     attn_bias: Any = None,
+    p: float = 0.0,
     scale: Optional[float] = None,
     *,
+    output_dtype: Any = None,
     with_lse: bool = False,
 ) -> None:
     """Compiles and loads the kernel that the same call would use, without touching the tensors' data."""
-    call = Call(query, key, value, attn_bias, scale)
-    _library.check(_library.library().attune_prepare(*call.inputs, with_lse, *call.settings))
+    Call(query, key, value, attn_bias, p, scale, output_dtype).prepare(with_lse)

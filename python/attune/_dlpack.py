@@ -18,7 +18,7 @@ from ctypes import (
 )
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
-FLOAT, BFLOAT = 2, 4
+INTEGER, FLOAT, BFLOAT, BOOLEAN = 0, 2, 4, 6
 _READ_ONLY = 1
 
 

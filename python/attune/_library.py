@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
+import json
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Any, Iterator, Optional, Union
 
-MAX_RANK = 5
-F32, F16, BF16 = range(3)
+MAX_RANK = 6
+F32, F16, BF16, BOOLEAN, I32 = range(5)
 CPU, CUDA = range(2)
-(
-    BIAS_NONE,
-    BIAS_LOWER_TRIANGULAR,
-    BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT,
-    BIAS_LOWER_TRIANGULAR_FROM_BOTTOM_RIGHT_LOCAL,
-    BIAS_LOCAL_FROM_BOTTOM_RIGHT,
-) = range(5)
+FAMILY_CPU, FAMILY_SIMT, FAMILY_MMA, FAMILY_SM90 = range(1, 5)
+TOP_LEFT, BOTTOM_RIGHT = range(2)
 
 
 class EnvironmentFailure(RuntimeError):
@@ -45,25 +52,36 @@ class _Sized(ctypes.Structure):
 
 
 class Bias(_Sized):
-    """attune_bias"""
+    """attune_bias; a negative reach is no bound, a null pointer an absent part."""
 
     _fields_ = [
         ("struct_size", c_size_t),
-        ("kind", c_int32),
-        ("window_size", c_int64),
+        ("anchor", c_int32),
         ("window_left", c_int64),
         ("window_right", c_int64),
+        ("tensor", POINTER(Tensor)),
+        ("sequences", c_int64),
+        ("q_starts", POINTER(Tensor)),
+        ("k_starts", POINTER(Tensor)),
+        ("k_lens", POINTER(Tensor)),
+        ("block_tables", POINTER(Tensor)),
+        ("page_size", c_int64),
+        ("name", c_char_p),
     ]
 
 
 class Options(_Sized):
-    """attune_options; a null scale is head_dim ** -0.5, a null stream the default stream."""
+    """attune_options; a null scale is head_dim ** -0.5, a null stream the default stream, 0 families are any."""
 
     _fields_ = [
         ("struct_size", c_size_t),
         ("scale", POINTER(c_double)),
         ("stream", c_void_p),
-        ("family", c_int32),
+        ("families", c_uint32),
+        ("p", c_double),
+        ("seed", c_uint64),
+        ("offset", c_uint64),
+        ("output_dtype", POINTER(c_int32)),
     ]
 
 
@@ -93,6 +111,11 @@ _FUNCTIONS = {
     "attune_free": (None, [c_void_p]),
     "attune_memory_efficient_attention_forward": (c_int, _INPUTS + [POINTER(Tensor)] * 2 + _SETTINGS),
     "attune_prepare": (c_int, _INPUTS + [c_int] + _SETTINGS),
+    "attune_merge_attentions": (
+        c_int,
+        [POINTER(Tensor)] * 2 + [c_size_t] + [POINTER(Tensor)] * 2 + _SETTINGS[1:],
+    ),
+    "attune_not_supported_reasons": (c_int, [c_int] + _INPUTS + _SETTINGS + [POINTER(c_void_p)]),
     "attune_explain": (c_int, _INPUTS + [c_int] + _SETTINGS + [POINTER(c_void_p)]),
     "attune_get_counters": (c_int, [POINTER(Counters)]),
 }
@@ -148,6 +171,14 @@ def _check_version(path: str, opened: ctypes.CDLL) -> None:
             f"{path} is Attune {version}, but this Python package is {__version__}; "
             "install the same version of both"
         )
+
+
+def json_of(text: ctypes.c_void_p) -> Any:
+    """What the library wrote as JSON; frees the text."""
+    try:
+        return json.loads(ctypes.string_at(text))
+    finally:
+        library().attune_free(text)
 
 
 def check(status: int) -> None:

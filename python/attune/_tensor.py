@@ -7,7 +7,7 @@ framework: NumPy for NumPy and for other CPU tensors, torch for torch, the produ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 
@@ -15,12 +15,25 @@ from attune import _dlpack, _library
 
 Shape = Tuple[int, ...]
 
-_DTYPES = {"float32": _library.F32, "float16": _library.F16, "bfloat16": _library.BF16}
+_DTYPES = {
+    "float32": _library.F32,
+    "float16": _library.F16,
+    "bfloat16": _library.BF16,
+    "bool": _library.BOOLEAN,
+    "int32": _library.I32,
+}
+_ITEM_BYTES = {_library.F32: 4, _library.F16: 2, _library.BF16: 2, _library.BOOLEAN: 1, _library.I32: 4}
 _DLPACK_DTYPES = {
     (_dlpack.FLOAT, 32): "float32",
     (_dlpack.FLOAT, 16): "float16",
     (_dlpack.BFLOAT, 16): "bfloat16",
+    (_dlpack.BOOLEAN, 8): "bool",
+    (_dlpack.INTEGER, 32): "int32",
 }
+# What an argument may hold.
+FLOATS = ("float32", "float16", "bfloat16")
+BIASES = FLOATS + ("bool",)
+TABLES = ("int32",)
 _DLPACK_DEVICES = {
     _dlpack.CPU: _library.CPU,
     _dlpack.CUDA_HOST: _library.CPU,
@@ -36,10 +49,33 @@ class View:
     value: Any  # what the caller passed or gets
     c: _library.Tensor
     shape: Shape
-    dtype: str  # "float32", "float16" or "bfloat16"
+    dtype: str  # "float16", a key of _DTYPES
     empty: Callable[[Shape, str], Any]  # an uninitialised tensor on the same device, of a shape and dtype
     stream: Optional[int] = None
     keep_alive: Any = None
+
+    @property
+    def device(self) -> Tuple[int, int]:
+        """Type and index, as in the C ABI."""
+        return self.c.device_type, self.c.device_index
+
+    @property
+    def rows(self) -> int:
+        """The extent of the sequence axis."""
+        return self.shape[1] if len(self.shape) > 1 else 0
+
+    def along_first_axis(self) -> List[_library.Tensor]:
+        """The tensors that are stacked in this one."""
+        rank, step = self.c.rank, self.c.strides[0] * _ITEM_BYTES[self.c.dtype]
+        pieces = []
+        for index in range(self.shape[0]):
+            piece = _library.Tensor.from_buffer_copy(self.c)
+            piece.data = (self.c.data or 0) + index * step
+            piece.rank = rank - 1
+            piece.shape[: rank - 1] = self.c.shape[1:rank]
+            piece.strides[: rank - 1] = self.c.strides[1:rank]
+            pieces.append(piece)
+        return pieces
 
     def empty_like(self, name: str, shape: Shape, dtype: Optional[str] = None) -> View:
         """A new contiguous tensor to write to."""
@@ -52,17 +88,25 @@ class View:
         return view
 
 
-def view_of(name: str, tensor: Any) -> View:
-    """The view of an argument called `name`; TypeError when it is no tensor."""
+def view_of(name: str, tensor: Any, dtypes: Tuple[str, ...] = FLOATS) -> View:
+    """The view of an argument called `name`, of one of these dtypes; TypeError when it is no tensor."""
     if isinstance(tensor, np.ndarray):
-        return _numpy_view(name, tensor)
-    if is_torch_tensor(tensor):
-        return _torch_view(name, tensor)
-    if hasattr(tensor, "__dlpack__") and hasattr(tensor, "__dlpack_device__"):
-        return _dlpack_view(name, tensor)
-    raise TypeError(
-        f"{name}: expected a NumPy array, a torch tensor or an object with __dlpack__, got "
-        f"{type(tensor).__name__}"
+        view = _numpy_view
+    elif is_torch_tensor(tensor):
+        view = _torch_view
+    elif is_tensor(tensor):
+        view = _dlpack_view
+    else:
+        raise TypeError(
+            f"{name}: expected a NumPy array, a torch tensor or an object with __dlpack__, got "
+            f"{type(tensor).__name__}"
+        )
+    return view(name, tensor, dtypes)
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or (
+        hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")
     )
 
 
@@ -77,6 +121,13 @@ def dtype_name(dtype: Any) -> str:
     return np.dtype(dtype).name
 
 
+def dtype_code(name: str) -> int:
+    """The C ABI's number of an output's dtype."""
+    if name not in FLOATS:
+        raise _dtype_refused("output_dtype", name, FLOATS)
+    return _DTYPES[name]
+
+
 def numpy_dtype(name: str) -> np.dtype:
     if name != "bfloat16":
         return np.dtype(name)
@@ -88,12 +139,18 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def _describe(
-    name: str, data: int, dtype: str, device: Tuple[int, int], shape: Shape, strides: Shape
+    name: str,
+    data: int,
+    dtype: str,
+    device: Tuple[int, int],
+    shape: Shape,
+    strides: Shape,
+    dtypes: Tuple[str, ...],
 ) -> _library.Tensor:
-    if dtype not in _DTYPES:
-        raise NotImplementedError(f"{name}: dtype {dtype} is not supported; use float32, float16 or bfloat16")
+    if dtype not in dtypes:
+        raise _dtype_refused(name, f"dtype {dtype}", dtypes)
     if len(shape) > _library.MAX_RANK:
-        raise ValueError(f"{name}: rank {len(shape)}, expected [B, M, H, K] or [B, M, K]")
+        raise ValueError(f"{name}: rank {len(shape)}, expected [B, M, H, K], [B, M, K] or [B, M, G, H, K]")
     c = _library.Tensor(
         data=data, dtype=_DTYPES[dtype], device_type=device[0], device_index=device[1], rank=len(shape)
     )
@@ -103,11 +160,17 @@ def _describe(
     return c
 
 
+def _dtype_refused(name: str, what: str, dtypes: Tuple[str, ...]) -> NotImplementedError:
+    *others, last = dtypes
+    usable = f"{', '.join(others)} or {last}" if others else last
+    return NotImplementedError(f"{name}: {what} is not supported; use {usable}")
+
+
 def _numpy_empty(shape: Shape, dtype: str) -> np.ndarray:
     return np.empty(shape, numpy_dtype(dtype))
 
 
-def _numpy_view(name: str, array: np.ndarray) -> View:
+def _numpy_view(name: str, array: np.ndarray, dtypes: Tuple[str, ...]) -> View:
     if not array.dtype.isnative:
         raise ValueError(
             f"{name}: its bytes are in foreign order; convert it with astype(dtype.newbyteorder('='))"
@@ -119,11 +182,11 @@ def _numpy_view(name: str, array: np.ndarray) -> View:
         )
     strides = tuple(stride // array.itemsize for stride in array.strides)
     dtype = array.dtype.name
-    c = _describe(name, array.ctypes.data, dtype, (_library.CPU, 0), array.shape, strides)
+    c = _describe(name, array.ctypes.data, dtype, (_library.CPU, 0), array.shape, strides, dtypes)
     return View(array, c, array.shape, dtype, _numpy_empty)
 
 
-def _torch_view(name: str, tensor: Any) -> View:
+def _torch_view(name: str, tensor: Any, dtypes: Tuple[str, ...]) -> View:
     import torch
 
     if tensor.layout != torch.strided:
@@ -134,7 +197,7 @@ def _torch_view(name: str, tensor: Any) -> View:
     tensor = tensor.detach().resolve_neg()  # a lazily negated view holds the opposite sign
     on_gpu = tensor.is_cuda
     device = (_library.CUDA, tensor.device.index) if on_gpu else (_library.CPU, 0)
-    c = _describe(name, tensor.data_ptr(), dtype, device, shape, tensor.stride())
+    c = _describe(name, tensor.data_ptr(), dtype, device, shape, tensor.stride(), dtypes)
     stream = torch.cuda.current_stream(tensor.device).cuda_stream if on_gpu else None
     return View(
         tensor,
@@ -146,7 +209,7 @@ def _torch_view(name: str, tensor: Any) -> View:
     )
 
 
-def _dlpack_view(name: str, tensor: Any) -> View:
+def _dlpack_view(name: str, tensor: Any, dtypes: Tuple[str, ...]) -> View:
     device_type, device_index = tensor.__dlpack_device__()
     if device_type not in _DLPACK_DEVICES:
         raise NotImplementedError(
@@ -161,13 +224,11 @@ def _dlpack_view(name: str, tensor: Any) -> View:
     strides = tuple(t.strides[: t.ndim]) if t.strides else _row_major(shape)
     dtype = _DLPACK_DTYPES.get((t.code, t.bits)) if t.lanes == 1 else None
     if dtype is None:
-        raise NotImplementedError(
-            f"{name}: DLPack type code {t.code} with {t.bits} bits and {t.lanes} lanes is not "
-            "supported; use float32, float16 or bfloat16"
+        raise _dtype_refused(
+            name, f"DLPack type code {t.code} with {t.bits} bits and {t.lanes} lanes", dtypes
         )
-    c = _describe(
-        name, (t.data or 0) + t.byte_offset, dtype, (device, device_index if on_gpu else 0), shape, strides
-    )
+    data = (t.data or 0) + t.byte_offset
+    c = _describe(name, data, dtype, (device, device_index if on_gpu else 0), shape, strides, dtypes)
     empty = _producer_empty(name, tensor) if on_gpu else _numpy_empty
     return View(tensor, c, shape, dtype, empty, keep_alive=exchanged)
 

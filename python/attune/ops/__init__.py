@@ -3,25 +3,24 @@
 from attune.ops import fmha
 from attune.ops.fmha import (
     AttentionBias,
+    AttentionOp,
+    AttentionOpBase,
+    AttentionOpDispatch,
+    LowerTriangularMask,
+    MemoryEfficientAttentionCkDecoderOp,
+    MemoryEfficientAttentionCkOp,
+    MemoryEfficientAttentionCutlassFwdFlashBwOp,
+    MemoryEfficientAttentionCutlassOp,
+    MemoryEfficientAttentionFlashAttentionOp,
+    MemoryEfficientAttentionOp,
     memory_efficient_attention,
     memory_efficient_attention_forward,
     memory_efficient_attention_forward_requires_grad,
+    memory_efficient_attention_partial,
+    merge_attentions,
 )
 from attune.ops.fmha.attn_bias import (
     LocalAttentionFromBottomRightMask,
     LowerTriangularFromBottomRightLocalAttentionMask,
     LowerTriangularFromBottomRightMask,
-    LowerTriangularMask,
 )
-
-__all__ = [
-    "AttentionBias",
-    "LocalAttentionFromBottomRightMask",
-    "LowerTriangularFromBottomRightLocalAttentionMask",
-    "LowerTriangularFromBottomRightMask",
-    "LowerTriangularMask",
-    "fmha",
-    "memory_efficient_attention",
-    "memory_efficient_attention_forward",
-    "memory_efficient_attention_forward_requires_grad",
-]

@@ -1,0 +1,11 @@
+"""Attune's family for the CPU."""
+
+from attune.ops.fmha.common import CPU, AttentionFwOpBase
+
+
+class FwOp(AttentionFwOpBase):
+    """x86-64 with AVX2 or AVX-512."""
+
+    NAME = "cpu"
+    FAMILIES = (CPU,)
+    SUPPORTED_DEVICES = {"cpu"}
