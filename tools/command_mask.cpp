@@ -120,7 +120,8 @@ void add_mask(CLI::App& app, Session& session) {
             option, [&arguments, name](const std::vector<std::int64_t>& list) { arguments[name] = list; },
             what)
         ->delimiter(',')
-        ->expected(1);
+        ->expected(1)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   };
   const auto number = [&](const char* option, const char* name, const char* what) {
     command->add_option_function<std::int64_t>(
