@@ -17,6 +17,7 @@ constexpr unsigned kF32 = bit(DType::f32);
 constexpr unsigned kHalf = bit(DType::f16) | bit(DType::bf16);
 constexpr int kNewest = 999;
 constexpr auto kForward = Operation::forward;
+constexpr unsigned kUneven = kWindow | kVarlen;
 constexpr auto kMerge = Operation::merge;
 constexpr unsigned kNoDropout = kEveryFeature & ~kDropout;
 
@@ -26,13 +27,14 @@ constexpr unsigned kNoDropout = kEveryFeature & ~kDropout;
 constexpr Candidate kCandidates[] = {
     // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
-    {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
+    {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
     {"sm90_192x80_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 1},
     {"sm90_192x80_d128w",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 0},
+    {"sm90_192x64_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       128,  192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 0},
     {"sm90_128x112_d192",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             192,  128,  112,  0,    0,  0,  12, 2,  0, 1, 0, 0},
-    {"sm90_128x96_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       192,  128,  96,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x96_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       192,  128,  96,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"sm90_128x80_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             256,  128,  80,   0,    0,  0,  12, 2,  0, 1, 0, 0},
-    {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"mma_128x64x4_d64",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 64,   128,  64,   0,    2,  0,  4,  2,  0},
     {"mma_128x48x4_d128",   kForward, Family::mma,   80,  89,       Isa::none,    kHalf, kEveryFeature, 128,  128,  48,   0,    2,  0,  4,  1,  0},
     {"mma_64x96x4_d128",    kForward, Family::mma,   90,  119,      Isa::none,    kHalf, kEveryFeature, 128,  64,   96,   0,    1,  0,  4,  1,  0},

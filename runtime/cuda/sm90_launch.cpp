@@ -1,5 +1,6 @@
 #include "runtime/cuda/sm90_launch.h"
 
+#include "attune/blocks.h"
 #include "attune/cuda/shared.h"
 #include "attune/hd.h"
 #include "runtime/boxes.h"
@@ -65,12 +66,13 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec, 
   p.forward = forward;
   p.heads = forward.groups * forward.heads;
   p.heads_per_key_head = static_cast<int>(p.heads / key.heads);
-  p.row_blocks = kernel::ceil_div(forward.len_q, spec.block_m);
+  p.row_blocks = static_cast<int>(kernel::tiles_of_head(spec, forward.len_q, forward.sequences.count));
   p.pairs = forward.batch * p.heads;
   p.tiles = p.row_blocks * p.pairs;
   p.section = section_of(spec, p);
-  const bool window = spec.window_left == kernel::Edge::bounded || spec.window_right == kernel::Edge::bounded;
-  if (window) p.counter = tile_counter(driver, stream);
+  const bool uneven = spec.window_left == kernel::Edge::bounded ||
+                      spec.window_right == kernel::Edge::bounded || spec.blocks == kernel::Blocks::varlen;
+  if (uneven) p.counter = tile_counter(driver, stream);
   return done();
 }
 

@@ -91,7 +91,7 @@ struct ForwardSm90Params {
   u32* counter = nullptr;      // of tiles handed out; 0 before and after. Null: tiles are strided
   i32 heads = 0;               // of queries, over all groups
   i32 heads_per_key_head = 1;  // query heads that share one head of the key's map
-  i32 row_blocks = 0;          // tiles of one head
+  i32 row_blocks = 0;          // tiles of one head, over all of its blocks
   i32 pairs = 0;               // batch * heads
   i32 tiles = 0;               // row_blocks * pairs
   i32 section = 1;             // windows: neighbouring pairs whose keys and values fit the L2 cache

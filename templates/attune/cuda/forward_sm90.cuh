@@ -22,11 +22,12 @@
 //
 // Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
 //   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
-//   2, with a window                           40        232       head dim 256 x  80 keys: 40 + 20 + 128
+//   2, uneven tiles                            40        232       head dim 256 x  80 keys: 40 + 20 + 128
 //   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
 //   4 (block_m 256)                            24        112       head dim  64 x  64 keys: 32 + 16 + 32
 #pragma once
 
+#include "attune/blocks.h"
 #include "attune/cuda/pipeline.cuh"
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/ptx_sm90.cuh"
@@ -67,59 +68,61 @@ struct Sm90Memory {
   }
 };
 
-/// One tile of queries of one head, and the tiles of keys [first, last) that it visits.
+/// What a tile of queries needs: its first query and its head, counted over all groups; its block; and the
+/// end of its tiles of keys.
 struct Sm90Work {
-  i32 row_block;
-  i32 head;  // over all groups
-  i32 batch;
+  i32 begin;
+  i32 head;
+  i32 block;
   i32 last;  // negative: no more work
 };
 
-/// Tiles in the order in which blocks take them. Without a window all are alike, and each block takes every
-/// gridDim.x-th. With one the longest come first, within sections of heads whose keys and values fit the L2
-/// cache, and blocks take the next one when they are free, by a counter that wraps to 0 with the last tile. A
-/// launch without a counter strides, and every other section runs from the short tiles to the long ones, so
-/// that nobody gets the long ones only.
+/// Tiles in the order in which blocks take them. Dense ones without a window are all alike, and each block
+/// takes every gridDim.x-th. The others are uneven: blocks take the next one when they are free, by a counter
+/// that wraps to 0 with the last tile. Under a window the longest come first, within sections of heads whose
+/// keys and values fit the L2 cache. A launch without a counter strides, and every other section runs from
+/// the short tiles to the long ones, so that nobody gets the long ones only.
 template <KernelSpec S>
 struct Sm90Schedule {
   static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
+  static constexpr bool kUneven = kWindow || S.blocks == Blocks::varlen;
 
   static ATTUNE_DEVICE i32 next(i32 tile, const ForwardSm90Params& p) {
     const i32 blocks = static_cast<i32>(gridDim.x);
-    if (!kWindow || p.counter == nullptr) return tile + blocks;
+    if (!kUneven || p.counter == nullptr) return tile + blocks;
     return blocks + static_cast<i32>(ptx::atom_inc(p.counter, static_cast<u32>(p.tiles - 1)));
   }
 
-  static ATTUNE_DEVICE Sm90Work work_of(i32 tile, const ForwardSm90Params& p) {
-    Sm90Work work;
-    i32 pair;
-    if constexpr (kWindow) {
+  /// The queries [begin, end) of the tile, one head and block.
+  static ATTUNE_DEVICE Slot slot(i32 tile, const ForwardSm90Params& p) {
+    if constexpr (!kWindow || S.blocks == Blocks::varlen) {
+      return slot_of<S>(p.forward, static_cast<u32>(tile));
+    } else {
       const i32 section = tile / (p.section * p.row_blocks);
       const i32 first = section * p.section;
       const i32 width = min(p.section, p.pairs - first);
       const i32 rest = tile - first * p.row_blocks;
+      const i32 pair = first + rest % width;
       const bool rising = p.counter == nullptr && section % 2 == 1;
-      work.row_block = rising ? rest / width : p.row_blocks - 1 - rest / width;
-      pair = first + rest % width;
-    } else {
-      work.row_block = tile % p.row_blocks;
-      pair = tile / p.row_blocks;
+      const i32 row_block = rising ? rest / width : p.row_blocks - 1 - rest / width;
+      Slot found;
+      found.block = block_of<S>(p.forward, pair / p.heads);
+      found.head = pair % p.heads;  // of all groups, and group 0
+      found.begin = row_block * S.block_m;
+      found.end = min(found.begin + S.block_m, p.forward.len_q);
+      return found;
     }
-    work.batch = pair / p.heads;
-    work.head = pair % p.heads;
-    work.last = ceil_div(max(visited(work, p).end, 0), S.block_n);
-    return work;
   }
 
-  /// Keys that some query of the whole tile sees.
-  static ATTUNE_DEVICE KeyRange visited(const Sm90Work& work, const ForwardSm90Params& p) {
-    const i32 begin = work.row_block * S.block_m;
-    return visited_keys<S>(p.forward.window, p.forward.len_k, begin, min(begin + S.block_m, p.forward.len_q));
+  /// The keys that some query of the tile sees.
+  static ATTUNE_DEVICE KeyRange visited(const ForwardSm90Params& p, const Block& block, i32 begin) {
+    return visited_keys<S>(window_of_block<S>(p.forward, block), block.len_k, begin,
+                           min(begin + S.block_m, block.len_q));
   }
-  /// The first tile of keys; `last` where there is none.
-  static ATTUNE_DEVICE i32 first_of(const Sm90Work& work, const ForwardSm90Params& p) {
+  /// Their first tile; `last` where there is none.
+  static ATTUNE_DEVICE i32 first_of(const ForwardSm90Params& p, const Block& block, const Sm90Work& work) {
     if constexpr (S.window_left == Edge::open) return 0;
-    return min(visited(work, p).begin / S.block_n, work.last);
+    return min(visited(p, block, work.begin).begin / S.block_n, work.last);
   }
 };
 
@@ -138,9 +141,9 @@ class Sm90Producer {
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
     for (i32 tile = static_cast<i32>(blockIdx.x); tile < p_.tiles;) {
-      const Sm90Work work = Schedule::work_of(tile, p_);
+      const Slot slot = Schedule::slot(tile, p_);
       tile = Schedule::next(tile, p_);
-      produce(work);
+      if (slot.begin < slot.end) produce(slot);  // a varlen problem has more slots than tiles
     }
 #pragma unroll 1
     for (u32 group = 0; group < kGroups; ++group) {
@@ -153,17 +156,23 @@ class Sm90Producer {
 
  private:
   /// Keys run one tile ahead of values, as they are needed.
-  ATTUNE_DEVICE void produce(const Sm90Work& work) {
-    const i32 first = Schedule::first_of(work, p_);
+  ATTUNE_DEVICE void produce(const Slot& slot) {
+    const Block& block = slot.block;
+    const i32 end = Schedule::visited(p_, block, slot.begin).end;
+    const Sm90Work work{slot.begin, slot.group * p_.forward.heads + slot.head, block.index,
+                        ceil_div(max(end, 0), S.block_n)};
+    const i32 first = Schedule::first_of(p_, block, work);
     const i32 key_head = work.head / p_.heads_per_key_head;
     const auto load_key = [&](i32 n) {
-      fill<Memory::kShared.panels>(keys_, key_at_, p_.key, {0, n * S.block_n, key_head, work.batch});
+      fill<Memory::kShared.panels>(keys_, key_at_, p_.key,
+                                   {0, block.k_begin + n * S.block_n, key_head, block.batch});
     };
     const auto load_value = [&](i32 n) {
-      fill<Memory::kShared.panels_v>(values_, value_at_, p_.value, {0, n * S.block_n, key_head, work.batch});
+      fill<Memory::kShared.panels_v>(values_, value_at_, p_.value,
+                                     {0, block.k_begin + n * S.block_n, key_head, block.batch});
     };
     if (first < work.last) load_key(work.last - 1);
-    load_queries(work);
+    load_queries(work, block);
 #pragma unroll 1
     for (i32 n = work.last - 1; n > first; --n) {
       load_key(n - 1);
@@ -172,16 +181,16 @@ class Sm90Producer {
     if (first < work.last) load_value(first);
   }
 
-  ATTUNE_DEVICE void load_queries(const Sm90Work& work) {
+  ATTUNE_DEVICE void load_queries(const Sm90Work& work, const Block& block) {
 #pragma unroll 1
     for (u32 group = 0; group < kGroups; ++group) {
       const auto queries = memory_.queries(group);
       queries.acquire(query_at_);
       ptx::st_shared_word4(memory_.work(group, query_at_.stage),
-                           {work.row_block, work.head, work.batch, work.last});
-      const i32 row = work.row_block * S.block_m + static_cast<i32>(group) * kGroupRows;
+                           {work.begin, work.head, work.block, work.last});
+      const i32 row = block.q_begin + work.begin + static_cast<i32>(group) * kGroupRows;
       copy<Memory::kShared.panels, kGroupRows>(queries.tile(query_at_), p_.query, queries.full(query_at_),
-                                               {0, row, work.head, work.batch}, ptx::kEvictFirst);
+                                               {0, row, work.head, block.batch}, ptx::kEvictFirst);
     }
     query_at_.advance();
   }
@@ -226,6 +235,7 @@ class Sm90Consumer {
   static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);  // k16 steps of Q K^T
   static constexpr i32 kDimV = round_up(S.head_dim_v, 16);    // columns of O
   static constexpr i32 kKeys = S.block_n;
+  static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
   static constexpr float kSumLimit = 1024.0f;            // of a thread's share of a row in one tile
@@ -268,6 +278,16 @@ class Sm90Consumer {
     return thread() == 0;
   }
 
+  // Of the block: a launch parameter where all blocks are alike.
+  ATTUNE_DEVICE Window window() const {
+    if constexpr (kVarlen) return window_;
+    return p_.forward.window;
+  }
+  ATTUNE_DEVICE i32 len_k() const {
+    if constexpr (kVarlen) return len_k_;
+    return p_.forward.len_k;
+  }
+
   // ---- Turns: one warpgroup issues its products while the others do their softmax ----
 
   ATTUNE_DEVICE void await_turn() const {
@@ -281,15 +301,19 @@ class Sm90Consumer {
   // ---- One tile of queries ----
 
   ATTUNE_DEVICE void attend(const Sm90Work& work) {
-    const i32 first_row = work.row_block * S.block_m + static_cast<i32>(group_) * kGroupRows;
-    const i32 end_row = min(first_row + kGroupRows, p_.forward.len_q);
+    const Block block = block_of<S>(p_.forward, work.block);
+    const i32 first_row = work.begin + static_cast<i32>(group_) * kGroupRows;
+    const i32 end_row = min(first_row + kGroupRows, block.len_q);
     row_ = first_row + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
-    const Window window = p_.forward.window;
+    if constexpr (kVarlen) {
+      len_k_ = block.len_k;
+      window_ = window_of_block<S>(p_.forward, block);
+    }
     // The block's tiles [first, last), this warpgroup's own [own_first, own_last), and those that need no
     // mask.
-    const i32 first = Schedule::first_of(work, p_);
-    const KeyRange own = visited_keys<S>(window, p_.forward.len_k, first_row, end_row);
-    const KeyRange clear = unmasked_keys<S>(window, p_.forward.len_k, first_row, end_row);
+    const i32 first = Schedule::first_of(p_, block, work);
+    const KeyRange own = visited_keys<S>(window(), len_k(), first_row, end_row);
+    const KeyRange clear = unmasked_keys<S>(window(), len_k(), first_row, end_row);
     const bool sees = first_row < end_row && own.begin < own.end;
     const i32 own_first = S.window_left == Edge::open || !sees ? first : max(first, own.begin / kKeys);
     const i32 own_last = sees ? min(work.last, ceil_div(own.end, kKeys)) : first;
@@ -302,6 +326,7 @@ class Sm90Consumer {
 #pragma unroll 1
     for (; n >= own_last; --n) skip(n > first);
     if (own_first < own_last) {
+      if constexpr (kVarlen) foreign_keys_ = max((n + 1) * kKeys - len_k(), 0);
       keys_.wait(key_at_);
       multiply_query_key();
       ptx::wgmma_wait_group<0>();
@@ -315,7 +340,7 @@ class Sm90Consumer {
         const bool exact = masked || n >= trust;
         if (step(n, masked, exact) && !exact) trust = n - kWary;
       }
-      values_.wait(value_at_);
+      await_value();
       multiply_probability_value();
       finish_value();
     }
@@ -343,7 +368,7 @@ class Sm90Consumer {
     keys_.wait(key_at_);
     await_turn();
     multiply_query_key();
-    values_.wait(value_at_);
+    await_value();
     multiply_probability_value();
     pass_turn();
     ptx::wgmma_wait_group<1>();
@@ -353,6 +378,31 @@ class Sm90Consumer {
     pack_probabilities();
     if (moved) rescale_output();
     return moved;
+  }
+
+  /// The last keys of a tile may belong to another sequence. Their weights are 0, but 0 times NaN is not:
+  /// their values become 0.
+  ATTUNE_DEVICE void await_value() {
+    values_.wait(value_at_);
+    if constexpr (kVarlen) {
+      if (foreign_keys_ > 0) clear_foreign_values();
+      foreign_keys_ = 0;
+    }
+  }
+
+  ATTUNE_DEVICE void clear_foreign_values() const {
+    constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
+    const i32 chunks = foreign_keys_ * kRowChunks;
+#pragma unroll 1
+    for (i32 panel = 0; panel < Memory::kShared.panels_v; ++panel) {
+      const u32 end = values_.tile(value_at_) + (panel + 1) * kKeys * Sm90Shared::kPanelRowBytes;
+#pragma unroll 1
+      for (i32 chunk = static_cast<i32>(thread()); chunk < chunks; chunk += kWarpgroup) {
+        ptx::st_shared_word4(end - (chunk + 1) * 16, {0, 0, 0, 0});
+      }
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kEpilogue + group_, kWarpgroup);
   }
 
   ATTUNE_DEVICE void release_key() {
@@ -466,8 +516,7 @@ class Sm90Consumer {
     const i32 column = key + static_cast<i32>(lane() % 4 * 2);
 #pragma unroll
     for (i32 e = 0; e < kKeys / 2; ++e) {
-      if (!visible<S>(p_.forward.window, p_.forward.len_k, row_ + e / 2 % 2 * 8,
-                      column + e / 4 * 8 + e % 2)) {
+      if (!visible<S>(window(), len_k(), row_ + e / 2 % 2 * 8, column + e / 4 * 8 + e % 2)) {
         scores_[e] = neg_inf();
       }
     }
@@ -537,15 +586,16 @@ class Sm90Consumer {
   // ---- The end of a tile ----
 
   /// Normalises, writes the LSE, and sends the output through this warpgroup's query tile; hands that back
-  /// when the copy engine has read it.
+  /// when it has been read.
   ATTUNE_DEVICE void finish(const Sm90Work& work) {
+    const Block block = block_of<S>(p_.forward, work.block);
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
       float sum = sum_[half];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       factor_[half] = inverse_sum(sum);
-      if constexpr (S.lse == Lse::write) write_lse(work, row_ + half * 8, reference_[half], sum);
+      if constexpr (S.lse == Lse::write) write_lse(work, block, row_ + half * 8, reference_[half], sum);
     }
     rescale_output();
     ptx::bar_sync(kEpilogue + group_, kWarpgroup);  // every warp's products have read the queries
@@ -560,24 +610,52 @@ class Sm90Consumer {
     }
     ptx::fence_proxy_async();
     ptx::bar_sync(kEpilogue + group_, kWarpgroup);
-    if (elected()) {
-      const i32 first_row = work.row_block * S.block_m + static_cast<i32>(group_) * kGroupRows;
+    const i32 first_row = work.begin + static_cast<i32>(group_) * kGroupRows;
+    if (kVarlen && first_row + kGroupRows > block.len_q) {
+      store_rows(work, block, first_row);
+      ptx::bar_sync(kEpilogue + group_, kWarpgroup);
+    } else if (elected()) {
+      store_tile({0, block.q_begin + first_row, work.head, block.batch});
+    }
+    if (elected()) queries_.release(query_at_);
+  }
+
+  /// The copy engine leaves out what is outside the tensor.
+  ATTUNE_DEVICE void store_tile(ptx::BoxOrigin origin) const {
+    const u32 tile = queries_.tile(query_at_);
 #pragma unroll
-      for (i32 panel = 0; panel < Memory::kShared.panels_v; ++panel) {
-        ptx::cp_async_bulk_tensor_store(
-            p_.output, tile + panel * kGroupRows * Sm90Shared::kPanelRowBytes,
-            {panel * Sm90Shared::kPanelElements, first_row, work.head, work.batch});
-      }
-      ptx::cp_async_bulk_commit_group();
-      ptx::cp_async_bulk_wait_group_read<0>();
-      queries_.release(query_at_);
+    for (i32 panel = 0; panel < Memory::kShared.panels_v; ++panel) {
+      origin.column = panel * Sm90Shared::kPanelElements;
+      ptx::cp_async_bulk_tensor_store(p_.output, tile + panel * kGroupRows * Sm90Shared::kPanelRowBytes,
+                                      origin);
+    }
+    ptx::cp_async_bulk_commit_group();
+    ptx::cp_async_bulk_wait_group_read<0>();
+  }
+
+  /// But not the rows of the next sequence.
+  ATTUNE_DEVICE void store_rows(const Sm90Work& work, const Block& block, i32 first_row) const {
+    constexpr i32 kChunks = S.head_dim_v / 8;
+    const ForwardParams& p = p_.forward;
+    const i64 row_stride = p.output_strides.seq;
+    u16* rows = static_cast<u16*>(p.output) + work.head / p.heads * p.output_strides.group +
+                work.head % p.heads * p.output_strides.head + (block.q_begin + first_row) * row_stride;
+    const i32 count = min(block.len_q - first_row, kGroupRows) * kChunks;
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
+      const i32 row = i / kChunks;
+      const i32 chunk = i % kChunks;
+      const ptx::Word4 w =
+          ptx::ld_shared_word4(queries_.tile(query_at_) + panel_offset(static_cast<u32>(row), chunk));
+      *reinterpret_cast<int4*>(rows + row * row_stride + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }
 
-  ATTUNE_DEVICE void write_lse(const Sm90Work& work, i32 query, float reference, float sum) const {
-    if (lane() % 4 != 0 || query >= p_.forward.len_q) return;
+  ATTUNE_DEVICE void write_lse(const Sm90Work& work, const Block& block, i32 query, float reference,
+                               float sum) const {
+    if (lane() % 4 != 0 || query >= block.len_q) return;
     // A row that saw nothing: -inf + log2(0).
-    p_.forward.lse[(i64{work.batch} * p_.heads + work.head) * p_.forward.len_q + query] =
+    p_.forward.lse[(i64{block.batch} * p_.heads + work.head) * p_.forward.len_q + block.q_begin + query] =
         (reference + ptx::lg2_approx_ftz(sum)) * kLn2;
   }
 
@@ -590,6 +668,9 @@ class Sm90Consumer {
   typename Memory::KeyRing::Cursor key_at_{0}, value_at_{0};
   typename Memory::QueryRing::Cursor query_at_{0};
   i32 row_ = 0;  // this thread's first query; the second is 8 further down
+  Window window_;
+  i32 len_k_ = 0;
+  i32 foreign_keys_ = 0;  // of the next tile of values: at its end, of other sequences
 
   Scores scores_;
   float output_[kDimV / 2];
@@ -607,9 +688,9 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   static_assert(S.block_m % kGroupRows == 0 && S.block_n % 16 == 0);
   constexpr i32 kGroups = S.block_m / kGroupRows;
   static_assert(S.warps == 4 * (kGroups + 1));
-  constexpr bool kWindow = Sm90Schedule<S>::kWindow;
-  constexpr i32 kProducerRegisters = kGroups == 2 ? (kWindow ? 40 : 24) : kGroups == 3 ? 32 : 24;
-  constexpr i32 kConsumerRegisters = kGroups == 2 ? (kWindow ? 232 : 240) : kGroups == 3 ? 160 : 112;
+  constexpr bool kUneven = Sm90Schedule<S>::kUneven;
+  constexpr i32 kProducerRegisters = kGroups == 2 ? (kUneven ? 40 : 24) : kGroups == 3 ? 32 : 24;
+  constexpr i32 kConsumerRegisters = kGroups == 2 ? (kUneven ? 232 : 240) : kGroups == 3 ? 160 : 112;
 
   extern __shared__ __align__(1024) u8 shared[];
   const Sm90Memory<S> memory{ptx::shared_address(shared)};
