@@ -73,11 +73,13 @@ Result<AttentionBias> bias_of(const AttendOptions& options) {
   return AttentionBias();
 }
 
-Family family_of(const std::string& name) {
-  if (name == "cpu") return Family::cpu;
-  if (name == "simt") return Family::simt;
-  if (name == "mma") return Family::mma;
-  return Family::automatic;
+/// Any family, or the one that is forced.
+std::vector<Family> families_of(const std::string& name) {
+  if (name == "cpu") return {Family::cpu};
+  if (name == "simt") return {Family::simt};
+  if (name == "mma") return {Family::mma};
+  if (name == "sm90") return {Family::sm90};
+  return {};
 }
 
 Result<DType> dtype_of(const StoredTensor& tensor) {
@@ -92,6 +94,8 @@ const char* stored_dtype(DType dtype) {
     case DType::f32: return "F32";
     case DType::f16: return "F16";
     case DType::bf16: return "BF16";
+    case DType::boolean: return "BOOL";
+    case DType::i32: return "I32";
   }
   return "";
 }
@@ -105,7 +109,7 @@ std::size_t count_of(const MutableTensorView& view) {
 }
 
 std::size_t bytes_of(const MutableTensorView& view) {
-  return count_of(view) * (view.dtype == DType::f32 ? 4 : 2);
+  return count_of(view) * static_cast<std::size_t>(item_bytes(view.dtype));
 }
 
 std::vector<std::int64_t> shape_of(const MutableTensorView& view) {
@@ -316,7 +320,7 @@ Result<int> attend(const AttendOptions& options, bool as_json) {
   ATTUNE_ASSIGN(bias, bias_of(options));
   ATTUNE_ASSIGN(host, read_inputs(options.input));
   const AttentionOptions attention{
-      .scale = options.scale, .stream = nullptr, .family = family_of(options.family)};
+      .scale = options.scale, .stream = nullptr, .families = families_of(options.family)};
   // The shapes are checked before a device is looked for.
   const MutableTensorView query = host.query.view();
   const TensorView views[] = {query, host.key.view(), host.value.view()};
@@ -350,7 +354,7 @@ void add_attend(CLI::App& app, Session& session) {
   command->add_option("--scale", options->scale, "Factor of query * key; default K ** -0.5");
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   command->add_option("--family", options->family, "Kernel family to force")
-      ->check(CLI::IsMember({"automatic", "cpu", "simt", "mma"}))
+      ->check(CLI::IsMember({"automatic", "cpu", "simt", "mma", "sm90"}))
       ->capture_default_str();
   command->add_option("--repeat", options->repeat, "Hot calls to time")
       ->check(CLI::Range(1, 1'000'000))
