@@ -21,6 +21,7 @@ namespace attune {
 namespace {
 
 constexpr std::size_t kHostAlignment = 64;
+constexpr std::int64_t kMaxStacked = 65536;
 
 using runtime::raise;
 using runtime::take;
@@ -155,22 +156,26 @@ void merge_in_rounds(Views attn, Views lse, const MutableTensorView& output, con
 
 /// The chunks of a stacked tensor.
 std::vector<TensorView> unstacked(const char* name, const TensorView& stacked) {
-  if (stacked.rank < 4 || stacked.rank > kMaxRank) {
-    raise(
-        invalid_argument(fmt::format("merge_attentions: stacked {} has rank {}, expected [chunks, ...] over "
-                                     "what one chunk has; pass a list otherwise",
-                                     name, stacked.rank)));
+  if (stacked.rank < 4 || stacked.rank > kMaxRank || stacked.shape[0] > kMaxStacked) {
+    raise(invalid_argument(
+        fmt::format("merge_attentions: stacked {} has {}, expected [chunks, ...] over what a chunk has, at "
+                    "most {} chunks; "
+                    "or pass a list",
+                    name,
+                    stacked.rank >= 1 && stacked.rank <= kMaxRank ? "shape " + runtime::shape_text(stacked)
+                                                                  : fmt::format("rank {}", stacked.rank),
+                    kMaxStacked)));
   }
+  take(runtime::check_kind(name, stacked));
+  take(runtime::check_memory(name, stacked, runtime::LastStride::any));
+  TensorView chunk = stacked;
+  chunk.rank = stacked.rank - 1;
+  std::copy_n(stacked.shape.begin() + 1, chunk.rank, chunk.shape.begin());
+  std::copy_n(stacked.strides.begin() + 1, chunk.rank, chunk.strides.begin());
   std::vector<TensorView> chunks;
+  const std::int64_t step = runtime::stride_of(stacked, 0) * item_bytes(stacked.dtype);
   for (std::int64_t i = 0; i < stacked.shape[0]; ++i) {
-    TensorView chunk = stacked;
-    chunk.rank = stacked.rank - 1;
-    std::copy_n(stacked.shape.begin() + 1, chunk.rank, chunk.shape.begin());
-    std::copy_n(stacked.strides.begin() + 1, chunk.rank, chunk.strides.begin());
-    if (stacked.data != nullptr) {
-      chunk.data =
-          static_cast<const std::byte*>(stacked.data) + i * stacked.strides[0] * item_bytes(stacked.dtype);
-    }
+    if (stacked.data != nullptr) chunk.data = static_cast<const std::byte*>(stacked.data) + i * step;
     chunks.push_back(chunk);
   }
   return chunks;
@@ -260,7 +265,9 @@ Attention merge_attentions(Views attn, Views lse, bool write_lse, const Attentio
 
 Attention merge_attentions(const TensorView& attn, const TensorView& lse, bool write_lse,
                            const AttentionOptions& options) {
-  return merge_attentions(Views(unstacked("attn", attn)), Views(unstacked("lse", lse)), write_lse, options);
+  const auto attn_chunks = unstacked("attn", attn);
+  const auto lse_chunks = unstacked("lse", lse);
+  return merge_attentions(attn_chunks, lse_chunks, write_lse, options);
 }
 
 void prepare(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,

@@ -1,5 +1,6 @@
 // The engine end to end on the CPU backend: what is compiled, stored, found again, refused, and counted.
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -265,6 +266,44 @@ TEST_CASE("ATTUNE_RECORD lists each problem once, as precompile reads it") {
   REQUIRE(problem.ok());
   CHECK(problem->head_dim == 16);
   CHECK_FALSE(std::getline(file, line));
+}
+
+TEST_CASE("a merge runs, is recorded, and is precompiled from what was recorded") {
+  const test::TempDir dir;
+  auto engine = open_engine({.cache_root = dir.path(), .record_path = (dir.path() / "record").string()});
+  const float attn[2][4] = {{1, 2, 3, 4}, {5, 6, 7, 8}};  // [1, 1, 1, 4] each, of weights 1 and 3
+  const float lse[2] = {0, std::log(3.0f)};
+  float output[4] = {};
+  const std::vector<TensorView> chunks{{attn[0], DType::f32, {1, 1, 1, 4}},
+                                       {attn[1], DType::f32, {1, 1, 1, 4}}};
+  const std::vector<TensorView> weights{{&lse[0], DType::f32, {1, 1, 1}}, {&lse[1], DType::f32, {1, 1, 1}}};
+  const MutableTensorView result{output, DType::f32, {1, 1, 1, 4}};
+  const auto call = check_merge({chunks, weights, &result});
+  REQUIRE(call.ok());
+  const auto run = engine->run(*call);
+  REQUIRE_MESSAGE(run.ok(), run.failure().message);
+  for (int i = 0; i < 4; ++i) CHECK(output[i] == doctest::Approx(4 + i));
+  CHECK(engine->counters().launches == 1);
+  CHECK(last_kernel_name().find("merge") != std::string::npos);
+
+  std::ifstream file(dir.path() / "record");
+  std::string line;
+  REQUIRE(std::getline(file, line));
+  const auto problem = codegen::parse_problem(line.substr(0, line.find('#')));
+  REQUIRE(problem.ok());
+  CHECK(*problem == call->problem);
+  const auto again = open_engine({.cache_root = dir.path()});
+  REQUIRE(again->precompile(*problem, (*backend_of(kCpu))->arch()).ok());
+  CHECK(again->counters().compiles == 0);
+}
+
+TEST_CASE("a merge of nothing launches nothing") {
+  auto engine = open_engine({});
+  const std::vector<TensorView> chunks{{nullptr, DType::f32, {0, 1, 1, 4}}};
+  const std::vector<TensorView> weights{{nullptr, DType::f32, {0, 1, 1}}};
+  const MutableTensorView result{nullptr, DType::f32, {0, 1, 1, 4}};
+  REQUIRE(engine->run(*check_merge({chunks, weights, &result})).ok());
+  CHECK(engine->counters().compiles == 0);
 }
 
 TEST_CASE("explain names the kernel, its key and its state") {
