@@ -1,9 +1,10 @@
 // Forward on tensor cores for sm_80 and up, f16 and bf16: the FlashAttention-2 loop (Dao, arXiv 2307.08691)
 // on mma.m16n8k16.
 //
-// One block computes block_m queries of one (batch, head); a warp owns 16 * tile_m of them and walks over all
-// visible keys, block_n at a time. Scores, probabilities and the output stay in registers: the accumulator
-// of Q K^T, rounded to 16 bits, is the A fragment of P V.
+// One block computes one slot (blocks.h), block_m queries of one head and at most block_v value columns; a
+// warp owns 16 * tile_m of the queries and walks over all visible keys, block_n at a time. Scores,
+// probabilities and the output stay in registers: the accumulator of Q K^T, rounded to 16 bits, is the A
+// fragment of P V.
 //
 // Keys and values alternate on one ring of shared-memory slots (shared.h): K0 V0 K1 V1 ... Consuming load l
 // is: wait for it, let every warp finish load l - 1, refill that one's slot with load l + stages, compute.
@@ -16,12 +17,14 @@
 //   256 / 256      1      64     128   32    -  160
 #pragma once
 
-#include "attune/cuda/position.cuh"
+#include "attune/blocks.h"
 #include "attune/cuda/ptx.cuh"
+#include "attune/cuda/score_bias.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/tile.cuh"
 #include "attune/num.h"
 #include "attune/params.h"
+#include "attune/philox.h"
 #include "attune/semantics.h"
 #include "attune/spec.h"
 
@@ -31,15 +34,18 @@ template <KernelSpec S>
 class ForwardMma {
   static_assert(S.family == Family::mma && S.dtype != DType::f32);
   static_assert(S.block_m == 16 * S.tile_m * S.warps && S.block_n % 16 == 0);
-  static_assert(S.head_dim >= 1 && S.head_dim <= 256 && S.head_dim_v >= 1 && S.head_dim_v <= 256);
+  static_assert(S.head_dim >= 1 && S.head_dim <= kMaxHeadDim && S.head_dim_v <= kMaxHeadDim);
+  static_assert(S.block_v >= 1 && S.block_v <= 256 && (S.block_v % 16 == 0 || S.block_v == S.head_dim_v));
+  static_assert(S.dropout == Dropout::off || S.block_n % kDropoutGroup == 0);
 
   static constexpr i32 kThreads = S.warps * kWarpSize;
   static constexpr i32 kWarpRows = 16 * S.tile_m;
-  static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);      // k16 steps of Q K^T
-  static constexpr i32 kKeySteps = S.block_n / 16;                // k16 steps of P V
-  static constexpr i32 kValuePairs = ceil_div(S.head_dim_v, 16);  // pairs of n8 tiles of O
+  static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);   // k16 steps of Q K^T
+  static constexpr i32 kKeySteps = S.block_n / 16;             // k16 steps of P V
+  static constexpr i32 kValuePairs = ceil_div(S.block_v, 16);  // pairs of n8 tiles of O
   static constexpr i32 kRegisters = S.tile_m * (S.block_n / 2 + kValuePairs * 8);
   static constexpr bool kKeepQuery = kRegisters + S.tile_m * kDimSteps * 4 <= 176;
+  static constexpr bool kBiasAhead = true;
   static constexpr MmaShared kShared{S};
 
   using QueryTile = SwizzledTile<kDimSteps * 2>;  // and key tiles
@@ -47,40 +53,65 @@ class ForwardMma {
   using QueryFragments = u32[S.tile_m][4];
   using Scores = float[S.tile_m][kKeySteps * 2][4];
 
-  using KeySource = TileSource<S.block_n, S.head_dim, S.copy_bytes, kThreads>;
-  using ValueSource = TileSource<S.block_n, S.head_dim_v, S.copy_bytes, kThreads>;
+  template <i32 HeadDim>
+  using Source = KeyTileSource<S.keys, S.block_n, HeadDim, S.copy_bytes, kThreads>;
 
  public:
   static ATTUNE_DEVICE void run(const ForwardParams& params, u32 shared) {
-    const Position<S> position(params, blockIdx.x);
-    ForwardMma(params, shared, position).run(position);
+    const Slot slot = slot_of<S>(params, blockIdx.x);
+    if (slot.begin < slot.end) ForwardMma(params, shared, slot).run();
   }
 
  private:
-  ATTUNE_DEVICE ForwardMma(const ForwardParams& params, u32 shared, const Position<S>& queries)
+  ATTUNE_DEVICE ForwardMma(const ForwardParams& params, u32 shared, const Slot& slot)
       : p_(params),
-        keys_(visited_keys<S>(params.window, params.len_k, queries.begin, queries.end)),
-        key_source_(rows_of(params.key) + queries.offset(params.key_strides, keys_.begin),
-                    params.key_strides.seq),
-        value_source_(rows_of(params.value) + queries.offset(params.value_strides, keys_.begin),
-                      params.value_strides.seq),
+        slot_(slot),
+        window_(window_of_block<S>(params, slot.block)),
+        keys_(keys_of_tiles(window_, slot)),
+        key_source_(rows_of(params.key) + head_offset(slot, params.key_strides), params.key_strides.seq,
+                    slot.block.k_begin + keys_.begin),
+        value_source_(rows_of(params.value) + head_offset(slot, params.value_strides) + first_column(slot),
+                      params.value_strides.seq, slot.block.k_begin + keys_.begin),
         query_tile_(shared),
         ring_(shared + kShared.query_bytes) {}
 
-  ATTUNE_DEVICE void run(const Position<S>& queries) {
-    start(queries);
+  ATTUNE_DEVICE void run() {
+    start();
 #pragma unroll 1
     for (i32 key = keys_.begin; key < keys_.end; key += S.block_n) {
       Scores scores;
+      BiasFragments<S> bias;
+      if constexpr (S.bias != Bias::none && kBiasAhead) bias.load(p_, slot_, row_of(0, 0), key, column_of(0));
       consume<S.stages>(key);
       multiply_query_key(scores);
-      if (!all_visible(queries.begin, key)) hide_invisible(scores, queries.begin, key);
+      if constexpr (S.bias != Bias::none && !kBiasAhead)
+        bias.load(p_, slot_, row_of(0, 0), key, column_of(0));
+      if constexpr (S.bias != Bias::none) add(scores, bias);
+      if (!all_visible(key)) hide_invisible(scores, key);
       consume<S.stages + 1>(key);
       exponentiate(scores);
+      if constexpr (S.dropout == Dropout::on) drop(scores, key);
       multiply_probability_value(scores);
     }
-    // Where the block stands is computed anew: kept through the loop it would occupy registers.
-    finish(Position<S>(p_, ptx::opaque(blockIdx.x)));
+    // Which slot it was is computed anew: kept through the loop it would occupy registers.
+    finish(slot_of<S>(p_, ptx::opaque(blockIdx.x)));
+  }
+
+  /// What the tiles of keys cover. Where there is dropout they begin at its groups, so that the keys that a
+  /// thread holds share its calls (philox.h); where there is a bias, at even keys, whose pairs may be
+  /// aligned.
+  static ATTUNE_DEVICE KeyRange keys_of_tiles(const Window& window, const Slot& slot) {
+    constexpr i32 kMultiple = S.dropout == Dropout::on ? kDropoutGroup : S.bias != Bias::none ? 2 : 1;
+    const KeyRange visited = visited_keys<S>(window, slot.block.len_k, slot.begin, slot.end);
+    return {visited.begin - visited.begin % kMultiple, visited.end};
+  }
+
+  // The slot's value columns.
+  static ATTUNE_DEVICE i32 first_column(const Slot& slot) {
+    return slot.part * S.block_v;
+  }
+  static ATTUNE_DEVICE i32 columns(const Slot& slot) {
+    return S.head_dim_v % S.block_v == 0 ? S.block_v : min(S.head_dim_v - first_column(slot), S.block_v);
   }
 
   static ATTUNE_DEVICE const u16* rows_of(const void* tensor) {
@@ -101,10 +132,12 @@ class ForwardMma {
   ATTUNE_DEVICE void refill(i32 key) {
     const i32 first = key + Load / 2 * S.block_n;
     if (first < keys_.end) {
+      const i32 rows = slot_.block.len_k - first;
+      const auto row_at = [&](i32 row) { return key_row<S>(p_, slot_.block, first + row); };
       if constexpr (Load % 2 == 0) {
-        key_source_.copy(free_slot_, p_.key_strides.seq, p_.len_k - first);
+        key_source_.copy(free_tile_, p_.key_strides.seq, rows, S.head_dim, row_at);
       } else {
-        value_source_.copy(free_slot_, p_.value_strides.seq, p_.len_k - first);
+        value_source_.copy(free_tile_, p_.value_strides.seq, rows, columns(slot_), row_at);
       }
     }
     ptx::cp_async_commit_group();
@@ -115,28 +148,28 @@ class ForwardMma {
   ATTUNE_DEVICE void consume(i32 key) {
     ptx::cp_async_wait_group<S.stages - 1>();
     __syncthreads();
-    free_slot_ = slot_;
-    slot_ += kShared.slot_bytes;
-    if (slot_ == ring_ + kShared.slots * kShared.slot_bytes) slot_ = ring_;
+    free_tile_ = tile_;
+    tile_ += kShared.tile_bytes;
+    if (tile_ == ring_ + kShared.tiles * kShared.tile_bytes) tile_ = ring_;
     refill<Load>(key);
   }
 
   /// Loads the queries and the first `stages` tiles.
-  ATTUNE_DEVICE void start(const Position<S>& queries) {
+  ATTUNE_DEVICE void start() {
     const i64 stride = p_.query_strides.seq;
     TileSource<S.block_m, S.head_dim, S.copy_bytes, kThreads> source(
-        rows_of(p_.query) + queries.offset(p_.query_strides, queries.begin), stride);
-    source.copy(query_tile_, stride, queries.end - queries.begin);
-    free_slot_ = ring_;
+        rows_of(p_.query) + head_offset(slot_, p_.query_strides), stride, slot_.block.q_begin + slot_.begin);
+    source.copy(query_tile_, stride, slot_.end - slot_.begin, S.head_dim);
+    free_tile_ = ring_;
     refill<0>(keys_.begin);
     if constexpr (S.stages == 2) {
-      free_slot_ += kShared.slot_bytes;
+      free_tile_ += kShared.tile_bytes;
       refill<1>(keys_.begin);
     }
-    slot_ = ring_ + (kShared.slots - 1) * kShared.slot_bytes;
+    tile_ = ring_ + (kShared.tiles - 1) * kShared.tile_bytes;
 
     ptx::cp_async_wait_group<S.stages - 1>();
-    if (!(p_.scale > 0.0f)) fold_sign_into_query();
+    if (S.bias == Bias::none && !(p_.scale > 0.0f)) fold_sign_into_query();
     __syncthreads();
     if constexpr (kKeepQuery) {
 #pragma unroll
@@ -157,9 +190,9 @@ class ForwardMma {
     }
   }
 
-  /// The softmax below takes the maximum before it scales, which needs a positive factor. A negative scale
-  /// becomes its absolute value and negated queries, scale 0 becomes 1 and zero queries. Each thread edits
-  /// the chunks that it copied itself.
+  /// Without a bias the softmax below takes the maximum before it scales, which needs a positive factor. A
+  /// negative scale becomes its absolute value and negated queries, scale 0 becomes 1 and zero queries. Each
+  /// thread edits the chunks that it copied itself.
   ATTUNE_DEVICE void fold_sign_into_query() {
     const u32 keep = p_.scale < 0.0f ? 0xffffffffu : 0u;
     const u32 flip = p_.scale < 0.0f ? 0x80008000u : 0u;
@@ -172,7 +205,9 @@ class ForwardMma {
     });
   }
 
+  /// What the softmax still has to multiply the scores by. With a bias they are in base 2 already.
   ATTUNE_DEVICE float positive_scale2() const {
+    if constexpr (S.bias != Bias::none) return 1.0f;
     return p_.scale == 0.0f ? 1.0f : fabsf(p_.scale) * kLog2e;
   }
 
@@ -188,7 +223,7 @@ class ForwardMma {
 
   /// scores = Q K^T, unscaled.
   ATTUNE_DEVICE void multiply_query_key(Scores& scores) {
-    const u32 origin = slot_ + QueryTile::offset(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
+    const u32 origin = tile_ + QueryTile::offset(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
 #pragma unroll
     for (i32 m = 0; m < S.tile_m; ++m) {
 #pragma unroll
@@ -217,26 +252,45 @@ class ForwardMma {
   static ATTUNE_DEVICE i32 row_of(i32 m, i32 half) {
     return static_cast<i32>(warp_row() + lane() / 4) + m * 16 + half * 8;
   }
-
-  /// Needs no query of the block that starts at `first_query` a mask in the key tile at `key`? Computed anew
-  /// for each tile: bounds kept through the loop would occupy registers.
-  ATTUNE_DEVICE bool all_visible(i32 first_query, i32 key) const {
-    const i32 begin = ptx::opaque(first_query);
-    const KeyRange unmasked = unmasked_keys<S>(p_.window, p_.len_k, begin, min(begin + S.block_m, p_.len_q));
-    return (S.window_left == Edge::open || key >= unmasked.begin) && key + S.block_n <= unmasked.end;
+  static ATTUNE_DEVICE i32 column_of(i32 n) {
+    return static_cast<i32>(lane() % 4 * 2) + n * 8;
   }
 
-  /// Score -inf where the mask says no; `first_query` is the block's first, `key` the tile's.
-  ATTUNE_DEVICE void hide_invisible(Scores& scores, i32 first_query, i32 key) const {
+  /// scores = scale * scores + bias, in base 2.
+  ATTUNE_DEVICE void add(Scores& scores, const BiasFragments<S>& bias) const {
+    const float scale2 = p_.scale * kLog2e;
 #pragma unroll
     for (i32 m = 0; m < S.tile_m; ++m) {
 #pragma unroll
       for (i32 n = 0; n < kKeySteps * 2; ++n) {
 #pragma unroll
         for (i32 e = 0; e < 4; ++e) {
-          const i32 i = first_query + row_of(m, e / 2);
-          const i32 j = key + static_cast<i32>(lane() % 4 * 2) + n * 8 + e % 2;
-          if (!visible<S>(p_.window, p_.len_k, i, j)) scores[m][n][e] = neg_inf();
+          scores[m][n][e] = with_bias<S.bias>(scores[m][n][e] * scale2, bias.element(m, e / 2, n, e % 2));
+        }
+      }
+    }
+  }
+
+  /// Needs no query of the block a mask in the tile of keys at `key`? Computed anew for each tile: bounds
+  /// kept through the loop would occupy registers.
+  ATTUNE_DEVICE bool all_visible(i32 key) const {
+    const i32 begin = ptx::opaque(slot_.begin);
+    const i32 end = min(begin + S.block_m, slot_.block.len_q);
+    const KeyRange unmasked = unmasked_keys<S>(window_, slot_.block.len_k, begin, end);
+    return (S.window_left == Edge::open || key >= unmasked.begin) && key + S.block_n <= unmasked.end;
+  }
+
+  /// Score -inf where the mask says no; `key` is the tile's first.
+  ATTUNE_DEVICE void hide_invisible(Scores& scores, i32 key) const {
+#pragma unroll
+    for (i32 m = 0; m < S.tile_m; ++m) {
+#pragma unroll
+      for (i32 n = 0; n < kKeySteps * 2; ++n) {
+#pragma unroll
+        for (i32 e = 0; e < 4; ++e) {
+          const i32 i = slot_.begin + row_of(m, e / 2);
+          const i32 j = key + column_of(n) + e % 2;
+          if (!visible<S>(window_, slot_.block.len_k, i, j)) scores[m][n][e] = neg_inf();
         }
       }
     }
@@ -281,9 +335,32 @@ class ForwardMma {
     }
   }
 
+  /// Drops probabilities, which row sums do not notice; the survivors are scaled up in finish().
+  ATTUNE_DEVICE void drop(Scores& scores, i32 key) const {
+#pragma unroll
+    for (i32 m = 0; m < S.tile_m; ++m) {
+#pragma unroll
+      for (i32 half = 0; half < 2; ++half) {
+        const auto query = static_cast<u32>(slot_.begin + row_of(m, half));
+#pragma unroll
+        for (i32 group = 0; group < S.block_n / kDropoutGroup; ++group) {
+          const i32 j = key + column_of(group * 4);
+          const Philox<u32> bits =
+              dropout_bits(p_.dropout, slot_.block.index, head_number(p_, slot_), query, dropout_call(j));
+#pragma unroll
+          for (i32 n = 0; n < 4; ++n) {
+            float(&s)[4] = scores[m][group * 4 + n];
+            if (!kept(p_.dropout, bits.word[n], 0)) s[half * 2] = 0.0f;
+            if (!kept(p_.dropout, bits.word[n], 1)) s[half * 2 + 1] = 0.0f;
+          }
+        }
+      }
+    }
+  }
+
   /// output += P V, P rounded to the inputs' type.
   ATTUNE_DEVICE void multiply_probability_value(const Scores& scores) {
-    const u32 origin = slot_ + ValueTile::offset(lane() % 16, lane() / 16);
+    const u32 origin = tile_ + ValueTile::offset(lane() % 16, lane() / 16);
 #pragma unroll
     for (i32 step = 0; step < kKeySteps; ++step) {
       u32 probability[S.tile_m][4];
@@ -310,9 +387,8 @@ class ForwardMma {
 
   // ---- The end ----
 
-  /// Normalises, writes the LSE, and writes the output through the warp's own rows of the query tile, so that
-  /// stores are as wide as the alignment allows.
-  ATTUNE_DEVICE void finish(const Position<S>& queries) const {
+  /// Normalises, writes the LSE and the output.
+  ATTUNE_DEVICE void finish(const Slot& slot) const {
     __syncthreads();  // a block that visits no key comes straight from reading its queries, which lie there
 #pragma unroll
     for (i32 m = 0; m < S.tile_m; ++m) {
@@ -321,47 +397,80 @@ class ForwardMma {
         float sum = row_sum_[m][half];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        const float factor = inverse_sum(sum);
-        if constexpr (S.lse == Lse::write) write_lse(queries, row_of(m, half), row_max_[m][half], sum);
-        const u32 origin = query_tile_ + ValueTile::offset(row_of(m, half), 0) + lane() % 4 * 4;
-#pragma unroll
-        for (i32 n = 0; n < kValuePairs * 2; ++n) {
-          const float(&o)[4] = output_[m][n];
-          const u32 chunk =
-              n % 2 == 0 ? ValueTile::moved(origin, 0, n) : ValueTile::moved(origin ^ kChunkBytes, 0, n - 1);
-          ptx::st_shared_b32(chunk, pack<S.dtype>(o[half * 2] * factor, o[half * 2 + 1] * factor));
+        if constexpr (S.lse == Lse::write) write_lse(slot, row_of(m, half), row_max_[m][half], sum);
+        const float rescale = S.dropout == Dropout::on ? p_.dropout.rescale : 1.0f;
+        const float factor = inverse_sum(sum) * rescale;
+        if constexpr (S.output_dtype == DType::f32) {
+          store_row(slot, m, half, factor);
+        } else {
+          stage_row(m, half, factor);
         }
       }
     }
-    __syncwarp();
-    store_output(queries);
+    if constexpr (S.output_dtype != DType::f32) {
+      __syncwarp();
+      store_staged(slot);
+    }
   }
 
-  ATTUNE_DEVICE void write_lse(const Position<S>& queries, i32 row, float row_max, float sum) const {
-    const i32 query = queries.begin + row;
-    if (lane() % 4 != 0 || query >= queries.end) return;
-    *queries.lse(p_, query) = (row_max + log2f(sum)) * kLn2;  // a row that saw nothing: -inf + log2(0)
+  ATTUNE_DEVICE void write_lse(const Slot& slot, i32 row, float row_max, float sum) const {
+    const i32 query = slot.begin + row;
+    if (lane() % 4 != 0 || query >= slot.end || slot.part != 0) return;
+    p_.lse[lse_offset(p_, slot, query)] = (row_max + log2f(sum)) * kLn2;  // saw nothing: -inf + log2(0)
   }
 
-  ATTUNE_DEVICE void store_output(const Position<S>& queries) const {
-    u16* rows = static_cast<u16*>(p_.output) + queries.offset(p_.output_strides, queries.begin);
-    using Walk = RowWalk<kWarpRows, S.head_dim_v, kWarpSize>;
+  /// Elements from the output's start to its row for this query of the tile.
+  ATTUNE_DEVICE i64 output_offset(const Slot& slot, i32 row) const {
+    return head_offset(slot, p_.output_strides) + first_column(slot) +
+           (slot.block.q_begin + slot.begin + row) * p_.output_strides.seq;
+  }
+
+  /// float32 leaves from registers: four lanes fill the 32 bytes that memory is accessed by.
+  ATTUNE_DEVICE void store_row(const Slot& slot, i32 m, i32 half, float factor) const {
+    if (slot.begin + row_of(m, half) >= slot.end) return;
+    float* row = static_cast<float*>(p_.output) + output_offset(slot, row_of(m, half));
+#pragma unroll
+    for (i32 n = 0; n < kValuePairs * 2; ++n) {
+      const float(&o)[4] = output_[m][n];
+      store_pair<S.copy_bytes>(row + column_of(n), o[half * 2] * factor, o[half * 2 + 1] * factor,
+                               columns(slot) - column_of(n));
+    }
+  }
+
+  /// 16 bits leave through the warp's own rows of the query tile, so that stores are as wide as the alignment
+  /// allows.
+  ATTUNE_DEVICE void stage_row(i32 m, i32 half, float factor) const {
+    const u32 origin = query_tile_ + ValueTile::offset(row_of(m, half), 0) + lane() % 4 * 4;
+#pragma unroll
+    for (i32 n = 0; n < kValuePairs * 2; ++n) {
+      const float(&o)[4] = output_[m][n];
+      const u32 chunk =
+          n % 2 == 0 ? ValueTile::moved(origin, 0, n) : ValueTile::moved(origin ^ kChunkBytes, 0, n - 1);
+      ptx::st_shared_b32(chunk, pack<S.output_dtype>(o[half * 2] * factor, o[half * 2 + 1] * factor));
+    }
+  }
+
+  ATTUNE_DEVICE void store_staged(const Slot& slot) const {
+    u16* rows = static_cast<u16*>(p_.output) + output_offset(slot, 0);
+    using Walk = RowWalk<kWarpRows, S.block_v, kWarpSize>;
     Walk::template for_each<min(Walk::kPasses, 4)>(lane(), [&](i32 row_of_warp, i32 chunk) {
       const i32 row = static_cast<i32>(warp_row()) + row_of_warp;
-      if (queries.begin + row >= queries.end) return;
+      if (slot.begin + row >= slot.end) return;
       u16* destination = rows + row * p_.output_strides.seq + chunk * kChunkElements;
       store_chunk<S.copy_bytes>(destination, ptx::ld_shared_v4(query_tile_ + ValueTile::offset(row, chunk)),
-                                Walk::bytes_left(chunk));
+                                Walk::bytes_left(chunk, columns(slot)));
     });
   }
 
   const ForwardParams& p_;
-  const KeyRange keys_;  // what the block visits
-  KeySource key_source_;
-  ValueSource value_source_;
+  const Slot slot_;
+  const Window window_;
+  const KeyRange keys_;
+  Source<S.head_dim> key_source_;
+  Source<S.block_v> value_source_;
   const u32 query_tile_, ring_;
-  u32 slot_;       // the load that is read
-  u32 free_slot_;  // where the next load goes
+  u32 tile_;       // the load that is read
+  u32 free_tile_;  // where the next load goes
 
   QueryFragments query_[kKeepQuery ? kDimSteps : 1];
   float output_[S.tile_m][kValuePairs * 2][4];

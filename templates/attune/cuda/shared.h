@@ -7,21 +7,21 @@
 
 namespace attune::kernel {
 
-/// Forward on tensor cores: the query tile, then a ring of slots that hold one key or one value tile each.
-/// Keys and values alternate, so `stages` tiles in flight need one slot more: the one being read. The query
-/// tile's bytes also stage the output. Rows are 16-byte chunks of 8 elements without padding (tile.cuh).
+/// Forward on tensor cores: the query tile, then a ring of tiles that hold keys or values. They alternate, so
+/// `stages` tiles in flight need one more: the one being read. The query tile's bytes also stage the output.
+/// Rows are 16-byte chunks of 8 elements without padding (tile.cuh).
 struct MmaShared {
-  i32 slots;
+  i32 tiles;
   i32 query_bytes;
-  i32 slot_bytes;
+  i32 tile_bytes;
 
   constexpr explicit MmaShared(const KernelSpec& s)
-      : slots(s.stages + 1), query_bytes(s.block_m * row_bytes(s)), slot_bytes(s.block_n * row_bytes(s)) {}
-  constexpr i32 bytes() const { return query_bytes + slots * slot_bytes; }
+      : tiles(s.stages + 1), query_bytes(s.block_m * row_bytes(s)), tile_bytes(s.block_n * row_bytes(s)) {}
+  constexpr i32 bytes() const { return query_bytes + tiles * tile_bytes; }
 
  private:
   static constexpr i32 row_bytes(const KernelSpec& s) {
-    return round_up(max(s.head_dim, s.head_dim_v), 16) * size_of(s.dtype);
+    return round_up(max(s.head_dim, s.block_v), 16) * size_of(s.dtype);
   }
 };
 

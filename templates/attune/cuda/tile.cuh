@@ -17,7 +17,7 @@ inline constexpr i32 kChunkElements = 8;
 /// touch all 32 banks once: ldmatrix then never conflicts, for every even number of chunks.
 template <i32 Chunks>
 struct SwizzledTile {
-  static_assert(Chunks % 2 == 0 && Chunks <= 32);
+  static_assert(Chunks % 2 == 0);
   static constexpr i32 kGroup = Chunks % 8 == 0 ? 8 : Chunks % 4 == 0 ? 4 : 2;
   static constexpr i32 kRowBytes = Chunks * kChunkBytes;
 
@@ -67,12 +67,12 @@ struct RowWalk {
     return first_row(thread) < Rows ? ceil_div(Rows - first_row(thread), kStep) : 0;
   }
 
-  /// Bytes of elements from a chunk to the end of its row: 16 or more when the chunk is full, 0 or less when
-  /// it is padding. Not clamped: ptxas 13.0 turns "clamped == 16" into the predicate output of the clamp's
-  /// VIMNMX instruction, and gets it inverted.
-  static ATTUNE_DEVICE i32 bytes_left(i32 chunk) {
-    if constexpr (HeadDim % 16 == 0) return kChunkBytes;
-    return HeadDim * 2 - chunk * kChunkBytes;
+  /// Bytes of elements from a chunk to the end of its row, which has `columns` elements: 16 or more when the
+  /// chunk is full, 0 or less when it is padding. Not clamped: ptxas 13.0 turns "clamped == 16" into the
+  /// predicate output of the clamp's VIMNMX instruction, and gets it inverted.
+  static ATTUNE_DEVICE i32 bytes_left(i32 chunk, i32 columns) {
+    if (columns == HeadDim && HeadDim % 16 == 0) return kChunkBytes;
+    return columns * 2 - chunk * kChunkBytes;
   }
 };
 
@@ -96,6 +96,13 @@ ATTUNE_DEVICE void copy_chunk(u32 destination, const u16* source, i32 valid) {
   }
 }
 
+/// Chunks that a thread copies without waiting for each other. One that is copied in pieces needs registers
+/// for each, so few are unrolled.
+template <i32 CopyBytes>
+inline constexpr i32 kCopiesInFlight = CopyBytes == 16  ? 16
+                                       : CopyBytes == 2 ? 1
+                                                        : 2;
+
 /// Fills swizzled tiles with consecutive rows of global memory. Holds where this thread reads next, nothing
 /// else: in a kernel whose registers are full of accumulators, every address kept is one too many.
 template <i32 Rows, i32 HeadDim, i32 CopyBytes, i32 Threads>
@@ -104,18 +111,17 @@ class TileSource {
   using Tile = SwizzledTile<Walk::kChunks>;
 
  public:
-  ATTUNE_DEVICE TileSource(const u16* rows, i64 stride)
-      : next_(rows + Walk::first_row(threadIdx.x) * stride +
+  ATTUNE_DEVICE TileSource(const u16* rows, i64 stride, i32 first)
+      : next_(rows + (first + Walk::first_row(threadIdx.x)) * stride +
               Walk::first_chunk(threadIdx.x) * kChunkElements) {}
 
-  /// Copies the next `Rows` rows, of which `valid_rows` exist. Rows past them and columns past HeadDim become
-  /// zero: what lies there in memory, NaN included, is never read.
-  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows) {
+  /// Copies the next `Rows` rows, of which `valid_rows` exist and `columns` elements of each. What is past
+  /// them becomes zero: what lies there in memory, NaN included, is never read.
+  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns) {
     const i64 step = ptx::opaque(Walk::kStep * stride);
-    // A chunk copied in pieces needs registers for each, so few are unrolled.
-    constexpr i32 kUnroll = CopyBytes == 16 ? Walk::kPasses : CopyBytes == 2 ? 1 : min(Walk::kPasses, 2);
+    constexpr i32 kUnroll = min(Walk::kPasses, kCopiesInFlight<CopyBytes>);
     Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
-      const i32 valid = row < valid_rows ? Walk::bytes_left(chunk) : 0;
+      const i32 valid = row < valid_rows ? Walk::bytes_left(chunk, columns) : 0;
       copy_chunk<CopyBytes>(tile + Tile::offset(row, chunk), next_, valid);
       next_ += step;
     });
@@ -124,6 +130,45 @@ class TileSource {
 
  private:
   const u16* next_;
+};
+
+/// Fills swizzled tiles with rows of key or value, which are either consecutive or behind a table.
+template <Keys K, i32 Rows, i32 HeadDim, i32 CopyBytes, i32 Threads>
+class KeyTileSource : TileSource<Rows, HeadDim, CopyBytes, Threads> {
+  using Base = TileSource<Rows, HeadDim, CopyBytes, Threads>;
+
+ public:
+  using Base::Base;
+  template <typename RowAt>
+  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns, RowAt&&) {
+    Base::copy(tile, stride, valid_rows, columns);
+  }
+};
+
+/// row_at(row) says where a row of the tile lies. It is asked for rows that exist alone, once by each thread
+/// that copies a chunk of it.
+template <i32 Rows, i32 HeadDim, i32 CopyBytes, i32 Threads>
+class KeyTileSource<Keys::paged, Rows, HeadDim, CopyBytes, Threads> {
+  using Walk = RowWalk<Rows, HeadDim, Threads>;
+  using Tile = SwizzledTile<Walk::kChunks>;
+
+ public:
+  ATTUNE_DEVICE KeyTileSource(const u16* rows, i64, i32)
+      : column_(rows + Walk::first_chunk(threadIdx.x) * kChunkElements) {}
+
+  template <typename RowAt>
+  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns, RowAt&& row_at) const {
+    constexpr i32 kUnroll = min(Walk::kPasses, min(kCopiesInFlight<CopyBytes>, 4));
+    Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
+      const bool exists = row < valid_rows;
+      const u16* source = column_ + (exists ? row_at(row) : 0) * stride;
+      copy_chunk<CopyBytes>(tile + Tile::offset(row, chunk), source,
+                            exists ? Walk::bytes_left(chunk, columns) : 0);
+    });
+  }
+
+ private:
+  const u16* column_;  // of row 0
 };
 
 /// One chunk to global memory, of which the first `valid` bytes are written; more than 16 means all.
@@ -145,6 +190,17 @@ ATTUNE_DEVICE void store_chunk(u16* destination, const ptx::Chunk& chunk, i32 va
 #pragma unroll
   for (i32 element = 0; element < kChunkElements; ++element) {
     if (element * 2 < valid) destination[element] = static_cast<u16>(w[element / 2] >> element % 2 * 16);
+  }
+}
+
+/// Two neighbouring float32 to global memory, of which the first `valid` are written; more than 2 means all.
+template <i32 CopyBytes>
+ATTUNE_DEVICE void store_pair(float* destination, float low, float high, i32 valid) {
+  if (CopyBytes >= 8 && valid >= 2) {
+    *reinterpret_cast<float2*>(destination) = make_float2(low, high);
+  } else {
+    if (valid >= 1) destination[0] = low;
+    if (valid >= 2) destination[1] = high;
   }
 }
 
