@@ -1,22 +1,53 @@
-#include "tests/support/guarded_tensor.h"
+#include "tools/verify/guarded_tensor.h"
 
 #include "tools/reference/element.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
+#include <numeric>
 
-namespace attune::test {
-
-using namespace attune::reference;
-
+namespace attune::verify {
 namespace {
 
-constexpr std::int64_t kGuardBytes = 1024;  // a row of 256 float32
+using reference::for_each_element;
+
+constexpr std::int64_t kGuardBytes = 2048;  // a row of 512 float32
 constexpr kernel::u16 kPoison = 0xffa5;     // a NaN as float16, as bfloat16 and, doubled, as float32
 
 std::int64_t round_up(std::int64_t x, std::int64_t granule) {
   return (x + granule - 1) / granule * granule;
+}
+
+/// Poison, from a place that is a whole number of elements from the storage's beginning.
+void poison(std::span<std::byte> bytes) {
+  for (std::size_t at = 0; at < bytes.size(); ++at) {
+    bytes[at] = reinterpret_cast<const std::byte*>(&kPoison)[at % sizeof kPoison];
+  }
+}
+
+std::int64_t offset_of(const TensorView& tensor, const Index& index) {
+  return std::inner_product(index.begin(), index.begin() + tensor.rank, tensor.strides.begin(),
+                            std::int64_t{0});
+}
+
+/// Calls visit(index) for every index, row-major.
+template <typename Visit>
+void for_each_index(const TensorView& tensor, Visit&& visit) {
+  TensorView counter = tensor;  // whose offsets are the indices' numbers
+  std::int64_t number = 1;
+  for (int axis = tensor.rank - 1; axis >= 0; --axis) {
+    counter.strides[axis] = number;
+    number *= tensor.shape[axis];
+  }
+  for_each_element(counter, [&](std::int64_t at) {
+    Index index{};
+    for (int axis = 0; axis < tensor.rank; ++axis) {
+      index[axis] = at / counter.strides[axis] % tensor.shape[axis];
+    }
+    visit(index);
+  });
 }
 
 }  // namespace
@@ -37,6 +68,20 @@ Layout random_layout(Random& random, DType dtype, int rank, int align_bytes, Acc
   return layout;
 }
 
+Layout random_strides(Random& random, int rank) {
+  Layout layout;
+  layout.offset = random.integer(0, 3);
+  layout.step = random.pick({1, 1, 1, 2, 3});
+  std::span<int> axes(layout.order.data(), rank);
+  if (random.chance(0.5)) random.shuffle(axes);
+  for (int axis = 0; axis < rank; ++axis) {
+    if (random.chance(0.5)) layout.gap[axis] = random.integer(1, 5);
+    layout.broadcast[axis] = random.chance(0.1);
+    layout.reversed[axis] = random.chance(0.07);
+  }
+  return layout;
+}
+
 GuardedTensor::GuardedTensor(DType dtype, const std::vector<std::int64_t>& shape, const Layout& layout) {
   shape_.dtype = dtype;
   shape_.rank = static_cast<int>(shape.size());
@@ -47,7 +92,7 @@ GuardedTensor::GuardedTensor(DType dtype, const std::vector<std::int64_t>& shape
   for (int level = shape_.rank - 1; level >= 0; --level) {
     const int axis = layout.order[level];
     const bool innermost = level == shape_.rank - 1;
-    std::int64_t stride = innermost ? 1 : round_up(span, layout.granule);
+    std::int64_t stride = innermost ? layout.step : round_up(span, layout.granule);
     if (layout.broadcast[axis]) stride = 0;
     if (stride != 0) span = stride * std::max<std::int64_t>(1, shape[axis]) + layout.gap[axis];
     if (layout.reversed[axis]) {
@@ -60,9 +105,13 @@ GuardedTensor::GuardedTensor(DType dtype, const std::vector<std::int64_t>& shape
   first_ = kGuardBytes + (layout.offset - lowest) * item;
   const std::int64_t bytes = kGuardBytes + (layout.offset + span) * item + kGuardBytes;
   blocks_.resize(static_cast<std::size_t>(round_up(bytes, sizeof(Block))) / sizeof(Block));
-  for (std::span<std::byte> rest = storage(); !rest.empty(); rest = rest.subspan(sizeof kPoison)) {
-    std::memcpy(rest.data(), &kPoison, sizeof kPoison);
-  }
+  poison(storage());
+  sealed_ = blocks_;
+}
+
+GuardedTensor::GuardedTensor(const std::vector<std::int32_t>& table)
+    : GuardedTensor(DType::i32, {static_cast<std::int64_t>(table.size())}, Layout{}) {
+  std::memcpy(storage().data() + first_, table.data(), table.size() * sizeof(std::int32_t));
   sealed_ = blocks_;
 }
 
@@ -70,9 +119,32 @@ void GuardedTensor::fill(const std::function<float()>& next) {
   const MutableTensorView tensor = view();
   auto* data = static_cast<std::byte*>(tensor.data);
   for_each_element(tensor, [&](std::int64_t offset) {
-    store(tensor.dtype, data + offset * item_bytes(tensor.dtype), next());
+    reference::store(tensor.dtype, data + offset * item_bytes(tensor.dtype), next());
   });
   sealed_ = blocks_;
+}
+
+void GuardedTensor::poison_unused(const std::function<bool(const Index&)>& used) {
+  const std::int64_t item = item_bytes(shape_.dtype);
+  std::vector<bool> reached(storage().size() / item);
+  const std::int64_t first = first_ / item;
+  for_each_index(shape_, [&](const Index& index) {
+    if (used(index)) reached[first + offset_of(shape_, index)] = true;
+  });
+  for_each_element(shape_, [&](std::int64_t offset) {
+    if (!reached[first + offset]) poison(storage().subspan((first + offset) * item, item));
+  });
+  sealed_ = blocks_;
+}
+
+void GuardedTensor::assign(const TensorView& from) {
+  const MutableTensorView tensor = view();
+  const std::int64_t item = item_bytes(tensor.dtype);
+  auto* to = static_cast<std::byte*>(tensor.data);
+  const auto* data = static_cast<const std::byte*>(from.data);
+  for_each_index(tensor, [&](const Index& index) {
+    std::memcpy(to + offset_of(tensor, index) * item, data + offset_of(from, index) * item, item);
+  });
 }
 
 MutableTensorView GuardedTensor::view() const {
@@ -91,7 +163,7 @@ std::span<std::byte> GuardedTensor::storage() const {
 }
 
 std::vector<double> GuardedTensor::values() const {
-  const std::vector<float> elements = dense(view());
+  const std::vector<float> elements = reference::dense(view());
   return {elements.begin(), elements.end()};
 }
 
@@ -110,4 +182,4 @@ std::string GuardedTensor::damage(Access allowed) const {
   return fmt::format("byte {} from the first element was overwritten", (is - now.begin()) - first_);
 }
 
-}  // namespace attune::test
+}  // namespace attune::verify

@@ -1,0 +1,157 @@
+#include "tools/verify/kernel_classes.h"
+
+#include "codegen/names.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+
+namespace attune::verify {
+namespace {
+
+using codegen::Problem;
+using kernel::DType;
+using kernel::Family;
+using kernel::kMaxHeadDim;
+
+constexpr int kMergeEvery = 12;  // one class in so many merges
+constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+/// 1 to kMaxHeadDim: every third one from the models that people run, the others from equal strata.
+std::vector<int> random_head_dims(Random& random, int count) {
+  Deck<int> well_known({8, 16, 32, 40, 48, 64, 64, 72, 80, 96, 128, 128, 160, 192, 256, 512});
+  std::vector<int> dims(count);
+  for (int i = 0; i < count; ++i) {
+    const int first = i * kMaxHeadDim / count + 1;
+    const int last = std::max(first, (i + 1) * kMaxHeadDim / count);
+    dims[i] = i % 3 == 2 ? well_known.deal(random) : random.integer(first, last);
+  }
+  random.shuffle(dims);
+  return dims;
+}
+
+/// What a class is sure to combine with what.
+struct Combination {
+  const MaskClass* mask;
+  DType dtype;
+  Family family;
+};
+
+std::vector<Combination> combinations(std::span<const Family> families) {
+  std::vector<Combination> all;
+  for (const MaskClass& mask : mask_classes()) {
+    for (const DType dtype : kDTypes) {
+      for (const Family family : families) all.push_back({&mask, dtype, family});
+    }
+  }
+  return all;
+}
+
+void draw_mask(const MaskClass& mask, Problem& problem) {
+  const auto edge = [](bool bound) { return bound ? kernel::Edge::bounded : kernel::Edge::open; };
+  problem.window_left = edge(mask.left);
+  problem.window_right = edge(mask.right);
+  if (mask.keys == Addressing::whole) return;
+  problem.blocks = kernel::Blocks::varlen;
+  if (mask.keys == Addressing::paged || mask.keys == Addressing::paged_gappy) {
+    problem.keys = kernel::Keys::paged;
+  }
+}
+
+/// What rows of the tensors can be aligned for, drawn up to that.
+int random_alignment(Random& random, const Problem& p) {
+  int possible = row_alignment(std::int64_t{p.head_dim_v} * size_of(p.dtype));
+  possible = std::min(possible, row_alignment(std::int64_t{p.head_dim_v} * size_of(p.output_dtype)));
+  if (p.head_dim > 0) {
+    possible = std::min(possible, row_alignment(std::int64_t{p.head_dim} * size_of(p.dtype)));
+  }
+  return std::min(std::max(random.pick({16, 16, 16, 8, 4, 2}), size_of(p.dtype)), possible);
+}
+
+Problem random_merge(Random& random, int head_dim_v) {
+  Problem problem{.operation = kernel::Operation::merge,
+                  .dtype = random.pick({DType::f32, DType::f16, DType::bf16}),
+                  .head_dim_v = head_dim_v,
+                  .lse = random.pick({kernel::Lse::skip, kernel::Lse::write})};
+  problem.output_dtype =
+      random.chance(0.5) ? problem.dtype : random.pick({DType::f32, DType::f16, DType::bf16});
+  problem.align_bytes = random_alignment(random, problem);
+  return problem;
+}
+
+Problem random_forward(Random& random, const Combination& drawn, int head_dim, int head_dim_v) {
+  using enum kernel::Bias;
+  Problem problem{.dtype = drawn.dtype,
+                  .output_dtype = drawn.dtype,
+                  .head_dim = head_dim,
+                  .head_dim_v = random.chance(0.3) ? head_dim : head_dim_v,
+                  .bias = random.pick({none, none, none, none, f32, f16, bf16, boolean}),
+                  .lse = random.pick({kernel::Lse::skip, kernel::Lse::write})};
+  draw_mask(*drawn.mask, problem);
+  if (random.chance(0.4)) problem.output_dtype = random.pick({DType::f32, DType::f16, DType::bf16});
+  if (random.chance(0.3)) problem.dropout = kernel::Dropout::on;
+  return problem;
+}
+
+/// Gives the problem to a family that can run it: the wanted one, if need be with smaller head_dims, else one
+/// of the others.
+Result<KernelClass> assign(Random& random, Problem problem, const Combination& drawn,
+                           const codegen::Arch& arch, std::span<const Family> families) {
+  const Problem wanted = problem;
+  std::vector<Family> order{drawn.family};
+  order.insert(order.end(), families.begin(), families.end());
+  for (const Family family : order) {
+    for (int most = kMaxHeadDim; most >= 64; most /= 2) {
+      problem.head_dim = (wanted.head_dim - 1) % most + 1;
+      problem.head_dim_v = (wanted.head_dim_v - 1) % most + 1;
+      problem.align_bytes = random_alignment(random, problem);
+      problem.families = codegen::only(family);
+      if (codegen::not_supported_reasons(family, problem, arch).empty())
+        return KernelClass{problem, family, drawn.mask};
+    }
+  }
+  return unsupported(fmt::format("no family of this run has a kernel for {} on {}",
+                                 codegen::to_string(wanted), arch.target));
+}
+
+}  // namespace
+
+int row_alignment(std::int64_t bytes) {
+  return 1 << std::countr_zero(static_cast<std::uint64_t>(bytes) | 16u);
+}
+
+Result<std::vector<KernelClass>> random_classes(Random& random, int count, const codegen::Arch& arch,
+                                                std::span<const Family> families) {
+  const std::vector<int> head_dims = random_head_dims(random, count);
+  const std::vector<int> head_dims_v = random_head_dims(random, count);
+  Deck<Combination> deck(combinations(families));
+  std::vector<KernelClass> classes;
+  for (int i = 0; i < count; ++i) {
+    if (i % kMergeEvery == kMergeEvery - 1) {
+      const Problem problem = random_merge(random, head_dims_v[i]);
+      ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
+      classes.push_back({problem, choice.spec.family, nullptr});
+      continue;
+    }
+    const Combination& drawn = deck.deal(random);
+    const Problem problem = random_forward(random, drawn, head_dims[i], head_dims_v[i]);
+    ATTUNE_ASSIGN(assigned, assign(random, problem, drawn, arch, families));
+    classes.push_back(assigned);
+  }
+  return classes;
+}
+
+std::vector<Problem> problems_of(const KernelClass& kernel_class) {
+  const Problem& problem = kernel_class.problem;
+  if (problem.operation == kernel::Operation::forward) return {problem};
+  // Many chunks are merged into float32 first, and those into the output.
+  Problem group = problem;
+  group.output_dtype = DType::f32;
+  group.lse = kernel::Lse::write;
+  Problem last = problem;
+  last.dtype = DType::f32;
+  return {problem, group, last};
+}
+
+}  // namespace attune::verify

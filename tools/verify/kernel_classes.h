@@ -1,0 +1,33 @@
+// What kernels random problems are run by. Cases of one class share a kernel, whatever their lengths, strides
+// and windows are.
+#pragma once
+
+#include "codegen/arch.h"
+#include "codegen/choose.h"
+#include "tools/verify/mask_classes.h"
+
+#include <span>
+#include <vector>
+
+namespace attune::verify {
+
+struct KernelClass {
+  codegen::Problem problem;
+  kernel::Family family = kernel::Family::cpu;  // the one that will run it
+  const MaskClass* mask = nullptr;              // that its first case draws; null: a merge
+};
+
+/// `count` classes. Every mask class meets every type and family as evenly as the count allows; head_dims and
+/// head_dim_vs spread evenly over 1 to 512, with those of well-known models among them; everything else is
+/// drawn independently. A family that cannot run a problem passes it on to the next one; fails with
+/// unsupported when none of them can.
+Result<std::vector<KernelClass>> random_classes(Random& random, int count, const codegen::Arch& arch,
+                                                std::span<const kernel::Family> families);
+
+/// What kernels the cases of a class need: one, and for merges those of the rounds that many chunks take.
+std::vector<codegen::Problem> problems_of(const KernelClass& kernel_class);
+
+/// The widest power of two up to 16 that rows of so many bytes are aligned for.
+int row_alignment(std::int64_t bytes);
+
+}  // namespace attune::verify
