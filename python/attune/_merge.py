@@ -11,13 +11,13 @@ from attune import _library, _tensor
 class _Chunks:
     """A list of tensors, or one tensor with the chunks on its first axis."""
 
-    def __init__(self, name: str, given: Any):
+    def __init__(self, name: str, given: Any, dtypes: Tuple[str, ...]):
         if isinstance(given, (list, tuple)):
-            self._views = [_tensor.view_of(f"{name}[{i}]", tensor) for i, tensor in enumerate(given)]
+            self._views = [_tensor.view_of(f"{name}[{i}]", tensor, dtypes) for i, tensor in enumerate(given)]
             self.c: List[_library.Tensor] = [view.c for view in self._views]
             self.shape = self._views[0].shape if given else ()
         else:
-            self._views = [_tensor.view_of(name, given)]
+            self._views = [_tensor.view_of(name, given, dtypes)]
             self.c = self._views[0].along_first_axis()
             self.shape = self._views[0].shape[1:]
         if not self.c:
@@ -31,7 +31,7 @@ class _Chunks:
 
 def merge(attn: Any, lse: Any, write_lse: bool, output_dtype: Any) -> Tuple[Any, Optional[Any]]:
     """See attune.ops.fmha.merge_attentions."""
-    attn, lse = _Chunks("attn_split", attn), _Chunks("lse_split", lse)
+    attn, lse = _Chunks("attn_split", attn, _tensor.FLOATS), _Chunks("lse_split", lse, ("float32",))
     if len(attn.c) != len(lse.c):
         raise ValueError(
             f"Incompatible number of LSE and attention chunks: {len(attn.c)} of attention, {len(lse.c)} of LSE"
@@ -40,7 +40,7 @@ def merge(attn: Any, lse: Any, write_lse: bool, output_dtype: Any) -> Tuple[Any,
     output = attn.kind.empty_like("output", attn.shape, dtype)
     lse_out = None
     if write_lse:
-        lse_out = attn.kind.empty_like("lse", lse.shape[:-1] + attn.shape[1:2], "float32")
+        lse_out = attn.kind.empty_like("lse", attn.shape[:1] + attn.shape[2:-1] + attn.shape[1:2], "float32")
     _library.check(
         _library.library().attune_merge_attentions(
             attn.array,

@@ -45,6 +45,15 @@ class DLPack(unittest.TestCase):
         views = query[:, 5:], key[:, 1::2], value[:, 1::2]
         assert_close(self, memory_efficient_attention(*map(Producer, views)), *views)
 
+    def test_biases(self):
+        inputs = random_inputs(5)
+        for bias in (
+            np.random.default_rng(5).standard_normal((37, 45)).astype(np.float32),
+            np.tri(37, 45) > 0,
+        ):
+            output = memory_efficient_attention(*inputs, Producer(bias))
+            assert_close(self, output, *inputs, bias)
+
     def test_mixed_with_numpy(self):
         query, key, value = random_inputs(2)
         assert_close(
@@ -68,8 +77,8 @@ class DLPack(unittest.TestCase):
             memory_efficient_attention(Producer(query, device=(10, 0)), key, value)
         with self.assertRaisesRegex(NotImplementedError, "DLPack type code 2 with 64 bits"):
             memory_efficient_attention(Producer(query.astype(np.float64)), key, value)
-        with self.assertRaisesRegex(ValueError, "rank 6"):
-            memory_efficient_attention(query, Producer(key[None, None]), value)
+        with self.assertRaisesRegex(ValueError, "rank 7"):
+            memory_efficient_attention(query, Producer(key[None, None, None]), value)
 
 
 class Lent(np.ndarray):

@@ -9,6 +9,11 @@ import numpy as np
 import attune
 from attune import _library
 from attune.ops import AttentionBias, memory_efficient_attention
+from attune.ops.fmha.attn_bias import (
+    BlockDiagonalMask,
+    BlockDiagonalPaddedKeysMask,
+    PagedBlockDiagonalPaddedKeysMask,
+)
 from support import random_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,32 +28,27 @@ class WrongCalls(unittest.TestCase):
         with self.assertRaisesRegex(error, text):
             memory_efficient_attention(*inputs, **arguments)
 
-    def test_not_in_this_version(self):
-        self.refuses(NotImplementedError, "p=0.5: dropout is not supported", p=0.5)
-        self.refuses(NotImplementedError, "leave op=None", op="cutlass")
-        self.refuses(NotImplementedError, "output_dtype=float16 with float32 inputs", output_dtype=np.float16)
-        self.refuses(
-            NotImplementedError, "tensor biases are not supported", attn_bias=np.zeros((2, 3, 37, 45))
-        )
-        self.refuses(NotImplementedError, "AttentionBias is not supported", attn_bias=AttentionBias())
+    def test_what_no_kernel_does(self):
+        query, key, value = self.query, self.key, self.value
         self.refuses(
             NotImplementedError,
-            r"5-D .* reshape",
-            *(x[:, :, None] for x in (self.query, self.key, self.value)),
+            "query: dtype float64 is not supported; use float32, float16 or bfloat16",
+            query.astype(np.float64),
+            key,
+            value,
         )
         self.refuses(
             NotImplementedError,
-            "dtype float64 is not supported; use float32",
-            self.query.astype(np.float64),
-            self.key,
-            self.value,
+            "output_dtype: float64 is not supported; use float32, float16 or bfloat16",
+            output_dtype=np.float64,
         )
+        self.refuses(NotImplementedError, "AttentionBias does not say which", attn_bias=AttentionBias())
 
     def test_senseless_arguments(self):
-        self.refuses(ValueError, "Invalid dropout probability: p=1.5", p=1.5)
-        self.refuses(ValueError, "Invalid dropout probability: p=nan", p=float("nan"))
+        for p in ("1.5", "-0.25", "nan"):
+            self.refuses(ValueError, f"Invalid dropout probability: p={p}", p=float(p))
         self.refuses(ValueError, "scale is nan", scale=float("nan"))
-        self.refuses(TypeError, "expected None or a mask", attn_bias="causal")
+        self.refuses(TypeError, "expected None, a tensor or a mask", attn_bias="causal")
         self.refuses(
             TypeError,
             "key: expected a NumPy array, a torch tensor or an object with __dlpack__, got list",
@@ -61,18 +61,55 @@ class WrongCalls(unittest.TestCase):
         query, key, value = self.query, self.key, self.value
         self.refuses(ValueError, "query: rank 2", query[0, 0], key, value)
         self.refuses(ValueError, "key: rank 6", query, key[None, None], value)
+        self.refuses(ValueError, "key: rank 7", query, key[None, None, None], value)
         self.refuses(ValueError, "differ in rank", query, key[:, :, 0], value)
         self.refuses(ValueError, "all should have the same dtype", query, key.astype(np.float16), value)
         self.refuses(
             ValueError,
-            r"incompatible shapes: query \[2, 37, 3, 24\], key \[2, 45, 1, 24\]",
+            r"incompatible shapes: query \[2, 37, 3, 24\], key \[2, 45, 2, 24\]",
             query,
-            key[:, :, :1],
+            key[:, :, :2],
             value,
         )
         self.refuses(
             ValueError, "key: the last axis has stride 2", query, np.repeat(key, 2, axis=-1)[..., ::2], value
         )
+
+    def test_bias_tensors(self):
+        for shape in ((2, 3, 36, 45), (2, 3, 37, 1), (3, 37, 45), (2, 1, 3, 37, 45)):
+            self.refuses(
+                ValueError,
+                r"attn_bias: shape .* expected \[2 or 1, 3 or 1, 37 or 1, 45\]",
+                attn_bias=np.zeros(shape, np.float32),
+            )
+        self.refuses(ValueError, "attn_bias: rank 1", attn_bias=np.zeros(45, np.float32))
+        self.refuses(
+            NotImplementedError,
+            "attn_bias: dtype float64 is not supported; use float32, float16, bfloat16 or bool",
+            attn_bias=np.zeros((37, 45)),
+        )
+
+    def test_packed_sequences(self):
+        packed = [x.reshape(1, -1, 3, 24) for x in (self.query, self.key, self.value)]  # 74 and 90 rows
+        blocks, paged = BlockDiagonalMask.from_seqlens, PagedBlockDiagonalPaddedKeysMask.from_seqlens
+        for text, mask, inputs in [
+            ("expected batch_size=1, got 2", blocks([37], [45]), (self.query, self.key, self.value)),
+            ("the sequences have 73 rows together, but query has 74", blocks([73], [90]), packed),
+            ("the sequences have 91 rows together, but key has 90", blocks([74], [91]), packed),
+            (
+                "the sequences have 80 rows together, but key has 90",
+                BlockDiagonalPaddedKeysMask.from_seqlens([74], 80, [7]),
+                packed,
+            ),
+            (
+                r"block_tables\[0, 1\] is page 10, but key has 10 pages of 9",
+                paged([74], [10], [[0, 10]], 9),
+                packed,
+            ),
+            (r"block_tables\[0, 0\] is page -1", paged([74], [10], [[-1, 1]], 9), packed),
+            ("90 rows, expected whole pages of 8", paged([74], [10], [[0, 1]], 8), packed),
+        ]:
+            self.refuses(ValueError, text, *inputs, attn_bias=mask)
 
     def test_foreign_byte_order_and_odd_strides(self):
         self.refuses(
