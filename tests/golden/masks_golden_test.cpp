@@ -1,80 +1,115 @@
-// The window masks against what upstream's own classes materialize to (masks.json: facts, printed by running
-// them). Both the public API's reduction of a bias to a kernel's window and the tests' own must agree with
-// it.
+// The bias classes against what upstream's own classes materialize to and refuse (masks.json: facts, printed
+// by running them). What kernels attend to is asked by `attune verify masks`, over the same file.
 #include "attune/attune.h"
-#include "runtime/check.h"
+#include "tools/mask_picture.h"
 #include "tools/reference/mask.h"
+#include "tools/verify/bias_arguments.h"
+#include "tools/verify/masks.h"
 
 #include <doctest/doctest.h>
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <fstream>
-#include <map>
-#include <optional>
+#include <set>
 #include <string>
 
 using namespace attune;
-using reference::Mask;
+using nlohmann::json;
 
 namespace {
 
-/// The bias of a case, or nothing for the classes that are not window masks.
-std::optional<AttentionBias> bias_of(const nlohmann::json& one) {
-  const std::string name = one.at("class");
-  const nlohmann::json& args = one.at("args");
-  if (name == "LowerTriangularMask") return LowerTriangularMask{};
-  if (name == "LowerTriangularFromBottomRightMask") return LowerTriangularFromBottomRightMask{};
-  if (name == "LowerTriangularFromBottomRightLocalAttentionMask") {
-    return LowerTriangularFromBottomRightMask{}.make_local_attention(args.at("window_size"));
-  }
-  if (name == "LocalAttentionFromBottomRightMask") {
-    return LocalAttentionFromBottomRightMask{args.at("window_left"), args.at("window_right")};
-  }
-  return std::nullopt;
+const json& goldens() {
+  static const json value = [] {
+    std::ifstream file(ATTUNE_SOURCE_DIR "/tests/golden/masks.json");
+    REQUIRE(file.good());
+    return json::parse(file);
+  }();
+  return value;
 }
 
-std::string golden_picture(const nlohmann::json& one) {
+AttentionBias bias_of(const json& entry) {
+  const auto route =
+      verify::find_route(entry.at("class").get<std::string>(), entry.at("via").get<std::string>());
+  REQUIRE(route.ok());
+  auto bias = verify::make_bias(**route, entry.at("args"));
+  REQUIRE_MESSAGE(bias.ok(), entry.at("args").dump());
+  return *bias;
+}
+
+std::string golden_picture(const json& entry) {
   std::string text;
-  for (const std::string row : one.at("mask")) {
-    for (const char visible : row) text += visible == '1' ? '#' : '.';
-    text += '\n';
+  for (std::string row : entry.at("mask")) {
+    std::ranges::replace(row, '1', '#');
+    std::ranges::replace(row, '0', '.');
+    text += row + '\n';
   }
   return text;
 }
 
-/// The mask that a kernel is told when the public API is called.
-Mask mask_of_call(const AttentionBias& bias, int len_q, int len_k) {
-  static const float anything = 0;  // never read
-  const TensorView query(&anything, DType::f32, {1, len_q, 1, 1});
-  const TensorView key(&anything, DType::f32, {1, len_k, 1, 1});
-  const AttentionOptions options;
-  const auto call =
-      runtime::check({.query = query, .key = key, .value = key, .bias = bias, .options = options});
-  REQUIRE(call.ok());
-  return {.left = call->problem.window_left,
-          .right = call->problem.window_right,
-          .window = call->params.window,
-          .len_q = call->params.len_q,
-          .len_k = call->params.len_k};
-}
-
 }  // namespace
 
-TEST_CASE("window masks equal upstream's") {
-  std::ifstream file(ATTUNE_SOURCE_DIR "/tests/golden/masks.json");
-  REQUIRE(file.good());
-  const nlohmann::json goldens = nlohmann::json::parse(file);
-  std::map<std::string, int> compared;
-  for (const nlohmann::json& one : goldens.at("cases")) {
-    const auto bias = bias_of(one);
-    if (!bias) continue;
-    const int len_q = one.at("q_len");
-    const int len_k = one.at("k_len");
-    CAPTURE(reference::to_string(*bias));
-    CHECK(picture(reference::mask_of(*bias, len_q, len_k)) == golden_picture(one));
-    CHECK(picture(mask_of_call(*bias, len_q, len_k)) == golden_picture(one));
-    ++compared[one.at("class")];
+TEST_CASE("every class materializes to upstream's mask, and refuses what upstream refuses") {
+  const auto report = verify::verify_masks(goldens(), {});
+  REQUIRE(report.ok());
+  for (const std::string& difference : report->differences) FAIL_CHECK(difference);
+  CHECK(report->classes.size() == 19);
+  CHECK(report->total().cases == 296);
+  CHECK(report->total().materialized == 296);
+  CHECK(report->errors == 26);
+  CHECK(report->refused == 26);
+}
+
+TEST_CASE("the mask that the reference asks is upstream's too") {
+  for (const json& entry : goldens().at("cases")) {
+    const AttentionBias bias = bias_of(entry);
+    CAPTURE(reference::to_string(bias));
+    CHECK(bias.name == entry.at("class").get<std::string>());
+    CHECK(reference::picture(reference::Mask(bias, 1, entry.at("q_len"), entry.at("k_len"))) ==
+          golden_picture(entry));
   }
-  CHECK(compared.size() == 4);  // every window class occurs
+}
+
+TEST_CASE("a mask that differs is a difference, shown as two pictures") {
+  json changed{{"cases", {goldens().at("cases").at(1)}}};
+  json& entry = changed["cases"][0];
+  const std::string bias = entry.at("class");
+  std::string row = entry.at("mask").at(0);
+  row[0] = row[0] == '1' ? '0' : '1';
+  entry["mask"][0] = row;
+  const auto report = verify::verify_masks(changed, {});
+  REQUIRE(report.ok());
+  CHECK_FALSE(report->ok());
+  CHECK(report->total().cases == 1);
+  CHECK(report->total().materialized == 0);
+  REQUIRE(report->differences.size() == 1);
+  const std::string& difference = report->differences.front();
+  CHECK(difference.starts_with(bias + " via "));
+  CHECK(std::ranges::count(difference, '\n') == 2 + static_cast<std::ptrdiff_t>(entry.at("mask").size()));
+  CHECK(difference.find("  <-\n") != std::string::npos);
+}
+
+TEST_CASE("an error that does not come, or says something else, is a difference") {
+  json changed{{"cases", json::array()},
+               {"errors", {goldens().at("errors").at(0), goldens().at("errors").at(1)}}};
+  changed["errors"][0]["args"]["kv_seqlen"] = changed["errors"][0]["args"]["q_seqlen"];
+  changed["errors"][1]["error"] = "ValueError: something else";
+  const auto report = verify::verify_masks(changed, {});
+  REQUIRE(report.ok());
+  CHECK(report->errors == 2);
+  CHECK(report->refused == 0);
+  REQUIRE(report->differences.size() == 2);
+  CHECK(report->differences[0].ends_with("got a bias"));
+  CHECK(report->differences[1].find("expected the refusal \"something else\", got \"Block #0") !=
+        std::string::npos);
+}
+
+TEST_CASE("what is no file of masks is refused") {
+  for (const char* text :
+       {"[]", "{}", R"({"cases": [{"class": "LowerTriangularMask"}]})", R"({"cases": [7]})"}) {
+    const auto report = verify::verify_masks(json::parse(text), {});
+    REQUIRE_FALSE(report.ok());
+    CHECK(report.failure().kind == ErrorKind::invalid_argument);
+    CHECK(report.failure().message.starts_with("not a file of masks: "));
+  }
 }
