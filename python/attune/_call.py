@@ -96,10 +96,11 @@ class _CBias:
         self.c.anchor, self.c.window_left, self.c.window_right = attn_bias._window
         if attn_bias._dense is not None:
             self._set_tensor(attn_bias._dense)
-        if attn_bias._blocks is not None:
+        blocks = attn_bias._blocks
+        if blocks is not None:
             if query.shape[:1] == (1,):  # otherwise the library has more to say
-                attn_bias._blocks.check_rows(query.rows, key.rows)
-            self._set_blocks(attn_bias._blocks, query.device)
+                blocks.check_rows(query.rows, key.rows)
+            self._set_blocks(blocks, query.device)
 
     def _set_tensor(self, tensor: Any) -> None:
         self._tensor = _tensor.view_of("attn_bias", tensor, _tensor.BIASES)

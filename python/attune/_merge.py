@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, List, Optional, Tuple
 
 from attune import _library, _tensor

@@ -7,6 +7,7 @@ framework: NumPy for NumPy and for other CPU tensors, torch for torch, the produ
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
@@ -114,6 +115,7 @@ def is_torch_tensor(tensor: Any) -> bool:
     return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(tensor).__mro__)
 
 
+@lru_cache(maxsize=None)
 def dtype_name(dtype: Any) -> str:
     """The name of a NumPy, ml_dtypes or torch dtype, "float16"."""
     if type(dtype).__module__ == "torch":
@@ -181,7 +183,7 @@ def _numpy_view(name: str, array: np.ndarray, dtypes: Tuple[str, ...]) -> View:
             "contiguous copy"
         )
     strides = tuple(stride // array.itemsize for stride in array.strides)
-    dtype = array.dtype.name
+    dtype = dtype_name(array.dtype)
     c = _describe(name, array.ctypes.data, dtype, (_library.CPU, 0), array.shape, strides, dtypes)
     return View(array, c, array.shape, dtype, _numpy_empty)
 

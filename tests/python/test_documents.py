@@ -26,6 +26,13 @@ class Documents(unittest.TestCase):
         self.assertEqual(len(blocks), 1)
         exec(compile(blocks[0], "README.md", "exec"), {})  # raises when it does not
 
+    def test_the_python_page_runs(self):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+        self.assertEqual(len(blocks), 4)
+        names = {}  # one program, read from top to bottom
+        for block in blocks:
+            exec(compile(block, "python.md", "exec"), names)
+
     def test_relative_links_resolve(self):
         links = 0
         for document in documents():

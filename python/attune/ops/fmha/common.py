@@ -7,7 +7,7 @@ documentation gives it. docs/operators.md has the table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple, Type, Union
+from typing import Any, List, Optional, Tuple, Type
 
 import numpy as np
 
