@@ -2,6 +2,7 @@
 #include "attune/attune.h"
 #include "codegen/names.h"
 #include "runtime/check.h"
+#include "runtime/check_tensors.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "tools/command.h"
 #include "tools/console.h"
@@ -19,7 +20,9 @@
 #include <cstring>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace attune::tools {
@@ -35,6 +38,9 @@ struct AttendOptions {
   std::optional<std::int64_t> window_left;
   std::optional<std::int64_t> window_right;
   std::optional<double> scale;
+  double p = 0;
+  DropoutState dropout;
+  std::string output_dtype;
   std::string device = "auto";
   std::string family = "automatic";
   int repeat = 5;
@@ -44,7 +50,7 @@ struct AttendOptions {
 // ---- Options to the library's terms ----
 
 /// Every bias with the window options that it takes; each is required there and refused elsewhere.
-Result<AttentionBias> bias_of(const AttendOptions& options) {
+Result<AttentionBias> mask_of(const AttendOptions& options) {
   const auto& [size, left, right] = std::tie(options.window_size, options.window_left, options.window_right);
   const auto takes = [&](bool wants_size, bool wants_reach) -> Result<void> {
     if (size.has_value() != wants_size) {
@@ -82,22 +88,35 @@ std::vector<Family> families_of(const std::string& name) {
   return {};
 }
 
-Result<DType> dtype_of(const StoredTensor& tensor) {
-  if (tensor.dtype == "F32") return DType::f32;
-  if (tensor.dtype == "F16") return DType::f16;
-  if (tensor.dtype == "BF16") return DType::bf16;
-  return invalid_argument(fmt::format("{}: dtype {}, expected F32, F16 or BF16", tensor.name, tensor.dtype));
+/// The names of safetensors.
+constexpr std::pair<DType, std::string_view> kStoredDTypes[] = {
+    {DType::f32, "F32"}, {DType::f16, "F16"}, {DType::bf16, "BF16"}, {DType::boolean, "BOOL"}};
+
+Result<DType> dtype_of(const StoredTensor& tensor, bool is_bias) {
+  for (const auto& [dtype, name] : kStoredDTypes) {
+    if (tensor.dtype == name && (is_bias || dtype != DType::boolean)) return dtype;
+  }
+  return invalid_argument(fmt::format("{}: dtype {}, expected F32, F16{} BF16{}", tensor.name, tensor.dtype,
+                                      is_bias ? "," : " or", is_bias ? " or BOOL" : ""));
 }
 
-const char* stored_dtype(DType dtype) {
-  switch (dtype) {
-    case DType::f32: return "F32";
-    case DType::f16: return "F16";
-    case DType::bf16: return "BF16";
-    case DType::boolean: return "BOOL";
-    case DType::i32: return "I32";
-  }
-  return "";
+std::string stored_dtype(DType dtype) {
+  return std::string(
+      std::ranges::find(kStoredDTypes, dtype, &std::pair<DType, std::string_view>::first)->second);
+}
+
+std::optional<DType> output_dtype_of(const std::string& name) {
+  kernel::DType dtype{};
+  if (!codegen::parse_text(name, dtype)) return std::nullopt;
+  return static_cast<DType>(dtype);
+}
+
+AttentionOptions attention_of(const AttendOptions& options) {
+  return {.scale = options.scale,
+          .families = families_of(options.family),
+          .p = options.p,
+          .dropout = options.dropout,
+          .output_dtype = output_dtype_of(options.output_dtype)};
 }
 
 // ---- Tensors ----
@@ -112,7 +131,7 @@ std::size_t bytes_of(const MutableTensorView& view) {
   return count_of(view) * static_cast<std::size_t>(item_bytes(view.dtype));
 }
 
-std::vector<std::int64_t> shape_of(const MutableTensorView& view) {
+std::vector<std::int64_t> shape_of(const TensorView& view) {
   return {view.shape.begin(), view.shape.begin() + view.rank};
 }
 
@@ -122,19 +141,23 @@ void copy_bytes(void* to, const void* from, std::size_t bytes) {
 }
 
 /// A tensor of the file in aligned memory: in the file it begins anywhere.
-Result<Tensor> host_tensor(const SafetensorsFile& file, const std::string& path, const char* name) {
-  const StoredTensor* stored = file.find(name);
-  if (stored == nullptr) {
-    std::string present;
-    for (const StoredTensor& tensor : file.tensors()) present += " " + json(tensor.name).dump();
+Result<Tensor> host_tensor(const StoredTensor& stored, bool is_bias) {
+  if (stored.shape.size() > kMaxRank) {
     return invalid_argument(
-        fmt::format("{}: no tensor \"{}\"; it should hold query, key and value, and has:{}", path, name,
-                    present.empty() ? " none" : present));
+        fmt::format("{}: rank {}, expected at most {}", stored.name, stored.shape.size(), kMaxRank));
   }
-  ATTUNE_ASSIGN(dtype, dtype_of(*stored));
-  Tensor tensor(dtype, {}, stored->shape);
-  copy_bytes(tensor.data(), stored->bytes.data(), stored->bytes.size());
+  ATTUNE_ASSIGN(dtype, dtype_of(stored, is_bias));
+  Tensor tensor(dtype, {}, stored.shape);
+  copy_bytes(tensor.data(), stored.bytes.data(), stored.bytes.size());
   return tensor;
+}
+
+Result<Tensor> input_tensor(const SafetensorsFile& file, const std::string& path, const char* name) {
+  if (const StoredTensor* stored = file.find(name)) return host_tensor(*stored, /*is_bias=*/false);
+  std::string present;
+  for (const StoredTensor& tensor : file.tensors()) present += " " + json(tensor.name).dump();
+  return invalid_argument(fmt::format("{}: no tensor \"{}\"; it should hold query, key and value, and has:{}",
+                                      path, name, present.empty() ? " none" : present));
 }
 
 Result<Tensor> to_device(const Tensor& host, Device device) {
@@ -163,14 +186,37 @@ Result<Tensor> to_host(Tensor tensor) {
 
 struct Inputs {
   Tensor query, key, value;
+  std::optional<Tensor> attn_bias;
+
+  /// The mask, with the tensor on top where there is one.
+  AttentionBias with(const AttentionBias& mask) const {
+    return attn_bias ? mask.add_bias(attn_bias->view()) : mask;
+  }
 };
 
 Result<Inputs> read_inputs(const std::string& path) {
   ATTUNE_ASSIGN(file, SafetensorsFile::read(path));
-  ATTUNE_ASSIGN(query, host_tensor(file, path, "query"));
-  ATTUNE_ASSIGN(key, host_tensor(file, path, "key"));
-  ATTUNE_ASSIGN(value, host_tensor(file, path, "value"));
-  return Inputs{std::move(query), std::move(key), std::move(value)};
+  ATTUNE_ASSIGN(query, input_tensor(file, path, "query"));
+  ATTUNE_ASSIGN(key, input_tensor(file, path, "key"));
+  ATTUNE_ASSIGN(value, input_tensor(file, path, "value"));
+  Inputs inputs{std::move(query), std::move(key), std::move(value), std::nullopt};
+  if (const StoredTensor* stored = file.find("attn_bias")) {
+    ATTUNE_ASSIGN(attn_bias, host_tensor(*stored, /*is_bias=*/true));
+    inputs.attn_bias = std::move(attn_bias);
+  }
+  return inputs;
+}
+
+Result<Inputs> to_device(const Inputs& host, Device device) {
+  ATTUNE_ASSIGN(query, to_device(host.query, device));
+  ATTUNE_ASSIGN(key, to_device(host.key, device));
+  ATTUNE_ASSIGN(value, to_device(host.value, device));
+  Inputs inputs{std::move(query), std::move(key), std::move(value), std::nullopt};
+  if (host.attn_bias) {
+    ATTUNE_ASSIGN(attn_bias, to_device(*host.attn_bias, device));
+    inputs.attn_bias = std::move(attn_bias);
+  }
+  return inputs;
 }
 
 struct Run {
@@ -185,23 +231,21 @@ double milliseconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
 }
 
-Result<Run> attend_on(const Inputs& host, Device device, const AttentionBias& bias,
+Result<Run> attend_on(const Inputs& host, Device device, const AttentionBias& mask,
                       const AttentionOptions& attention, int repeat) {
-  ATTUNE_ASSIGN(query, to_device(host.query, device));
-  ATTUNE_ASSIGN(key, to_device(host.key, device));
-  ATTUNE_ASSIGN(value, to_device(host.value, device));
-  const bool has_heads = query.view().rank == 4;
-  std::vector<std::int64_t> shape = shape_of(query.view());
-  const std::vector<std::int64_t> lse_shape{shape[0], has_heads ? shape[2] : 1, shape[1]};
-  shape.back() = value.view().shape[value.view().rank - 1];
-  Tensor output(query.view().dtype, device, shape);
-  Tensor lse(DType::f32, device, lse_shape);
+  ATTUNE_ASSIGN(inputs, to_device(host, device));
+  const AttentionBias bias = inputs.with(mask);
+  const MutableTensorView query = inputs.query.view();
+  std::vector<std::int64_t> shape = shape_of(query);
+  shape.back() = shape_of(inputs.value.view()).back();
+  Tensor output(attention.output_dtype.value_or(query.dtype), device, shape);
+  Tensor lse(DType::f32, device, shape_of(runtime::lse_like(query)));
   const MutableTensorView lse_view = lse.view();
 
   const auto timed_call = [&]() -> Result<double> {
     const auto begin = std::chrono::steady_clock::now();
-    memory_efficient_attention_forward(query.view(), key.view(), value.view(), output.view(), &lse_view, bias,
-                                       attention);
+    memory_efficient_attention_forward(query, inputs.key.view(), inputs.value.view(), output.view(),
+                                       &lse_view, bias, attention);
     if (device.type == DeviceType::cuda) ATTUNE_TRY(runtime::cuda_synchronize(device.index));
     return milliseconds_since(begin);
   };
@@ -245,9 +289,16 @@ std::vector<double> values_of(const Tensor& tensor) {
   return {elements.begin(), elements.end()};
 }
 
-reference::Judgement judge(const Inputs& host, const AttentionBias& bias, const AttendOptions& options,
+reference::Judgement judge(const Inputs& host, const AttentionBias& mask, const AttentionOptions& attention,
                            const Run& run) {
-  const reference::Inputs inputs{host.query.view(), host.key.view(), host.value.view(), bias, options.scale};
+  const reference::Inputs inputs{.query = host.query.view(),
+                                 .key = host.key.view(),
+                                 .value = host.value.view(),
+                                 .bias = host.with(mask),
+                                 .scale = attention.scale,
+                                 .p = attention.p,
+                                 .dropout = attention.dropout,
+                                 .output_dtype = attention.output_dtype};
   return reference::judge(inputs, reference::reference_attention(inputs), values_of(run.output),
                           values_of(run.lse));
 }
@@ -317,20 +368,18 @@ std::string report_text(const Run& run, const std::optional<reference::Judgement
 }
 
 Result<int> attend(const AttendOptions& options, bool as_json) {
-  ATTUNE_ASSIGN(bias, bias_of(options));
+  ATTUNE_ASSIGN(mask, mask_of(options));
   ATTUNE_ASSIGN(host, read_inputs(options.input));
-  const AttentionOptions attention{
-      .scale = options.scale, .stream = nullptr, .families = families_of(options.family)};
+  const AttentionOptions attention = attention_of(options);
   // The shapes are checked before a device is looked for.
-  const MutableTensorView query = host.query.view();
-  const TensorView views[] = {query, host.key.view(), host.value.view()};
-  ATTUNE_TRY(
-      runtime::check({views[0], views[1], views[2], nullptr, nullptr, /*with_lse=*/true, bias, attention}));
+  const TensorView views[] = {host.query.view(), host.key.view(), host.value.view()};
+  ATTUNE_TRY(runtime::check(
+      {views[0], views[1], views[2], nullptr, nullptr, /*with_lse=*/true, host.with(mask), attention}));
   ATTUNE_ASSIGN(device, parse_device(options.device));
-  ATTUNE_ASSIGN(run, attend_on(host, device, bias, attention, options.repeat));
+  ATTUNE_ASSIGN(run, attend_on(host, device, mask, attention, options.repeat));
   ATTUNE_TRY(write_result(options, run));
   std::optional<reference::Judgement> judged;
-  if (options.check) judged = judge(host, bias, options, run);
+  if (options.check) judged = judge(host, mask, attention, run);
   ATTUNE_TRY(as_json ? print_json(report_json(run, judged, device))
                      : print(report_text(run, judged, device, options)));
   return judged && !good(*judged) ? kWrongResult : kOk;
@@ -342,7 +391,13 @@ void add_attend(CLI::App& app, Session& session) {
   auto options = std::make_shared<AttendOptions>();
   CLI::App* command =
       app.add_subcommand("attend", "Attention over the tensors query, key and value of a .safetensors file");
-  command->add_option("FILE", options->input, "[B, M, H, K] or [B, M, K], F32, F16 or BF16")->required();
+  command
+      ->add_option(
+          "FILE", options->input,
+          "[B, M, H, K], [B, M, K] or [B, M, G, H, K], F32, F16 or BF16; key and value may have fewer "
+          "heads. A tensor attn_bias, [B or 1, H or 1, Mq or 1, Mkv], is added to the scores; a BOOL "
+          "one hides keys where it is false")
+      ->required();
   command->add_option("-o,--output", options->output, "Where output and lse go")->required();
   command->add_option("--bias", options->bias, "Which keys a query sees")
       ->check(CLI::IsMember({"none", "lower_triangular", "lower_triangular_from_bottom_right",
@@ -352,6 +407,12 @@ void add_attend(CLI::App& app, Session& session) {
   command->add_option("--window-left", options->window_left, "Of local_from_bottom_right");
   command->add_option("--window-right", options->window_right, "Of local_from_bottom_right");
   command->add_option("--scale", options->scale, "Factor of query * key; default K ** -0.5");
+  command->add_option("--p", options->p, "Dropout probability")->capture_default_str();
+  command->add_option("--seed", options->dropout.seed, "Of the dropout")->capture_default_str();
+  command->add_option("--offset", options->dropout.offset, "Calls that have drawn from the seed before")
+      ->capture_default_str();
+  command->add_option("--output-dtype", options->output_dtype, "Of the output; default the query's")
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}));
   command->add_option("--device", options->device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   command->add_option("--family", options->family, "Kernel family to force")
       ->check(CLI::IsMember({"automatic", "cpu", "simt", "mma", "sm90"}))

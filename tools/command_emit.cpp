@@ -11,6 +11,8 @@
 #include <nlohmann/json.hpp>
 
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 namespace attune::tools {
@@ -52,37 +54,66 @@ Result<int> emit_one(const EmitOptions& options, bool as_json) {
 
 // ---- Every candidate ----
 
-/// The oldest architecture that a row serves.
-Result<codegen::Arch> arch_of(const codegen::Candidate& candidate) {
-  if (candidate.family == kernel::Family::cpu) return codegen::cpu_arch(candidate.isa);
-  return codegen::cuda_arch(candidate.sm_min);
+/// A row with a problem that it fits, on the oldest architecture where it does.
+struct Sample {
+  const codegen::Candidate& candidate;
+  codegen::Problem problem;
+  codegen::Arch arch;
+  const char* traits;
+
+  std::string file_name() const {
+    return fmt::format("{}_{}_k{}_{}.{}", candidate.name, codegen::name_of(problem.dtype), problem.head_dim_v,
+                       traits, candidate.family == kernel::Family::cpu ? "cpp" : "cu");
+  }
+};
+
+std::optional<codegen::Arch> arch_of(const codegen::Candidate& candidate, const codegen::Problem& problem) {
+  if (candidate.family == kernel::Family::cpu) {
+    const auto arch = codegen::cpu_arch(candidate.isa);
+    return arch.ok() && codegen::fits(candidate, problem, *arch) ? std::optional(*arch) : std::nullopt;
+  }
+  for (int sm = candidate.sm_min; sm <= candidate.sm_max; ++sm) {
+    const auto arch = codegen::cuda_arch(sm);
+    if (arch.ok() && codegen::fits(candidate, problem, *arch)) return *arch;
+  }
+  return std::nullopt;
 }
 
-/// Problems that take every branch of a row's kernel: each dtype, with neither and with both edges, without
-/// and with the log-sum-exp, at the row's largest head_dim and at one that fills no vector.
-std::vector<codegen::Problem> problems_of(const codegen::Candidate& candidate) {
-  std::vector<codegen::Problem> problems;
+/// All that the row's kernels can do beyond plain attention.
+codegen::Problem with_every_feature(const codegen::Candidate& candidate, codegen::Problem problem) {
+  const auto takes = [&](codegen::Feature feature) { return (candidate.features & feature) != 0; };
+  if (takes(codegen::kWindow)) problem.window_left = problem.window_right = kernel::Edge::bounded;
+  if (takes(codegen::kVarlen)) problem.blocks = kernel::Blocks::varlen;
+  if (takes(codegen::kPaged)) problem.keys = kernel::Keys::paged;
+  if (takes(codegen::kBias)) problem.bias = kernel::Bias::f32;
+  if (takes(codegen::kDropout)) problem.dropout = kernel::Dropout::on;
+  problem.lse = kernel::Lse::write;
+  return problem;
+}
+
+/// Problems that take every branch of a row's kernel: each dtype, plain and with all that the row does, at
+/// its largest head_dim and at one that fills no vector.
+std::vector<Sample> samples_of(const codegen::Candidate& candidate) {
+  std::vector<Sample> samples;
+  const bool merge = candidate.operation == kernel::Operation::merge;
   for (const auto dtype : {kernel::DType::f32, kernel::DType::f16, kernel::DType::bf16}) {
-    if ((candidate.dtypes >> static_cast<int>(dtype) & 1u) == 0) continue;
-    for (const auto edge : {kernel::Edge::open, kernel::Edge::bounded}) {
-      for (const int head_dim : {candidate.head_dim_max, candidate.head_dim_max - 27}) {
-        problems.push_back({.dtype = dtype,
-                            .head_dim = head_dim,
-                            .head_dim_v = head_dim,
-                            .window_left = edge,
-                            .window_right = edge,
-                            .lse = edge == kernel::Edge::open ? kernel::Lse::skip : kernel::Lse::write,
-                            .align_bytes = head_dim == candidate.head_dim_max ? 16 : 2});
+    for (const int head_dim : {candidate.head_dim_max, candidate.head_dim_max - 27}) {
+      const codegen::Problem plain{.operation = candidate.operation,
+                                   .dtype = dtype,
+                                   .output_dtype = dtype,
+                                   .head_dim = merge ? 0 : head_dim,
+                                   .head_dim_v = head_dim,
+                                   .align_bytes = head_dim % 8 == 0 ? 16 : 2,
+                                   .boxes = head_dim % 8 == 0 ? 1 : 0};
+      for (const auto& [traits, problem] :
+           {std::pair{"plain", plain}, {"every", with_every_feature(candidate, plain)}}) {
+        if (const auto arch = arch_of(candidate, problem)) {
+          samples.push_back({candidate, problem, *arch, traits});
+        }
       }
     }
   }
-  return problems;
-}
-
-std::string file_name(const codegen::Candidate& candidate, const codegen::Problem& problem) {
-  return fmt::format("{}_{}_k{}_{}.{}", candidate.name, codegen::name_of(problem.dtype), problem.head_dim,
-                     problem.window_right == kernel::Edge::open ? "full" : "window",
-                     candidate.family == kernel::Family::cpu ? "cpp" : "cu");
+  return samples;
 }
 
 Result<int> emit_all(const EmitOptions& options, bool as_json) {
@@ -94,14 +125,13 @@ Result<int> emit_all(const EmitOptions& options, bool as_json) {
   }
   json files = json::array();
   for (const codegen::Candidate& candidate : codegen::candidates()) {
-    ATTUNE_ASSIGN(arch, arch_of(candidate));
-    for (const codegen::Problem& problem : problems_of(candidate)) {
-      const fs::path path = folder / file_name(candidate, problem);
-      ATTUNE_TRY(write_text(path, codegen::emit(codegen::spec_of(candidate, problem), arch)));
+    for (const Sample& sample : samples_of(candidate)) {
+      const fs::path path = folder / sample.file_name();
+      ATTUNE_TRY(write_text(path, codegen::emit(codegen::spec_of(candidate, sample.problem), sample.arch)));
       files.push_back({{"path", path.string()},
                        {"candidate", candidate.name},
-                       {"target", arch.target},
-                       {"problem", codegen::to_string(problem)}});
+                       {"target", sample.arch.target},
+                       {"problem", codegen::to_string(sample.problem)}});
     }
   }
   const std::size_t count = files.size();

@@ -7,6 +7,7 @@
 #include "runtime/engine.h"
 #include "tools/command.h"
 #include "tools/device_option.h"
+#include "tools/problem_list.h"
 #include "tools/table.h"
 
 #include <fmt/format.h>
@@ -78,9 +79,7 @@ Result<int> explain(const ExplainOptions& options, bool as_json) {
 void add_explain(CLI::App& app, Session& session) {
   auto options = std::make_shared<ExplainOptions>();
   CLI::App* command = app.add_subcommand("explain", "Which kernel a problem gets, and why");
-  command
-      ->add_option("--problem", options->problem, "\"dtype=f16 head_dim=64 window_right=bounded lse=write\"")
-      ->required();
+  command->add_option("--problem", options->problem, problem_help())->required();
   command->add_option("--arch", options->arch, "sm_90a, x86-64-v4, ... or native")->capture_default_str();
   command->add_flag("--source", options->source, "Print the generated source too");
   command->add_flag("--key", options->key, "Print what the key is made of");

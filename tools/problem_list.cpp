@@ -54,6 +54,15 @@ Result<std::vector<Line>> elements_of(std::string_view text, const std::string& 
 
 }  // namespace
 
+std::string problem_help() {
+  std::string fields;
+  codegen::Problem problem;
+  codegen::for_each_problem_field(problem, [&](std::string_view name, const auto&) {
+    fields += fmt::format("{}{}", fields.empty() ? "" : " ", name);
+  });
+  return "\"dtype=f16 head_dim=64 window_right=bounded lse=write\"; the fields are " + fields;
+}
+
 Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin) {
   const std::size_t begin = text.find_first_not_of(kSpaces);
   std::vector<Line> lines;

@@ -1,4 +1,4 @@
-// Lists of problems for `attune precompile`.
+// Problems on the command line, and lists of them for `attune precompile`.
 #pragma once
 
 #include "base/result.h"
@@ -9,6 +9,9 @@
 #include <vector>
 
 namespace attune::tools {
+
+/// What a --problem is, with every field's name; for help.
+std::string problem_help();
 
 /// Text is one problem a line, "dtype=f16 head_dim=64", with '#' before a comment; or a JSON array whose
 /// elements are such lines or objects, {"dtype": "f16", "head_dim": 64}. Repeated problems are dropped. Fails
