@@ -82,7 +82,7 @@ std::int64_t product(const std::vector<std::int64_t>& axes) {
 
 /// Heads of key or value, given the query's [heads] or [groups, heads]: as many, or fewer that serve several.
 std::vector<std::int64_t> random_fewer_heads(Random& random, std::vector<std::int64_t> heads) {
-  if (heads.size() == 1 && random.chance(0.45)) {
+  if (heads.size() == 1 && random.chance(0.6)) {
     int fewer = random.integer(1, static_cast<int>(heads[0]));
     while (heads[0] % fewer != 0) --fewer;
     heads[0] = fewer;
@@ -219,7 +219,9 @@ AttentionCase::AttentionCase(Random& random, const KernelClass& kernel_class, co
 
 void AttentionCase::draw_extents(Random& random) {
   const codegen::Problem& p = class_.problem;
-  plan_ = random_plan(random, mask_, kMostProducts / (p.head_dim + p.head_dim_v));
+  // Few pairs leave room for many heads.
+  const std::int64_t most_products = kMostProducts / random.pick({1, 4, 8});
+  plan_ = random_plan(random, mask_, most_products / (p.head_dim + p.head_dim_v));
   route_ = random.pick({Route::lists, Route::tables, Route::tables, Route::conversion});
   const HostTables tables = tables_of(plan_);
   if (route_ == Route::tables) {
@@ -234,7 +236,7 @@ void AttentionCase::draw_extents(Random& random) {
     for (std::size_t b = 0; b < plan_.q_lens.size(); ++b) pairs += plan_.q_lens[b] * plan_.k_lens[b];
   }
   const std::int64_t products = std::max<std::int64_t>(1, pairs * (p.head_dim + p.head_dim_v));
-  const auto most = static_cast<int>(std::clamp<std::int64_t>(kMostProducts / products, 1, 6));
+  const auto most = static_cast<int>(std::clamp<std::int64_t>(kMostProducts / products, 1, 8));
   query_heads_ = random_heads(random, most);
   const std::int64_t outputs = product(query_heads_) * plan_.len_q * p.head_dim_v;
   const std::int64_t fewest = outputs == 0 ? 1 : (kFewestOutputs + outputs - 1) / outputs;
@@ -329,14 +331,12 @@ void AttentionCase::draw_bias_tensor(Random& random, const Used& used) {
 
 void AttentionCase::describe() {
   const codegen::Problem& p = class_.problem;
-  const AttentionBias made = inputs().bias;
   constexpr std::string_view kFunctions[] = {
       "memory_efficient_attention_forward", "memory_efficient_attention",
       "memory_efficient_attention_forward_requires_grad", "memory_efficient_attention_partial"};
   constexpr std::string_view kRoutes[] = {"lists", "tables", "conversion"};
   const std::string tensor = has_bias_tensor_ ? std::string(name_of(p.bias)) : "none";
-  const bool named = made.name == "Tensor" || made.name == "LowerTriangularMaskWithTensorBias";
-  bias = named ? made.name : mask_.name;
+  bias = mask_.name;
   aspects = {{"bias", bias},
              {"bias tensor", tensor},
              {"type", std::string(name_of(p.dtype))},

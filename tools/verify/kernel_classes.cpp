@@ -86,9 +86,11 @@ Problem random_forward(Random& random, const Combination& drawn, int head_dim, i
                   .output_dtype = drawn.dtype,
                   .head_dim = head_dim,
                   .head_dim_v = random.chance(0.3) ? head_dim : head_dim_v,
-                  .bias = random.pick({none, none, none, none, f32, f16, bf16, boolean}),
+                  .bias = random.pick({f32, f16, bf16, boolean}),
                   .lse = random.pick({kernel::Lse::skip, kernel::Lse::write})};
   draw_mask(*drawn.mask, problem);
+  const WithTensor tensor = drawn.mask->tensor;
+  if (tensor == WithTensor::never || (tensor == WithTensor::maybe && random.chance(0.5))) problem.bias = none;
   if (random.chance(0.4)) problem.output_dtype = random.pick({DType::f32, DType::f16, DType::bf16});
   if (random.chance(0.3)) problem.dropout = kernel::Dropout::on;
   return problem;

@@ -13,6 +13,7 @@ using Plan = MaskPlan;
 using Tables = MaskTables;
 using enum Addressing;
 using enum Demand;
+using enum WithTensor;
 
 constexpr bool kOpen = false;
 constexpr bool kBound = true;
@@ -46,9 +47,15 @@ AttentionBias by_hand(AttentionBias bias, const Plan& p) {
 // clang-format off
 constexpr MaskClass kClasses[] = {
     {"None", whole, kOpen, kOpen, nothing,
-     [](const Plan&, const Tables&) { return AttentionBias(); }},
+     [](const Plan&, const Tables&) { return AttentionBias(); }, nullptr, nullptr, never},
+    {"Tensor", whole, kOpen, kOpen, nothing,
+     [](const Plan&, const Tables&) { return AttentionBias(); }, nullptr, nullptr, always},
     {"LowerTriangularMask", whole, kOpen, kBound, nothing,
-     [](const Plan&, const Tables&) -> AttentionBias { return LowerTriangularMask{}; }},
+     [](const Plan&, const Tables&) -> AttentionBias { return LowerTriangularMask{}; },
+     nullptr, nullptr, never},
+    {"LowerTriangularMaskWithTensorBias", whole, kOpen, kBound, nothing,
+     [](const Plan&, const Tables&) -> AttentionBias { return LowerTriangularMask{}; },
+     nullptr, nullptr, always},
     {"LowerTriangularFromBottomRightMask", whole, kOpen, kBound, nothing,
      [](const Plan&, const Tables&) -> AttentionBias { return LowerTriangularFromBottomRightMask{}; }},
     {"LowerTriangularFromBottomRightLocalAttentionMask", whole, kBound, kBound, nothing,
@@ -210,7 +217,7 @@ Window random_window(Random& random, const MaskClass& mask, int length) {
 
 /// Queries that make no more pairs with the keys than allowed, if one does.
 std::int64_t fewer(Random& random, std::int64_t queries, std::int64_t keys, std::int64_t most_pairs) {
-  if (queries * keys <= most_pairs) return queries;
+  if (keys == 0 || queries * keys <= most_pairs) return queries;
   return random.integer(1, static_cast<int>(std::max<std::int64_t>(1, most_pairs / keys)));
 }
 
@@ -320,6 +327,8 @@ bool serves(const codegen::Problem& problem, const MaskClass& mask) {
   using kernel::Edge;
   using kernel::Keys;
   const auto edge = [](bool bound) { return bound ? Edge::bounded : Edge::open; };
+  const bool with_tensor = problem.bias != kernel::Bias::none;
+  if (mask.tensor != maybe && (mask.tensor == always) != with_tensor) return false;
   const bool behind_pages = mask.keys == paged || mask.keys == paged_gappy;
   return problem.operation == kernel::Operation::forward && problem.window_left == edge(mask.left) &&
          problem.window_right == edge(mask.right) &&

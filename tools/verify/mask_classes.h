@@ -24,6 +24,9 @@ enum class Demand {
   last_query_sees_one,  // queries - window_size < keys
 };
 
+/// Does the class come with a dense tensor? Those of which it is no part take one by add_bias.
+enum class WithTensor { maybe, never, always };
+
 /// The numbers that make a mask, and the tensors' rows that go with them.
 struct MaskPlan {
   int len_q = 0;
@@ -64,6 +67,7 @@ struct MaskClass {
   Make from_lists;
   Make from_tables = nullptr;  // null: the class takes no lengths
   Make converted = nullptr;    // null: no other class becomes it
+  WithTensor tensor = WithTensor::maybe;
 };
 
 std::span<const MaskClass> mask_classes();
@@ -77,6 +81,7 @@ bool serves(const codegen::Problem& problem, const MaskClass& mask);
 /// blocks together is at most `most_pairs`, or that of a single short block.
 MaskPlan random_plan(Random& random, const MaskClass& mask, std::int64_t most_pairs);
 
+/// Without its tensor, if it has one.
 AttentionBias make_mask(const MaskClass& mask, Route route, const MaskPlan& plan, const MaskTables& tables);
 
 /// 0, 1, around the edges of tiles, or anything up to 160.
