@@ -168,6 +168,14 @@ class Lengths(unittest.TestCase):
                         lists[name][0].materialize(shape, dtype=np.float32),
                     )
 
+    def test_equal_lengths_can_be_split(self):
+        for kv_seqlen in (None, [2, 3]):
+            self.assertEqual(
+                len(BlockDiagonalMask.from_seqlens([2, 3], kv_seqlen).split(np.zeros((1, 5)))), 2
+            )
+        mixed = BlockDiagonalMask.from_seqlens([2, 3], np.array([2, 3]))
+        self.assertEqual(mixed.k_seqinfo.seqstart_py, [0, 2, 5])
+
     def test_no_blocks(self):
         self.assertEqual(
             BlockDiagonalMask.from_seqlens([]).materialize((0, 0), dtype=np.float32).shape, (0, 0)

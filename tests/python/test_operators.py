@@ -111,6 +111,25 @@ class Forced(unittest.TestCase):
             self.assertEqual(lines[6], f"`{op.NAME}` is not supported because:")
             self.assertEqual(lines[7], "    " + ON_CUDA)
 
+    def test_no_other_family_steps_in(self):
+        class TensorCores(fmha.AttentionFwOpBase):
+            NAME = "tensor cores"
+            FAMILIES = fmha.mma.FwOp.FAMILIES
+            SUPPORTED_DEVICES = {"cpu", "cuda"}
+
+        reasons = TensorCores.not_supported_reasons(Inputs(*self.inputs))
+        self.assertGreater(len(reasons), 0)
+        with self.assertRaises(ValueError) as raised:
+            memory_efficient_attention(*self.inputs, op=TensorCores)
+        self.assertEqual(str(raised.exception).splitlines()[7:], ["    " + reason for reason in reasons])
+
+    def test_what_its_family_refuses(self):
+        with self.assertRaises(ValueError) as raised:
+            memory_efficient_attention(*random_inputs(7, head_dim=600), op=fmha.cpu.FwOp)
+        lines = str(raised.exception).splitlines()
+        self.assertEqual(lines[6], "`cpu` is not supported because:")
+        self.assertEqual(lines[7], "    head_dim 600 is outside 1 to 512")
+
     def test_documented_pairs(self):
         for name in ("Cutlass", "CutlassFwdFlashBw", "FlashAttention", "Ck", "CkDecoder", ""):
             forward, backward = getattr(attune.ops, f"MemoryEfficientAttention{name}Op")

@@ -150,7 +150,8 @@ class BlockDiagonalMask(_SequenceMask):
         """From the lengths of each block; `kv_seqlen` defaults to `q_seqlen`. Raises ValueError for unequal counts and
         negative lengths."""
         q = _packed("q_seqlen", q_seqlen, device)
-        if kv_seqlen is None or isinstance(q_seqlen, list) and q_seqlen == kv_seqlen:
+        alike = isinstance(q_seqlen, list) and isinstance(kv_seqlen, list) and q_seqlen == kv_seqlen
+        if kv_seqlen is None or alike:
             return cls(q, q)
         return cls(q, _packed("kv_seqlen", kv_seqlen, device))
 
