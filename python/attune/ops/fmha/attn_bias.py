@@ -83,7 +83,7 @@ class LowerTriangularFromBottomRightLocalAttentionMask(LowerTriangularFromBottom
     _window_size: int
 
     def __post_init__(self):
-        self._window
+        self._window  # checks the reach
 
     @property
     def _window(self) -> Window:
@@ -98,7 +98,7 @@ class LocalAttentionFromBottomRightMask(AttentionBias):
     window_right: int
 
     def __post_init__(self):
-        self._window
+        self._window  # checks the reach
 
     @property
     def _window(self) -> Window:
@@ -252,7 +252,7 @@ class BlockDiagonalCausalLocalAttentionMask(BlockDiagonalCausalMask):
 
     def __post_init__(self):
         super().__post_init__()
-        self._window
+        self._window  # checks the reach
         for _, queries, keys in self._block_lengths():
             if queries - self._window_size >= keys:
                 raise RuntimeError(
@@ -273,7 +273,7 @@ class BlockDiagonalCausalLocalAttentionFromBottomRightMask(BlockDiagonalCausalFr
 
     def __post_init__(self):
         super().__post_init__()
-        self._window
+        self._window  # checks the reach
 
     @property
     def _window(self) -> Window:
@@ -364,7 +364,7 @@ class _LocalPaddedKeysMask(BlockDiagonalPaddedKeysMask):
 
     def __post_init__(self):
         super().__post_init__()
-        self._window
+        self._window  # checks the reach
 
     @classmethod
     def from_seqlens(cls, *arguments: Any, **keywords: Any) -> BlockDiagonalPaddedKeysMask:
