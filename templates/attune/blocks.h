@@ -48,7 +48,7 @@ ATTUNE_HD constexpr Block block_of(const ForwardParams& p, i32 index) {
     const i32 q_end = clamp(s.q_start[index + 1], q_begin, p.len_q);
     const i32 key_rows = S.keys == Keys::paged ? s.table_width * s.page_size.divisor : p.len_k;
     const i32 k_begin = clamp(s.k_start[index], 0, key_rows);
-    const i32 len_k = s.k_len != nullptr ? s.k_len[index] : s.k_start[index + 1] - k_begin;
+    const i32 len_k = s.k_len != nullptr ? s.k_len[index] : max(s.k_start[index + 1], k_begin) - k_begin;
     return {.index = index,
             .batch = 0,
             .q_begin = q_begin,
