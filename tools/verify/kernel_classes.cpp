@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 
 namespace attune::verify {
 namespace {
@@ -16,16 +17,20 @@ using kernel::Family;
 using kernel::kMaxHeadDim;
 
 constexpr int kMergeEvery = 12;  // one class in so many merges
+constexpr int kAttempts = 400;   // to draw a problem that a family has a kernel for
 constexpr DType kDTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+int well_known_head_dim(Random& random) {
+  return random.pick({8, 16, 32, 40, 48, 64, 64, 72, 80, 96, 128, 128, 160, 192, 256, 512});
+}
 
 /// 1 to kMaxHeadDim: every third one from the models that people run, the others from equal strata.
 std::vector<int> random_head_dims(Random& random, int count) {
-  Deck<int> well_known({8, 16, 32, 40, 48, 64, 64, 72, 80, 96, 128, 128, 160, 192, 256, 512});
   std::vector<int> dims(count);
   for (int i = 0; i < count; ++i) {
     const int first = i * kMaxHeadDim / count + 1;
     const int last = std::max(first, (i + 1) * kMaxHeadDim / count);
-    dims[i] = i % 3 == 2 ? well_known.deal(random) : random.integer(first, last);
+    dims[i] = i % 3 == 2 ? well_known_head_dim(random) : random.integer(first, last);
   }
   random.shuffle(dims);
   return dims;
@@ -93,28 +98,25 @@ Problem random_forward(Random& random, const Combination& drawn, int head_dim, i
   if (tensor == WithTensor::never || (tensor == WithTensor::maybe && random.chance(0.5))) problem.bias = none;
   if (random.chance(0.4)) problem.output_dtype = random.pick({DType::f32, DType::f16, DType::bf16});
   if (random.chance(0.3)) problem.dropout = kernel::Dropout::on;
+  problem.align_bytes = random_alignment(random, problem);
   return problem;
 }
 
-/// Gives the problem to a family that can run it: the wanted one, if need be with smaller head_dims, else one
-/// of the others.
-Result<KernelClass> assign(Random& random, Problem problem, const Combination& drawn,
-                           const codegen::Arch& arch, std::span<const Family> families) {
-  const Problem wanted = problem;
-  std::vector<Family> order{drawn.family};
-  order.insert(order.end(), families.begin(), families.end());
-  for (const Family family : order) {
-    for (int most = kMaxHeadDim; most >= 64; most /= 2) {
-      problem.head_dim = (wanted.head_dim - 1) % most + 1;
-      problem.head_dim_v = (wanted.head_dim_v - 1) % most + 1;
-      problem.align_bytes = random_alignment(random, problem);
-      problem.families = codegen::only(family);
-      if (codegen::not_supported_reasons(family, problem, arch).empty())
-        return KernelClass{problem, family, drawn.mask};
+/// Draws until the family has a kernel for it, at first with these head_dims. Nothing: it never has one for
+/// the combination.
+std::optional<KernelClass> random_class(Random& random, const Combination& drawn, int head_dim,
+                                        int head_dim_v, const codegen::Arch& arch) {
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    Problem problem = random_forward(random, drawn, head_dim, head_dim_v);
+    problem.families = codegen::only(drawn.family);
+    if (codegen::not_supported_reasons(drawn.family, problem, arch).empty()) {
+      return KernelClass{problem, drawn.family, drawn.mask};
     }
+    const bool well_known = random.chance(0.5);
+    head_dim = well_known ? well_known_head_dim(random) : random.integer(1, kMaxHeadDim);
+    head_dim_v = well_known ? well_known_head_dim(random) : random.integer(1, kMaxHeadDim);
   }
-  return unsupported(fmt::format("no family of this run has a kernel for {} on {}",
-                                 codegen::to_string(wanted), arch.target));
+  return std::nullopt;
 }
 
 }  // namespace
@@ -127,19 +129,22 @@ Result<std::vector<KernelClass>> random_classes(Random& random, int count, const
                                                 std::span<const Family> families) {
   const std::vector<int> head_dims = random_head_dims(random, count);
   const std::vector<int> head_dims_v = random_head_dims(random, count);
-  Deck<Combination> deck(combinations(families));
+  const std::vector<Combination> all = combinations(families);
+  Deck<Combination> deck(all);
   std::vector<KernelClass> classes;
-  for (int i = 0; i < count; ++i) {
+  for (std::size_t barren = 0; static_cast<int>(classes.size()) < count;) {
+    const std::size_t i = classes.size();
     if (i % kMergeEvery == kMergeEvery - 1) {
       const Problem problem = random_merge(random, head_dims_v[i]);
       ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
       classes.push_back({problem, choice.spec.family, nullptr});
       continue;
     }
-    const Combination& drawn = deck.deal(random);
-    const Problem problem = random_forward(random, drawn, head_dims[i], head_dims_v[i]);
-    ATTUNE_ASSIGN(assigned, assign(random, problem, drawn, arch, families));
-    classes.push_back(assigned);
+    const auto drawn = random_class(random, deck.deal(random), head_dims[i], head_dims_v[i], arch);
+    if (drawn) classes.push_back(*drawn);
+    if (!drawn && ++barren == all.size()) {
+      return unsupported(fmt::format("the families of this run have no kernels on {}", arch.target));
+    }
   }
   return classes;
 }

@@ -19,8 +19,8 @@ struct KernelClass {
 
 /// `count` classes. Every mask class meets every type and family as evenly as the count allows; head_dims and
 /// head_dim_vs spread evenly over 1 to 512, with those of well-known models among them; everything else is
-/// drawn independently. A family that cannot run a problem passes it on to the next one; fails with
-/// unsupported when none of them can.
+/// drawn independently, as far as the family goes; a mask that it has no kernel for is passed over. Fails
+/// with unsupported when the families have none for any.
 Result<std::vector<KernelClass>> random_classes(Random& random, int count, const codegen::Arch& arch,
                                                 std::span<const kernel::Family> families);
 
