@@ -38,7 +38,6 @@ void cuda_free(int, void*, void*) noexcept {}
 Result<const void*> cuda_upload(int, const void*, std::size_t, void*) {
   return absent();
 }
-void cuda_retire(int, const void*, std::size_t) noexcept {}
 Result<void> cuda_copy_on_device(int, void*, const void*, std::size_t, void*) {
   return absent();
 }

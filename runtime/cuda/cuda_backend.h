@@ -49,13 +49,9 @@ void cuda_free(int device_index, void* pointer, void* stream = nullptr) noexcept
 
 /// A new copy of host memory on the device, finished on return: any stream may read it. Waits for the
 /// stream's earlier work. Fails with environment, and leaves a capture unharmed, while the stream is being
-/// captured. Given up by cuda_retire.
+/// captured. Released by cuda_free, once no kernel reads it any more.
 Result<const void*> cuda_upload(int device_index, const void* host, std::size_t bytes,
                                 void* stream = nullptr);
-
-/// Gives up what cuda_upload returned, at any time: kernels on any stream may still read it. It is released
-/// by a later upload that has waited for the device, once enough has gathered for the wait to be worth it.
-void cuda_retire(int device_index, const void* uploaded, std::size_t bytes) noexcept;
 
 /// A copy within the device, ordered on the stream. Fails with environment.
 Result<void> cuda_copy_on_device(int device_index, void* to, const void* from, std::size_t bytes,

@@ -4,10 +4,6 @@
 
 #include <fmt/format.h>
 
-#include <map>
-#include <mutex>
-#include <vector>
-
 namespace attune::runtime {
 namespace {
 
@@ -21,39 +17,6 @@ Result<void> in_context(int device_index, const char* what, Work&& work) {
 
 CUdeviceptr address_of(const void* pointer) {
   return reinterpret_cast<CUdeviceptr>(pointer);
-}
-
-/// Device memory that nobody refers to any more, though kernels under way may still read it.
-class Retired {
- public:
-  void add(const void* pointer, std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    pointers_.push_back(pointer);
-    bytes_ += bytes;
-  }
-
-  /// Waits for the device and releases everything, when there is much of it. Memory that could not be waited
-  /// for, because some stream is being captured, stays.
-  void release(int device_index) {
-    const std::lock_guard lock(mutex_);
-    if (bytes_ < kWorthWaitingFor || !cuda_synchronize(device_index).ok()) return;
-    for (const void* pointer : pointers_) cuda_free(device_index, const_cast<void*>(pointer));
-    pointers_.clear();
-    bytes_ = 0;
-  }
-
- private:
-  static constexpr std::size_t kWorthWaitingFor = std::size_t{4} << 20;
-  std::mutex mutex_;
-  std::vector<const void*> pointers_;
-  std::size_t bytes_ = 0;
-};
-
-Retired& retired_of(int device_index) {
-  static std::mutex mutex;
-  static auto* devices = new std::map<int, Retired>;  // outlives every thread
-  const std::lock_guard lock(mutex);
-  return (*devices)[device_index];
 }
 
 }  // namespace
@@ -88,7 +51,6 @@ Result<const void*> cuda_upload(int device_index, const void* host, std::size_t 
       "a host list of sequence lengths or pages is not on the GPU yet and the stream is being captured into "
       "a graph: run the call once with the same bias before the capture begins, or give device tensors"));
   const RelaxedCapture relaxed(driver);
-  retired_of(device_index).release(device_index);
   ATTUNE_ASSIGN(copy, cuda_allocate(device_index, bytes, stream));
   auto copied =
       driver.check(driver.cuMemcpyHtoDAsync(address_of(copy), host, bytes, queue), "copying a list to a GPU");
@@ -98,10 +60,6 @@ Result<const void*> cuda_upload(int device_index, const void* host, std::size_t 
     return copied.failure();
   }
   return copy;
-}
-
-void cuda_retire(int device_index, const void* uploaded, std::size_t bytes) noexcept {
-  retired_of(device_index).add(uploaded, bytes);
 }
 
 Result<void> cuda_copy_on_device(int device_index, void* to, const void* from, std::size_t bytes,
