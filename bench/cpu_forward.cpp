@@ -1,13 +1,16 @@
 // The CPU kernel's speed, as a share of the FMA peak that the same machine shows in the same minute.
 //   bench_cpu_forward [--threads N] [--arch x86-64-v3|x86-64-v4] [--json]
 // Compiles each kernel anew, so the table also shows what a cold start costs.
+#include "attune/blocks.h"
 #include "attune/num.h"
+#include "attune/philox.h"
 #include "bench/fma_peak.h"
 #include "codegen/choose.h"
 #include "codegen/names.h"
 #include "runtime/cpu/cpu_backend.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -25,23 +28,50 @@
 namespace {
 
 using namespace attune;
+using kernel::Bias;
 using kernel::DType;
+
+/// What a case has beyond plain attention.
+struct With {
+  bool causal = false;
+  Bias bias = Bias::none;  // [queries, keys], of all heads
+  bool dropout = false;
+  int sequences = 0;  // 0: dense; of equal lengths
+  int page_size = 0;  // 0: contiguous
+};
 
 struct Case {
   DType dtype;
   int head_dim, len_q, len_k;
-  bool causal;
+  With with = {};
 };
 
 constexpr int kBatch = 1;
 constexpr int kHeads = 8;
 constexpr Case kCases[] = {
-    {DType::f32, 64, 1024, 1024, false},  {DType::f32, 64, 1024, 1024, true},
-    {DType::f16, 64, 1024, 1024, false},  {DType::f16, 64, 1024, 1024, true},
-    {DType::bf16, 64, 1024, 1024, false}, {DType::bf16, 64, 1024, 1024, true},
-    {DType::f32, 32, 1024, 1024, false},  {DType::f32, 40, 1024, 1024, false},
-    {DType::f32, 128, 1024, 1024, false}, {DType::f32, 256, 1024, 1024, false},
-    {DType::f32, 64, 1, 1024, false},     {DType::f32, 64, 1, 16384, false},
+    {DType::f32, 64, 1024, 1024},
+    {DType::f32, 64, 1024, 1024, {.causal = true}},
+    {DType::f16, 64, 1024, 1024},
+    {DType::f16, 64, 1024, 1024, {.causal = true}},
+    {DType::bf16, 64, 1024, 1024},
+    {DType::bf16, 64, 1024, 1024, {.causal = true}},
+    {DType::f32, 32, 1024, 1024},
+    {DType::f32, 40, 1024, 1024},
+    {DType::f32, 128, 1024, 1024},
+    {DType::f32, 256, 1024, 1024},
+    {DType::f32, 320, 1024, 1024},
+    {DType::f32, 512, 1024, 1024},
+    {DType::f16, 512, 1024, 1024},
+    {DType::f32, 64, 1, 1024},
+    {DType::f32, 64, 1, 16384},
+    {DType::f32, 64, 1024, 1024, {.bias = Bias::f32}},
+    {DType::f32, 64, 1024, 1024, {.bias = Bias::f16}},
+    {DType::f32, 64, 1024, 1024, {.bias = Bias::boolean}},
+    {DType::f32, 64, 1024, 1024, {.dropout = true}},
+    {DType::f32, 64, 1024, 1024, {.sequences = 4}},
+    {DType::f32, 64, 1024, 1024, {.sequences = 1, .page_size = 16}},
+    {DType::f32, 64, 1024, 1024, {.sequences = 1, .page_size = 256}},
+    {DType::f16, 64, 1024, 1024, {true, Bias::f16, true, 1, 16}},
 };
 
 struct Row {
@@ -75,9 +105,58 @@ std::vector<std::byte> tensor(DType dtype, int length, int head_dim, unsigned se
 }
 
 double visible_pairs(const Case& problem) {
-  const double all = double{1} * problem.len_q * problem.len_k;
-  return problem.causal ? problem.len_q * (problem.len_q + 1.0) / 2 : all;
+  const double all = double{1} * problem.len_q * problem.len_k / std::max(1, problem.with.sequences);
+  return problem.with.causal ? problem.len_q * (problem.len_q + 1.0) / 2 : all;
 }
+
+/// "causal bias=f16 dropout sequences=1 page=16"
+std::string text_of(const With& with) {
+  std::vector<std::string> words;
+  if (with.causal) words.push_back("causal");
+  if (with.bias != Bias::none) words.push_back(fmt::format("bias={}", codegen::name_of(with.bias)));
+  if (with.dropout) words.push_back("dropout");
+  if (with.sequences != 0) words.push_back(fmt::format("sequences={}", with.sequences));
+  if (with.page_size != 0) words.push_back(fmt::format("page={}", with.page_size));
+  return words.empty() ? "-" : fmt::format("{}", fmt::join(words, " "));
+}
+
+codegen::Problem problem_of(const Case& c) {
+  return {.dtype = c.dtype,
+          .output_dtype = c.dtype,
+          .head_dim = c.head_dim,
+          .head_dim_v = c.head_dim,
+          .window_right = c.with.causal ? kernel::Edge::bounded : kernel::Edge::open,
+          .blocks = c.with.sequences != 0 ? kernel::Blocks::varlen : kernel::Blocks::dense,
+          .keys = c.with.page_size != 0 ? kernel::Keys::paged : kernel::Keys::contiguous,
+          .bias = c.with.bias,
+          .dropout = c.with.dropout ? kernel::Dropout::on : kernel::Dropout::off};
+}
+
+/// The tables of equal sequences; the pages of all stand in reverse.
+struct Tables {
+  std::vector<int> q_start, k_start, k_len, pages;
+
+  explicit Tables(const Case& c) {
+    const int count = c.with.sequences;
+    for (int b = 0; b <= count && count != 0; ++b) {
+      q_start.push_back(c.len_q / count * b);
+      k_start.push_back(c.with.page_size != 0 ? 0 : c.len_k / count * b);
+      k_len.push_back(c.len_k / count);
+    }
+    for (int page = c.with.page_size == 0 ? 0 : c.len_k / c.with.page_size; page > 0; --page)
+      pages.push_back(page - 1);
+  }
+  kernel::Sequences view(const With& with) const {
+    if (with.sequences == 0) return {};
+    kernel::Sequences s{
+        .count = with.sequences, .q_start = q_start.data(), .k_start = k_start.data(), .k_len = k_len.data()};
+    if (with.page_size == 0) return s;
+    s.pages = pages.data();
+    s.table_width = static_cast<int>(pages.size()) / with.sequences;
+    s.page_size = kernel::make_divider(with.page_size);
+    return s;
+  }
+};
 
 double best_seconds(const std::function<void()>& work) {
   constexpr double kBudget = 1.0;
@@ -91,13 +170,7 @@ double best_seconds(const std::function<void()>& work) {
 }
 
 Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch& arch, int threads) {
-  const codegen::Problem wanted{
-      .dtype = problem.dtype,
-      .head_dim = problem.head_dim,
-      .head_dim_v = problem.head_dim,
-      .window_right = problem.causal ? kernel::Edge::bounded : kernel::Edge::open,
-  };
-  const codegen::Choice choice = must(codegen::choose(wanted, arch));
+  const codegen::Choice choice = must(codegen::choose(problem_of(problem), arch));
   const codegen::Unit unit =
       codegen::make_unit(choice.spec, arch, runtime::clang_compiler(arch), codegen::embedded_files());
   runtime::Image image;
@@ -106,6 +179,9 @@ Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch&
   const auto query = tensor(problem.dtype, problem.len_q, problem.head_dim, 1);
   const auto key = tensor(problem.dtype, problem.len_k, problem.head_dim, 2);
   const auto value = tensor(problem.dtype, problem.len_k, problem.head_dim, 3);
+  // All bits 0: adds nothing in any type. A boolean hides all, which costs the same.
+  const std::vector<std::byte> bias(std::size_t{4} * problem.len_q * problem.len_k);
+  const Tables tables(problem);
   std::vector<std::byte> output(query.size());
   const auto strides = [&](int length) {
     const long long row = kHeads * problem.head_dim;
@@ -123,8 +199,12 @@ Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch&
   params.heads = kHeads;
   params.len_q = problem.len_q;
   params.len_k = problem.len_k;
-  params.reach = kernel::make_reach(kernel::Anchor::top_left, -1, problem.causal ? 0 : -1);
+  params.reach = kernel::make_reach(kernel::Anchor::top_left, -1, problem.with.causal ? 0 : -1);
   params.window = kernel::window_of(params.reach, problem.len_q, problem.len_k);
+  params.sequences = tables.view(problem.with);
+  params.bias = bias.data();
+  params.bias_strides = {.query = problem.len_k, .key = 1};
+  params.dropout = kernel::make_dropout(0.1, 1, 2);
   params.scale = 1 / std::sqrt(static_cast<float>(problem.head_dim));
 
   // What a cache hit costs beyond the hot call: loading, and the pages that the first call touches.
@@ -145,10 +225,10 @@ Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch&
 }
 
 void print_table_row(const Row& row) {
-  fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:<6} {:>9.3f} {:>8.1f} {:>8.1f} {:>6.2f} {:>9.0f} {:>9.2f}\n",
+  fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:>9.3f} {:>8.1f} {:>8.1f} {:>6.2f} {:>9.0f} {:>9.2f}  {}\n",
              row.candidate, codegen::name_of(row.problem.dtype), row.problem.head_dim, row.problem.len_q,
-             row.problem.len_k, row.problem.causal ? "causal" : "none", row.milliseconds, row.gflops,
-             row.peak_gflops, row.gflops / row.peak_gflops, row.compile_ms, row.first_call_ms);
+             row.problem.len_k, row.milliseconds, row.gflops, row.peak_gflops, row.gflops / row.peak_gflops,
+             row.compile_ms, row.first_call_ms, text_of(row.problem.with));
 }
 
 nlohmann::json json_of(const Row& row) {
@@ -159,7 +239,7 @@ nlohmann::json json_of(const Row& row) {
           {"head_dim", row.problem.head_dim},
           {"len_q", row.problem.len_q},
           {"len_k", row.problem.len_k},
-          {"causal", row.problem.causal},
+          {"with", text_of(row.problem.with)},
           {"ms", row.milliseconds},
           {"gflops", row.gflops},
           {"peak_gflops", row.peak_gflops},
@@ -202,8 +282,8 @@ void run(const Options& options) {
   if (!options.json) {
     fmt::print("{}, {} thread(s); ms: best of one second; of peak: causal counts the triangle alone\n",
                arch.target, options.threads);
-    fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:<6} {:>9} {:>8} {:>8} {:>6} {:>9} {:>9}\n", "kernel",
-               "dtype", "K", "len_q", "len_k", "mask", "ms", "GFLOP/s", "peak", "ratio", "compile", "load");
+    fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:>9} {:>8} {:>8} {:>6} {:>9} {:>9}  {}\n", "kernel", "dtype",
+               "K", "len_q", "len_k", "ms", "GFLOP/s", "peak", "ratio", "compile", "load", "with");
   }
   for (const Case& problem : kCases) {
     const Row row = measure(problem, backend, arch, options.threads);

@@ -16,6 +16,7 @@ constexpr unsigned kAll = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16);
 constexpr unsigned kF32 = bit(DType::f32);
 constexpr unsigned kHalf = bit(DType::f16) | bit(DType::bf16);
 constexpr int kNewest = 999;
+constexpr unsigned kUnpaged = kEveryFeature & ~static_cast<unsigned>(kPaged);
 constexpr auto kForward = Operation::forward;
 constexpr unsigned kUneven = kWindow | kVarlen;
 constexpr auto kMerge = Operation::merge;
@@ -61,14 +62,15 @@ constexpr Candidate kCandidates[] = {
     {"merge_16x4_d64",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   16,   0,    0,    0,  0,  4,  4,  0},
     {"merge_8x4_d128",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  8,    0,    0,    0,  0,  4,  4,  0},
     {"merge_4x4_d512",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  4,    0,    0,    0,  0,  4,  4,  0},
-    {"cpu_avx512_f32",      kForward, Family::cpu,   0,   0,        Isa::avx512,  kF32,  kEveryFeature, 256,  48,   128,  0,    3,  8,  0,  0,  16},
+    {"cpu_avx512_f32",      kForward, Family::cpu,   0,   0,        Isa::avx512,  kF32,  kUnpaged,      512,  48,   128,  0,    3,  8,  0,  0,  16},
+    {"cpu_avx512_paged",    kForward, Family::cpu,   0,   0,        Isa::avx512,  kF32,  kEveryFeature, 256,  96,   128,  0,    3,  8,  0,  0,  16},
     {"cpu_avx512",          kForward, Family::cpu,   0,   0,        Isa::avx512,  kHalf, kEveryFeature, 256,  96,   64,   0,    3,  8,  0,  0,  16},
-    {"cpu_avx2_f32",        kForward, Family::cpu,   0,   0,        Isa::avx2,    kF32,  kEveryFeature, 256,  32,   96,   0,    2,  6,  0,  0,  8},
-    {"cpu_avx2",            kForward, Family::cpu,   0,   0,        Isa::avx2,    kHalf, kEveryFeature, 256,  64,   96,   0,    2,  6,  0,  0,  8},
-    {"cpu_avx512_d512",     kForward, Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512,  48,   32,   0,    3,  8,  0,  0,  16},
-    {"cpu_avx2_d512",       kForward, Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512,  32,   48,   0,    2,  6,  0,  0,  8},
-    {"cpu_avx512_merge",    Operation::merge, Family::cpu, 0, 0,    Isa::avx512,  kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  16},
-    {"cpu_avx2_merge",      Operation::merge, Family::cpu, 0, 0,    Isa::avx2,    kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  8},
+    {"cpu_avx512_d512",     kForward, Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512,  48,   64,   0,    3,  8,  0,  0,  16},
+    {"cpu_avx2_f32",        kForward, Family::cpu,   0,   0,        Isa::avx2,    kF32,  kUnpaged,      512,  32,   96,   0,    2,  6,  0,  0,  8},
+    {"cpu_avx2",            kForward, Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 256,  64,   96,   0,    2,  6,  0,  0,  8},
+    {"cpu_avx2_d512",       kForward, Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512,  32,   96,   0,    2,  6,  0,  0,  8},
+    {"cpu_avx512_merge",    kMerge,   Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  16},
+    {"cpu_avx2_merge",      kMerge,   Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  8},
 };
 // clang-format on
 

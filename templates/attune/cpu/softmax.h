@@ -39,6 +39,7 @@ ATTUNE_HD void load_bias(const ForwardTask<S>& task, i32 i, i32 rows, i32 j, i32
     if (r >= rows) {
       tile[r] = load<Floats<L>>(row);
     } else if (neighbours) {
+      __builtin_prefetch(bias + column[0] + 2 * L);  // rows are too many streams for the hardware to follow
       tile[r] = load_bias_as_float<S.bias, L>(bias + column[0]);
     } else {
 #pragma clang loop unroll(disable) vectorize(disable)
@@ -54,10 +55,10 @@ template <KernelSpec S>
 __attribute__((noinline)) void add_bias(const ForwardTask<S>& task, Queries queries, KeyRange keys) {
   constexpr i32 L = S.lanes;
 #pragma clang loop unroll(disable)
-  for (i32 j = keys.begin; j < keys.end; j += L) {
-    const i32 columns = min(L, keys.end - j);
+  for (i32 m = 0; m < queries.count; m += L) {
 #pragma clang loop unroll(disable)
-    for (i32 m = 0; m < queries.count; m += L) {
+    for (i32 j = keys.begin; j < keys.end; j += L) {
+      const i32 columns = min(L, keys.end - j);
       Floats<L> bias[L];
       load_bias<S>(task, queries.begin + m, min(L, queries.count - m), j, columns, bias);
 #pragma clang loop unroll(disable)

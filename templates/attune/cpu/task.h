@@ -4,6 +4,7 @@
 #include "attune/blocks.h"
 #include "attune/cpu/simd.h"
 #include "attune/params.h"
+#include "attune/philox.h"
 #include "attune/semantics.h"
 
 namespace attune::kernel {
@@ -17,6 +18,8 @@ struct alignas(64) ForwardScratch {
   static_assert(S.block_v == S.head_dim_v, "a task computes whole rows of the output");
   static_assert(S.block_m % (S.lanes * S.tile_m) == 0, "a block holds whole register tiles of queries");
   static_assert(S.block_n % S.tile_n == 0, "a block holds whole register tiles of keys");
+  static_assert(S.dropout == Dropout::off || S.block_n % kDropoutGroup == 0,
+                "a block holds whole groups of keys that share random bits");
   static constexpr i32 kTileQueries = S.lanes * S.tile_m;
   /// Neighbouring rows of float32 are read where they lie.
   static constexpr bool kCopied = S.dtype != DType::f32 || S.keys == Keys::paged;
