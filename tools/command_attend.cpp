@@ -408,8 +408,11 @@ void add_attend(CLI::App& app, Session& session) {
   command->add_option("--window-right", options->window_right, "Of local_from_bottom_right");
   command->add_option("--scale", options->scale, "Factor of query * key; default K ** -0.5");
   command->add_option("--p", options->p, "Dropout probability")->capture_default_str();
-  command->add_option("--seed", options->dropout.seed, "Of the dropout")->capture_default_str();
+  command->add_option("--seed", options->dropout.seed, "Of the dropout")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_option("--offset", options->dropout.offset, "Calls that have drawn from the seed before")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("--output-dtype", options->output_dtype, "Of the output; default the query's")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));

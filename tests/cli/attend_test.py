@@ -28,8 +28,9 @@ BIASES = [
 class Attend(CommandTest):
 
     def attend(self, problem, *options, code=0, **variables):
-        """Runs on the problem; returns the report, output and lse."""
-        source = problem.write(self.folder / "in.safetensors")
+        """Runs on the problem, or on tensors; returns the report, output and lse."""
+        source = self.folder / "in.safetensors"
+        write_safetensors(source, problem if isinstance(problem, dict) else problem.tensors())
         target = self.folder / "out.safetensors"
         report = self.attune_json("attend", source, "-o", target, "--repeat", 1, *options, code=code,
                                   **variables)
@@ -83,6 +84,63 @@ class Attend(CommandTest):
         self.assertEqual(result["lse"][1], [2, 1, 5])
         self.assertLess(worst(result["output"][2], expected), 1e-5)
         self.assertLess(worst(result["lse"][2], expected_lse), 1e-5)
+
+    def test_bias_tensors(self):
+        problem = Problem(batch=2, len_q=3, len_k=5, heads=2)
+        numbers = [(i * 7 % 11) / 4 - 1 for i in range(2 * 3 * 5)]  # [1, H, Mq, Mkv]
+        for dtype in ("F32", "F16", "BF16"):
+            with self.subTest(dtype=dtype):
+                tensors = problem.tensors() | {"attn_bias": (dtype, (1, 2, 3, 5), numbers)}
+                report, output, lse = self.attend(tensors, "--bias", "lower_triangular", "--check")
+                expected, expected_lse = problem.reference(
+                    lambda i, j: j <= i, added=lambda b, h, i, j: numbers[(h * 3 + i) * 5 + j])
+                self.assertTrue(report["correct"])
+                self.assertLess(worst(output[2], expected), 1e-5)
+                self.assertLess(worst(lse[2], expected_lse), 1e-5)
+        seen = [j != 2 for j in range(5)]  # a key that is padding
+        report, output, _ = self.attend(problem.tensors() | {"attn_bias": ("BOOL", (1, 5), seen)}, "--check")
+        self.assertTrue(report["correct"])
+        self.assertLess(worst(output[2], problem.reference(lambda i, j: j != 2)[0]), 1e-5)
+
+    def test_fewer_key_heads(self):
+        problem = Problem(heads=1, len_q=3, len_k=4)
+        tensors = problem.tensors()
+        dtype, shape, values = tensors["query"]
+        tensors["query"] = (dtype, (1, 3, 4, 8), [x for i in range(3) for _ in range(4)
+                                                  for x in values[i * 8:i * 8 + 8]])
+        report, output, lse = self.attend(tensors, "--check")
+        expected, expected_lse = problem.reference()
+        self.assertTrue(report["correct"])
+        self.assertEqual((output[1], lse[1]), ([1, 3, 4, 8], [1, 4, 3]))
+        for head in range(4):
+            self.assertLess(worst([output[2][(i * 4 + head) * 8 + d] for i in range(3) for d in range(8)],
+                                  expected), 1e-5)
+        self.assertLess(worst(lse[2], expected_lse * 4), 1e-5)
+
+    def test_groups(self):
+        tensors = {name: (dtype, (*shape[:2], 1, *shape[2:]), values)
+                   for name, (dtype, shape, values) in Problem().tensors().items()}
+        report, output, lse = self.attend(tensors, "--check")
+        self.assertTrue(report["correct"])
+        self.assertEqual((output[1], lse[1]), ([1, 5, 1, 2, 8], [1, 1, 2, 5]))
+        self.assertLess(worst(output[2], Problem().reference()[0]), 1e-5)
+
+    def test_dropout(self):
+        problem = Problem(len_q=20, len_k=40)
+        first, output, lse = self.attend(problem, "--p", 0.5, "--seed", 3, "--check")
+        self.assertTrue(first["correct"])
+        self.assertEqual(self.attend(problem, "--p", 0.5, "--seed", 3)[1], output)
+        self.assertNotEqual(self.attend(problem, "--p", 0.5, "--seed", 4)[1], output)
+        self.assertNotEqual(self.attend(problem, "--p", 0.5, "--seed", 3, "--offset", 1)[1], output)
+        self.assertLess(worst(lse[2], problem.reference()[1]), 1e-5)
+        self.assertEqual(set(self.attend(problem, "--p", 1)[1][2]), {0.0})
+
+    def test_output_dtype(self):
+        problem = Problem(dtype="F16")
+        report, output, _ = self.attend(problem, "--output-dtype", "f32", "--check")
+        self.assertTrue(report["correct"])
+        self.assertEqual(output[0], "F32")
+        self.assertLess(worst(output[2], problem.reference()[0]), 1e-3)
 
     def test_no_keys_and_no_queries(self):
         report, output, lse = self.attend(Problem(len_k=0), "--check")

@@ -67,15 +67,29 @@ class BadInput(CommandTest):
         self.refuse_tensors("query", query=("F32", (), [0]))
         self.refuse_tensors("query and key differ in rank", query=("F32", (1, 5, 16), [0] * 80))
         self.refuse_tensors("query", query=("F32", (1, 1, 5, 2, 8), [0] * 80))
-        self.refuse_tensors("rank 6", query=("F32", (1, 1, 1, 5, 2, 8), [0] * 80))
+        self.refuse_tensors("query: rank 6, expected [B, M, H, K]", query=("F32", (1, 1, 1, 5, 2, 8), [0] * 80))
+        self.refuse_tensors("query: rank 7, expected at most 6", query=("F32", (1, 1, 1, 1, 5, 2, 8), [0] * 80))
         self.refuse_tensors("incompatible shapes: query [1, 5, 2, 8], key [1, 7, 2, 4]",
                             key=("F32", (1, 7, 2, 4), [0] * 56))
         self.refuse_tensors("incompatible shapes", value=("F32", (1, 6, 2, 8), [0] * 96))
         self.refuse_tensors("head_dim", query=("F32", (1, 5, 2, 0), []), key=("F32", (1, 7, 2, 0), []))
 
     def test_head_dim_beyond_the_kernels(self):
-        Problem(len_q=1, len_k=1, heads=1, head_dim=257).write(self.source)
-        self.refuse("head_dim 257 is outside 1 to 256")
+        Problem(len_q=1, len_k=1, heads=1, head_dim=513).write(self.source)
+        self.refuse("head_dim 513 is outside 1 to 512")
+
+    def test_bias_tensors(self):
+        self.refuse_tensors("attn_bias: dtype I32, expected F32, F16, BF16 or BOOL",
+                            attn_bias=("I32", (5, 7), [0] * 35))
+        self.refuse_tensors("attn_bias: shape [5, 6], expected [1 or 1, 2 or 1, 5 or 1, 7]",
+                            attn_bias=("F32", (5, 6), [0] * 30))
+
+    def test_dropout(self):
+        for p in ("-0.5", "1.5", "nan"):
+            with self.subTest(p=p):
+                self.refuse("Invalid dropout probability: p=", "--p", p)
+        self.refuse("--seed", "--seed", "-1")
+        self.refuse("--output-dtype", "--output-dtype", "f64")
 
     def test_biases(self):
         self.refuse("--bias", "--bias", "upper_triangular")
@@ -99,7 +113,7 @@ class BadInput(CommandTest):
             with self.subTest(device=device):
                 self.refuse(f"--device {device}: expected auto, cpu, cuda or cuda:N", "--device", device)
         self.refuse("--family", "--family", "flash")
-        self.refuse("the call forces mma", "--device", "cpu", "--family", "mma")
+        self.refuse("the call allows mma alone", "--device", "cpu", "--family", "mma")
         self.assert_fails(2, "ATTUNE_BACKEND=gpu: expected one of auto, cuda, cpu", "attend", self.source,
                           "-o", self.target, ATTUNE_BACKEND="gpu")
         self.assert_fails(3, "ATTUNE_BACKEND=cuda forbids CPU tensors", "attend", self.source, "-o",

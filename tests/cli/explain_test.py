@@ -27,8 +27,8 @@ class Explain(CommandTest):
         self.assertEqual((told["family"], told["target"]), ("mma", "sm_90a"))
         told = self.attune_json("explain", "--problem", PROBLEM, "--arch", "sm_70")
         self.assertEqual(told["family"], "simt")
-        self.assertEqual(told["verdicts"][0]["family"], "mma")
-        self.assertIn("needs compute capability 8.0 or later", told["verdicts"][0]["reasons"][0])
+        reasons = {verdict["family"]: verdict["reasons"] for verdict in told["verdicts"]}
+        self.assertIn("needs compute capability 8.0 or later", reasons["mma"][0])
         if not finding("gpu compiler")["ok"]:  # the choice needs no compiler, the key does
             self.assertIsNone(told["key"])
             self.assertTrue(told["compiler_problem"])
@@ -43,6 +43,24 @@ class Explain(CommandTest):
         self.assertIn("no: ", text)
         self.assertNotIn("kSpec", text)
 
+    def test_every_field(self):
+        problem = ("dtype=f16 output_dtype=f32 head_dim=64 head_dim_v=40 blocks=varlen keys=paged bias=boolean "
+                   "dropout=on lse=write align_bytes=8 families=simt")
+        told = self.attune_json("explain", "--problem", problem, "--arch", "sm_90a")
+        self.assertEqual((told["problem"], told["family"]), (problem, "simt"))
+        self.assertEqual({name: told["spec"][name] for name in ("output_dtype", "blocks", "keys", "bias", "dropout")},
+                         {"output_dtype": "f32", "blocks": "varlen", "keys": "paged", "bias": "boolean",
+                          "dropout": "on"})
+        help_text = self.attune("explain", "--help").out
+        for word in problem.split():
+            self.assertIn(word.split("=")[0], help_text)
+
+    def test_a_merge(self):
+        problem = "operation=merge dtype=f16 head_dim_v=64 lse=write"
+        for arch, family in (("x86-64-v4", "cpu"), ("sm_80", "merge")):
+            told = self.attune_json("explain", "--problem", problem, "--arch", arch)
+            self.assertEqual((told["problem"], told["family"]), (problem, family))
+
     @needs_cpu
     def test_state_of_a_cached_kernel(self):
         self.attune("precompile", "--problem", PROBLEM, "--arch", "x86-64-v3")
@@ -55,9 +73,10 @@ class Explain(CommandTest):
         def refuse(text, problem, arch="x86-64-v4"):
             self.assert_fails(2, text, "explain", "--problem", problem, "--arch", arch)
 
-        refuse("head_dim 512 is outside 1 to 256", "dtype=f16 head_dim=512")
-        refuse("the call forces simt", "dtype=f16 head_dim=64 force=simt")
-        refuse("no f32 kernels", "dtype=f32 head_dim=64 force=mma", "sm_90a")
+        refuse("head_dim 513 is outside 1 to 512", "dtype=f16 head_dim=513")
+        refuse("the call allows simt alone", "dtype=f16 head_dim=64 families=simt")
+        refuse("no f32 kernels", "dtype=f32 head_dim=64 families=mma", "sm_90a")
+        refuse("problem: 'holes' is no value of keys", "head_dim=64 keys=holes")
         refuse("unknown architecture 'sm_91'", PROBLEM, "sm_91")
         refuse("head_dim=N is missing", "dtype=f16")
         self.assert_fails(2, "--problem is required", "explain")
@@ -81,8 +100,10 @@ class Emit(CommandTest):
         folder = self.folder / "kernels"
         report = self.attune_json("emit", "--all", "--out", folder)
         self.assertEqual(sorted(f["path"] for f in report["files"]), sorted(map(str, folder.iterdir())))
-        self.assertEqual({f["candidate"].split("_")[0] for f in report["files"]}, {"cpu", "simt", "mma"})
-        for name in ("forward_cpu.h", "forward_simt.cuh", "forward_mma.cuh"):
+        self.assertEqual({f["candidate"].split("_")[0] for f in report["files"]}, {"cpu", "simt", "mma", "sm90", "merge"})
+        self.assertEqual(len(report["files"]), len(set(f["path"] for f in report["files"])))
+        for name in ("forward_cpu.h", "merge_cpu.h", "forward_simt.cuh", "forward_mma.cuh", "forward_sm90.cuh",
+                     "merge.cuh"):
             self.assertTrue(any(name in path.read_text() for path in folder.iterdir()), name)
 
     def test_refusals(self):

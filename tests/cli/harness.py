@@ -111,13 +111,13 @@ def main():
 
 # ---- .safetensors, written here a second time so that the command's code is not its own judge ----
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I32": 4}
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I32": 4, "BOOL": 1}
 
 
 def encode(dtype, values):
     if dtype == "BF16":  # the upper half of a float32; the values of these tests are exact in it
         return b"".join(struct.pack("<f", value)[2:] for value in values)
-    letter = {"F32": "f", "F16": "e", "F64": "d", "I32": "i"}[dtype]
+    letter = {"F32": "f", "F16": "e", "F64": "d", "I32": "i", "BOOL": "?"}[dtype]
     return struct.pack(f"<{len(values)}{letter}", *values)
 
 
@@ -178,7 +178,7 @@ class Problem:
         write_safetensors(path, self.tensors())
         return path
 
-    def reference(self, visible=lambda i, j: True, scale=None):
+    def reference(self, visible=lambda i, j: True, scale=None, added=lambda b, h, i, j: 0):
         """Output [B, Mq, H, Kv] and lse [B, H, Mq], flat, in Python's float64."""
         scale = self.head_dim ** -0.5 if scale is None else scale
 
@@ -192,7 +192,7 @@ class Problem:
             for h in range(self.heads):
                 for i in range(self.len_q):
                     query = row(self.query, b, i, h, self.len_q, self.head_dim)
-                    scores = {j: scale * sum(x * y for x, y in zip(
+                    scores = {j: added(b, h, i, j) + scale * sum(x * y for x, y in zip(
                         query, row(self.key, b, j, h, self.len_k, self.head_dim)))
                               for j in range(self.len_k) if visible(i, j)}
                     if not scores:

@@ -79,14 +79,14 @@ class Precompile(CommandTest):
         self.assertEqual(len(self.entries()), 2)
 
     def test_one_failure_stops_nothing(self):
-        report = self.attune_json("precompile", "--problem", "dtype=f32 head_dim=300", "--problem", PROBLEM,
+        report = self.attune_json("precompile", "--problem", "dtype=f32 head_dim=600", "--problem", PROBLEM,
                                   code=1)
         self.assertEqual((report["failed"], report["compiled"]), (1, 1))
-        self.assertIn("head_dim 300 is outside 1 to 256", report["results"][0]["failure"])
+        self.assertIn("head_dim 600 is outside 1 to 512", report["results"][0]["failure"])
         self.assertEqual(len(self.entries()), 1)
-        text = self.attune("precompile", "--problem", "dtype=f32 head_dim=300", code=1).out
+        text = self.attune("precompile", "--problem", "dtype=f32 head_dim=600", code=1).out
         self.assertIn("failed ", text)
-        self.assertIn("head_dim 300", text)
+        self.assertIn("head_dim 600", text)
 
     def test_a_disk_that_takes_nothing_is_a_failure(self):
         blocker = self.folder / "blocker"
