@@ -95,7 +95,7 @@ class BadInput(CommandTest):
         self.refuse("--bias", "--bias", "upper_triangular")
         local = ("--bias", "lower_triangular_from_bottom_right_local")
         self.refuse("--bias lower_triangular_from_bottom_right_local needs --window-size N", *local)
-        self.refuse("window_size 0, expected `window_size > 0`", *local, "--window-size", 0)
+        self.refuse("Expected `window_size > 0`, but window_size=0", *local, "--window-size", 0)
         self.refuse("--bias none takes no --window-size N", "--window-size", 3)
         both = ("--bias", "local_from_bottom_right")
         self.refuse("needs --window-left N and --window-right N", *both, "--window-left", 3)
