@@ -99,7 +99,7 @@ class BadInput(CommandTest):
         self.refuse("--bias none takes no --window-size N", "--window-size", 3)
         both = ("--bias", "local_from_bottom_right")
         self.refuse("needs --window-left N and --window-right N", *both, "--window-left", 3)
-        self.refuse("expected both >= 0", *both, "--window-left", 3, "--window-right", -1)
+        self.refuse("expected `window_left >= 0` and `window_right >= 0`", *both, "--window-left", 3, "--window-right", -1)
         self.refuse("--window-size", *local, "--window-size", "many")
 
     def test_scales(self):
