@@ -5,12 +5,15 @@
 #include "tools/device_option.h"
 #include "tools/table.h"
 #include "tools/verify/masks.h"
+#include "tools/verify/numerics.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <memory>
+#include <optional>
+#include <vector>
 
 namespace attune::tools {
 namespace {
@@ -110,12 +113,62 @@ void add_masks(CLI::App* verify, Session& session) {
   });
 }
 
+// ---- verify numerics ----
+
+struct NumericsCommand {
+  std::uint64_t seed = 1;
+  int cases = 512;
+  std::optional<int> only;
+  std::string backend = "auto";
+  std::vector<std::string> families;
+};
+
+Family family_of(const std::string& name) {
+  if (name == "cpu") return Family::cpu;
+  if (name == "simt") return Family::simt;
+  return name == "mma" ? Family::mma : Family::sm90;
+}
+
+Result<int> verify_numerics(const NumericsCommand& command, bool as_json) {
+  ATTUNE_ASSIGN(device, parse_device(command.backend));
+  verify::NumericsOptions options{
+      .seed = command.seed, .cases = command.cases, .device = device, .only = command.only};
+  for (const std::string& name : command.families) options.families.push_back(family_of(name));
+  Progress progress(verify::numerics_steps(options));
+  options.progress = [&](const std::string& what) { progress.advance(what); };
+  ATTUNE_ASSIGN(report, verify::verify_numerics(options));
+  ATTUNE_TRY(as_json ? print_json(verify::json_of(report)) : print(verify::text_of(report)));
+  return report.ok() ? kOk : kWrongResult;
+}
+
+void add_numerics(CLI::App* verify, Session& session) {
+  auto options = std::make_shared<NumericsCommand>();
+  CLI::App* command =
+      verify->add_subcommand("numerics", "Random problems over the whole surface against float64");
+  command->add_option("--seed", options->seed, "Draws the same cases again")->capture_default_str();
+  command->add_option("--cases", options->cases, "How many")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--only", options->only, "Run this one of the cases alone")
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--family", options->families, "Kernel families, in turns; default all of the device")
+      ->delimiter(',')
+      ->expected(1)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->check(CLI::IsMember({"cpu", "simt", "mma", "sm90"}));
+  add_backend_option(command, options->backend);
+  command->callback([options, &session] {
+    session.action = [options, &session] { return verify_numerics(*options, session.json); };
+  });
+}
+
 }  // namespace
 
 void add_verify(CLI::App& app, Session& session) {
   CLI::App* command = app.add_subcommand("verify", "Check kernels against goldens and against float64");
   command->require_subcommand(1);
   add_masks(command, session);
+  add_numerics(command, session);
 }
 
 }  // namespace attune::tools

@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 
@@ -91,9 +92,10 @@ void Progress::advance(std::string_view what) {
 }
 
 std::string Progress::line(std::string_view what, Clock::time_point now) const {
+  const std::size_t total = std::max(total_, finished_);  // a total may be an estimate
   const std::chrono::duration<double> elapsed = now - begin_;
-  const auto left = elapsed / static_cast<double>(finished_) * static_cast<double>(total_ - finished_);
-  return fmt::format("[{}/{}] {}  {} left", finished_, total_, what.substr(0, kNameWidth),
+  const auto left = elapsed / static_cast<double>(finished_) * static_cast<double>(total - finished_);
+  return fmt::format("[{}/{}] {}  {} left", finished_, total, what.substr(0, kNameWidth),
                      duration_text(left));
 }
 

@@ -86,5 +86,20 @@ class VerifyMasks(CommandTest):
         self.assert_fails(2, "try `attune --help`", "verify")
 
 
+class VerifyNumerics(CommandTest):
+
+    @needs_cpu
+    def test_one_case(self):
+        arguments = ("verify", "numerics", "--seed", "7", "--cases", "40", "--only", "3", "--backend", "cpu")
+        report = self.attune_json(*arguments)
+        self.assertEqual((report["seed"], report["failures"]), (7, []))
+        self.assertIn("0 wrong", self.attune(*arguments).out)
+
+    def test_mistakes(self):
+        self.assert_fails(2, "--cases", "verify", "numerics", "--cases", "0")
+        self.assert_fails(2, "--family", "verify", "numerics", "--family", "cutlass")
+        self.assert_fails(2, "--only", "verify", "numerics", "--only", "-1")
+
+
 if __name__ == "__main__":
     main()
