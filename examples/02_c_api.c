@@ -30,7 +30,7 @@ int main(void) {
                            .shape = {1, HEADS, LEN},
                            .strides = {HEADS * LEN, LEN, 1}};
   attune_bias causal = ATTUNE_BIAS_INIT;
-  causal.kind = ATTUNE_BIAS_LOWER_TRIANGULAR;
+  causal.window_right = 0; /* no key to the right of the query's own position */
   for (int i = 0; i < LEN * HEADS * HEAD_DIM; ++i) value[i] = 1;
 
   const attune_status status = attune_memory_efficient_attention_forward(&q, &k, &v, &out, &l, &causal, NULL);
