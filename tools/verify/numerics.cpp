@@ -1,5 +1,6 @@
 #include "tools/verify/numerics.h"
 
+#include "codegen/emit.h"
 #include "codegen/names.h"
 #include "runtime/engine.h"
 #include "tools/console.h"
@@ -102,17 +103,13 @@ class Run {
     std::vector<Problem> problems;
     std::set<std::string> specs;
     for (const KernelClass& one : classes) {
-      std::string candidate;
+      classes_.push_back({one, ""});
+      if (options_.only && *options_.only % classes.size() != classes_.size() - 1) continue;
       for (const Problem& problem : problems_of(one)) {
         ATTUNE_ASSIGN(choice, codegen::choose(problem, arch_));
-        candidate = choice.candidate->name;
-        std::string spec;
-        kernel::for_each_field(choice.spec, [&](std::string_view, const auto& field) {
-          spec += fmt::format("{} ", static_cast<int>(field));
-        });
-        if (specs.insert(spec).second) problems.push_back(problem);
+        classes_.back().candidate = choice.candidate->name;
+        if (specs.insert(codegen::describe(choice.spec)).second) problems.push_back(problem);
       }
-      classes_.push_back({one, candidate});
     }
     report_.specs = specs.size();
     std::vector<Result<void>> results(problems.size(), done());
@@ -220,8 +217,8 @@ nlohmann::json json_of(const Tally& tally) {
 }  // namespace
 
 std::size_t numerics_steps(const NumericsOptions& options) {
-  // A merge has up to three kernels; a step too many only leaves the last percent undrawn.
-  return static_cast<std::size_t>(classes_of(options)) + (options.only ? 1 : options.cases);
+  // Classes may share a kernel, and a merge has up to three: good enough for a percentage.
+  return options.only ? 2 : static_cast<std::size_t>(classes_of(options)) + options.cases;
 }
 
 Result<NumericsReport> verify_numerics(const NumericsOptions& options) {
