@@ -1,5 +1,5 @@
-// The generated text of one kernel per family, as files: a change of the printer shows as a diff. To accept a
-// change, run this test with --update.
+// The generated text of one kernel per entry point, as files: a change of the printer shows as a diff. To
+// accept a change, run this test with --update.
 #include <cstring>
 #include <fstream>
 #include <sstream>
@@ -28,7 +28,12 @@ constexpr Golden kGoldens[] = {
     {"forward_cpu.txt", "x86-64-v4", "dtype=f32 head_dim=64 window_right=bounded lse=write"},
     {"forward_simt.txt", "sm_60", "dtype=f32 head_dim=40 head_dim_v=72"},
     {"forward_mma.txt", "sm_90a",
-     "dtype=bf16 head_dim=128 window_left=bounded window_right=bounded lse=write"},
+     "dtype=bf16 output_dtype=f32 head_dim=128 window_left=bounded window_right=bounded blocks=varlen "
+     "keys=paged "
+     "bias=boolean dropout=on lse=write"},
+    {"forward_sm90.txt", "sm_90a", "dtype=f16 head_dim=128 window_right=bounded lse=write boxes=1"},
+    {"merge_cpu.txt", "x86-64-v3", "operation=merge dtype=f32 output_dtype=f16 head_dim_v=64"},
+    {"merge_gpu.txt", "sm_80", "operation=merge dtype=f16 head_dim_v=128 lse=write"},
 };
 
 std::string path_of(const Golden& golden) {
