@@ -8,9 +8,12 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -640,6 +643,57 @@ TEST_CASE_FIXTURE(Packed, "a bias tensor beside sequences has all query rows and
   CHECK(message() == "accepted");
   bias = TensorView{numbers, DType::f32, {1, 3, 5, 7}};
   CHECK(message().starts_with("attn_bias: shape [1, 3, 5, 7], expected [1 or 1, 3 or 1, 5 or 1, 8]"));
+}
+
+TEST_CASE_FIXTURE(Packed, "arguments at random are refused with a reason or reduced within bounds") {
+  static float numbers[4096];
+  std::mt19937_64 random(1);
+  const auto odd_number = [&]() -> std::int64_t {
+    constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
+    constexpr std::int64_t kOdd[] = {
+        0, 1, 2, 3, 5, 7, 8, -1, -1000, 1LL << 29, 1 << 30, 1LL << 31, kMost, kMost / 3, -kMost, -kMost - 1};
+    return kOdd[random() % std::size(kOdd)];
+  };
+  const auto spoil = [&](auto& tensor) {
+    const auto axis = random() % kMaxRank;
+    switch (random() % 6) {
+      case 0: tensor.rank = static_cast<int>(odd_number()); break;
+      case 1: tensor.dtype = static_cast<DType>(random() % 8); break;
+      case 2: tensor.shape[axis] = odd_number(); break;
+      case 3: tensor.strides[axis] = odd_number(); break;
+      case 4: tensor.device.index = static_cast<int>(odd_number()); break;
+      default: tensor.data = numbers + random() % 64; break;
+    }
+  };
+  int accepted = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    Packed one;
+    one.bias = TensorView{numbers, DType::f32, {1, 3, 5, 8}};
+    one.page_size = random() % 3 == 0 ? odd_number() : 0;
+    one.count = random() % 9 == 0 ? odd_number() : 2;
+    if (random() % 4 == 0) one.q_starts[random() % 3] = static_cast<std::int32_t>(odd_number());
+    if (random() % 4 == 0) one.k_lens[random() % 2] = static_cast<std::int32_t>(odd_number());
+    if (random() % 4 == 0) one.tables[random() % 4] = static_cast<std::int32_t>(odd_number());
+    if (random() % 4 == 0) one.bias.window = {Window::Anchor::bottom_right, odd_number(), odd_number()};
+    switch (random() % 7) {
+      case 0: spoil(one.query); break;
+      case 1: spoil(one.key); break;
+      case 2: spoil(one.value); break;
+      case 3: spoil(one.output); break;
+      case 4: spoil(one.lse); break;
+      case 5: spoil(*one.bias.tensor); break;
+      default: break;
+    }
+    const std::string told = one.message();
+    REQUIRE_FALSE(told.empty());
+    if (told != "accepted") continue;
+    ++accepted;
+    const auto call = one.run();
+    CHECK(call->params.len_q == 5);
+    CHECK(call->params.groups * call->params.heads == 3);
+    CHECK(call->params.reach.left <= kernel::kMaxLength);
+  }
+  CHECK(accepted > 1000);
 }
 
 // ---- Merges ----
