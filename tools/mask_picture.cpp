@@ -15,8 +15,7 @@ constexpr std::array kBlockColours{Colour::green, Colour::yellow};
 /// Sorted, each once, without what lies on the rim.
 std::vector<std::int64_t> inner_borders(std::vector<std::int64_t> borders, std::int64_t end) {
   std::ranges::sort(borders);
-  const auto repeated = std::ranges::unique(borders);
-  borders.erase(repeated.begin(), repeated.end());
+  borders.erase(std::unique(borders.begin(), borders.end()), borders.end());
   std::erase_if(borders, [&](std::int64_t border) { return border <= 0 || border >= end; });
   return borders;
 }

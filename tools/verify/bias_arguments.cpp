@@ -109,7 +109,7 @@ const std::vector<BiasRoute>& all_routes() {
     names.insert(names.end(), {"block_tables", "page_size"});
     return names;
   };
-  static const std::vector<BiasRoute> kRoutes{
+  static const std::vector<BiasRoute> routes{
       {"LowerTriangularMask", "constructor", none,
        [](const json&) -> AttentionBias { return LowerTriangularMask{}; }},
       {"LowerTriangularFromBottomRightMask", "constructor", none,
@@ -191,7 +191,7 @@ const std::vector<BiasRoute>& all_routes() {
        "BlockDiagonalCausalWithOffsetGappyKeysMask.make_paged", cells,
        paged_cells<BlockDiagonalCausalWithOffsetGappyKeysMask>},
   };
-  return kRoutes;
+  return routes;
 }
 
 // ---- Checks ----
@@ -220,10 +220,11 @@ Result<void> check_names(const BiasRoute& route, const json& arguments) {
           fmt::format("{} needs {}; it takes {}", route.bias, argument.name, takes_text(route)));
     }
   }
-  for (const auto& [name, value] : arguments.items()) {
-    const auto is = [&](std::string_view spelled) { return argument_of(spelled).name == name; };
+  for (const auto& argument : arguments.items()) {
+    const auto is = [&](std::string_view spelled) { return argument_of(spelled).name == argument.key(); };
     if (std::ranges::none_of(route.takes, is)) {
-      return invalid_argument(fmt::format("{} has no {}; it takes {}", route.bias, name, takes_text(route)));
+      return invalid_argument(
+          fmt::format("{} has no {}; it takes {}", route.bias, argument.key(), takes_text(route)));
     }
   }
   return done();
