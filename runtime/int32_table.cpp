@@ -1,5 +1,6 @@
 // Int32Table: numbers that stand in a list of the host, on a device, or both.
 #include "attune/attn_bias.h"
+#include "attune/semantics.h"
 #include "runtime/check_tensors.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/raise.h"
@@ -21,8 +22,15 @@ std::int64_t table_size(const TensorView& tensor) {
   if (tensor.dtype != DType::i32) {
     refuse("a table of a bias (lengths, starts, block tables) must be an i32 tensor; convert it");
   }
+  if (tensor.rank < 1 || tensor.rank > 2) {
+    refuse("a table of a bias (lengths, starts, block tables) has rank {}, expected 1 or 2", tensor.rank);
+  }
   std::int64_t size = 1;
   for (int axis = tensor.rank - 1; axis >= 0; --axis) {
+    if (tensor.shape[axis] < 0 || tensor.shape[axis] > kernel::kMaxLength) {
+      refuse("a table of a bias (lengths, starts, block tables) has extent {} on axis {}, expected 0 to 2^29",
+             tensor.shape[axis], axis);
+    }
     if (tensor.shape[axis] > 1 && tensor.strides[axis] != size) {
       refuse(
           "a table of a bias (lengths, starts, block tables) must be contiguous, but axis {} has stride {}; "
@@ -32,6 +40,7 @@ std::int64_t table_size(const TensorView& tensor) {
     size *= tensor.shape[axis];
   }
   if (size > 0 && tensor.data == nullptr) refuse("a table of a bias has a null data pointer");
+  take(runtime::check_memory("a table of a bias", tensor));
   return size;
 }
 

@@ -211,6 +211,9 @@ static void test_refused_sequences(void) {
   CHECK(forward(&bias, NULL) == ATTUNE_INVALID_ARGUMENT);
   CHECK(strstr(attune_last_error(), "must be an i32 tensor") != NULL);
   q_starts = table(starts, 3);
+  q_starts.shape[0] = -3;
+  CHECK(forward(&bias, NULL) == ATTUNE_INVALID_ARGUMENT);
+  CHECK(strstr(attune_last_error(), "has extent -3 on axis 0, expected 0 to 2^29") != NULL);
   q_starts.rank = 7;
   CHECK_REFUSED(forward(&bias, NULL), "bias: q_starts has rank 7, expected 1");
 

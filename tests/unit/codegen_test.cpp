@@ -36,7 +36,8 @@ Problem half_problem() {
 constexpr const char* kArchs[] = {"sm_60", "sm_61",  "sm_70",   "sm_75",   "sm_80",     "sm_86",
                                   "sm_89", "sm_90a", "sm_100a", "sm_120a", "x86-64-v3", "x86-64-v4"};
 
-/// Each dtype plain, with a window, with dropout, and with all that a problem may have; head dims are open.
+/// Each dtype plain, with a window, with dropout, with packed sequences, and with all that a problem may
+/// have; head dims are open.
 std::vector<Problem> everything() {
   std::vector<Problem> problems;
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
@@ -45,9 +46,12 @@ std::vector<Problem> everything() {
     window.window_right = Edge::bounded;
     Problem dropout = plain;
     dropout.dropout = kernel::Dropout::on;
+    Problem varlen = plain;
+    varlen.blocks = kernel::Blocks::varlen;
     problems.insert(problems.end(), {plain,
                                      window,
                                      dropout,
+                                     varlen,
                                      {.dtype = dtype,
                                       .output_dtype = dtype,
                                       .window_left = Edge::bounded,
@@ -177,8 +181,8 @@ TEST_CASE("reasons name the features that a family lacks, and what it is not for
   problem.dropout = kernel::Dropout::on;
   problem.boxes = 1;
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
-        std::vector<std::string>{"no kernels with packed sequences", "no kernels with paged keys",
-                                 "no kernels with a bias tensor", "no kernels with dropout"});
+        std::vector<std::string>{"no kernels with paged keys", "no kernels with a bias tensor",
+                                 "no kernels with dropout"});
   CHECK(not_supported_reasons(Family::cpu, problem, hopper) ==
         std::vector<std::string>{"cpu kernels do not run on cuda tensors"});
   CHECK(not_supported_reasons(Family::merge, problem, hopper) ==
@@ -250,7 +254,7 @@ TEST_CASE("candidate names are unique and every row is the choice for something"
     }
   }
   for (const Candidate& row : candidates()) {
-    CHECK_MESSAGE(chosen.contains(row.name), row.name, " is never chosen: dead tuning data");
+    CHECK_MESSAGE(chosen.contains(row.name), std::string(row.name), " is never chosen: dead tuning data");
   }
 }
 
