@@ -1,5 +1,6 @@
 // The vector functions of CPU kernels against their scalar definitions, as the plugin compiles them.
 #include "attune/num.h"
+#include "attune/philox.h"
 #include "attune/semantics.h"
 #include "codegen/unit.h"
 #include "runtime/cpu/cpu_backend.h"
@@ -8,7 +9,9 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <vector>
@@ -48,9 +51,15 @@ extern "C" void transpose_of(float* x) {
 }
 constexpr KernelSpec kBoth{.window_left = Edge::bounded, .window_right = Edge::bounded};
 extern "C" void seen(const Window* window, int i, int j, int* y) {
-  Ints<L> lane;
-  for (i32 l = 0; l < L; ++l) lane[l] = l;
-  store(y, visible_lanes<kBoth>(*window, lane + i, j));
+  store(y, visible_lanes<kBoth>(*window, lane_numbers<L>() + i, j));
+}
+extern "C" void widen_boolean(const u8* x, float* y) { store(y, load_bias_as_float<Bias::boolean, L>(x)); }
+/// Four words of bits for each of L queries from `first` on, word by word; then who is kept by its odd half.
+extern "C" void bits_of_queries(const DropoutParams* p, int first, u32* y) {
+  const Words<L> query = __builtin_convertvector(lane_numbers<L>() + first, Words<L>);
+  const Philox<Words<L>> bits = dropout_bits<Words<L>>(*p, 3, 5, query, 7);
+  for (i32 w = 0; w < 4; ++w) store(y + w * L, bits.word[w]);
+  store(y + 4 * L, kept(*p, bits.word[2], 1));
 }
 )";
 
@@ -224,5 +233,36 @@ TEST_CASE("visible_lanes is visible, lane by lane") {
       }
     }
     CHECK(wrong == 0);
+  });
+}
+
+TEST_CASE("a vector of queries draws each query's bits") {
+  constexpr std::uint64_t kSeed = 0x9876543210fedcbaull;
+  const kernel::DropoutParams dropout = kernel::make_dropout(0.5, kSeed, 12);
+  on_every_isa([&](const Compiled& simd) {
+    const auto draw = reinterpret_cast<void (*)(const kernel::DropoutParams*, int, kernel::u32*)>(
+        simd.symbol("bits_of_queries"));
+    std::vector<kernel::u32> drawn(5 * simd.lanes);
+    int wrong = 0;
+    for (const int first : {0, 1, 1000, kernel::kMaxLength - 16}) {
+      draw(&dropout, first, drawn.data());
+      for (int i = 0; i < simd.lanes; ++i) {
+        const auto bits =
+            kernel::dropout_bits<kernel::u32>(dropout, 3, 5, static_cast<kernel::u32>(first + i), 7);
+        for (int w = 0; w < 4; ++w) wrong += drawn[w * simd.lanes + i] != bits.word[w];
+        wrong += drawn[4 * simd.lanes + i] != (kernel::kept(dropout, bits.word[2], 1) ? ~0u : 0u);
+      }
+    }
+    CHECK(wrong == 0);
+  });
+}
+
+TEST_CASE("every boolean but 0 widens to something else than 0") {
+  std::vector<std::uint8_t> all(256);
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::uint8_t>(i);
+  on_every_isa([&](const Compiled& simd) {
+    const auto wide = simd.map<std::uint8_t, float>("widen_boolean", all);
+    CHECK(wide[0] == 0);
+    CHECK(std::ranges::count(wide, 0.0f) == 1);
   });
 }
