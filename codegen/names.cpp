@@ -7,7 +7,7 @@ namespace attune::codegen {
 std::string text_of(Families families) {
   if (families == Families::any) return "any";
   std::string text;
-  for (std::size_t i = 0; i < EnumNames<kernel::Family>::values.size(); ++i) {
+  for (std::size_t i = 0; i < EnumNames<kernel::Family>::kValues.size(); ++i) {
     const auto family = static_cast<kernel::Family>(i);
     if (!contains(families, family)) continue;
     if (!text.empty()) text += '|';

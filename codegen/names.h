@@ -18,65 +18,65 @@ struct EnumNames;
 
 template <>
 struct EnumNames<kernel::Operation> {
-  static constexpr std::string_view type = "Operation";
-  static constexpr std::array<std::string_view, 2> values{"forward", "merge"};
+  static constexpr std::string_view kType = "Operation";
+  static constexpr std::array<std::string_view, 2> kValues{"forward", "merge"};
 };
 template <>
 struct EnumNames<kernel::Family> {
-  static constexpr std::string_view type = "Family";
-  static constexpr std::array<std::string_view, 5> values{"cpu", "simt", "mma", "sm90", "merge"};
+  static constexpr std::string_view kType = "Family";
+  static constexpr std::array<std::string_view, 5> kValues{"cpu", "simt", "mma", "sm90", "merge"};
 };
 template <>
 struct EnumNames<kernel::DType> {
-  static constexpr std::string_view type = "DType";
-  static constexpr std::array<std::string_view, 3> values{"f32", "f16", "bf16"};
+  static constexpr std::string_view kType = "DType";
+  static constexpr std::array<std::string_view, 3> kValues{"f32", "f16", "bf16"};
 };
 template <>
 struct EnumNames<kernel::Edge> {
-  static constexpr std::string_view type = "Edge";
-  static constexpr std::array<std::string_view, 2> values{"open", "bounded"};
+  static constexpr std::string_view kType = "Edge";
+  static constexpr std::array<std::string_view, 2> kValues{"open", "bounded"};
 };
 template <>
 struct EnumNames<kernel::Blocks> {
-  static constexpr std::string_view type = "Blocks";
-  static constexpr std::array<std::string_view, 2> values{"dense", "varlen"};
+  static constexpr std::string_view kType = "Blocks";
+  static constexpr std::array<std::string_view, 2> kValues{"dense", "varlen"};
 };
 template <>
 struct EnumNames<kernel::Keys> {
-  static constexpr std::string_view type = "Keys";
-  static constexpr std::array<std::string_view, 2> values{"contiguous", "paged"};
+  static constexpr std::string_view kType = "Keys";
+  static constexpr std::array<std::string_view, 2> kValues{"contiguous", "paged"};
 };
 template <>
 struct EnumNames<kernel::Bias> {
-  static constexpr std::string_view type = "Bias";
-  static constexpr std::array<std::string_view, 5> values{"none", "f32", "f16", "bf16", "boolean"};
+  static constexpr std::string_view kType = "Bias";
+  static constexpr std::array<std::string_view, 5> kValues{"none", "f32", "f16", "bf16", "boolean"};
 };
 template <>
 struct EnumNames<kernel::Dropout> {
-  static constexpr std::string_view type = "Dropout";
-  static constexpr std::array<std::string_view, 2> values{"off", "on"};
+  static constexpr std::string_view kType = "Dropout";
+  static constexpr std::array<std::string_view, 2> kValues{"off", "on"};
 };
 template <>
 struct EnumNames<kernel::Lse> {
-  static constexpr std::string_view type = "Lse";
-  static constexpr std::array<std::string_view, 2> values{"skip", "write"};
+  static constexpr std::string_view kType = "Lse";
+  static constexpr std::array<std::string_view, 2> kValues{"skip", "write"};
 };
 
 template <typename Enum>
 concept NamedEnum = requires {
-  EnumNames<Enum>::type;
+  EnumNames<Enum>::kType;
 };
 
 template <NamedEnum Enum>
 constexpr std::string_view name_of(Enum value) {
   const auto index = static_cast<std::size_t>(value);
-  return index < EnumNames<Enum>::values.size() ? EnumNames<Enum>::values[index] : "?";
+  return index < EnumNames<Enum>::kValues.size() ? EnumNames<Enum>::kValues[index] : "?";
 }
 
 /// The C++ spelling of the enumeration's type, for the printed source.
 template <NamedEnum Enum>
 constexpr std::string_view type_name_of(Enum) {
-  return EnumNames<Enum>::type;
+  return EnumNames<Enum>::kType;
 }
 
 // ---- The text of a field of a spec or a problem: an enumerator's name, a number, or a set "mma|simt" ----
@@ -95,7 +95,7 @@ bool parse_text(std::string_view text, int& value);
 bool parse_text(std::string_view text, Families& families);
 template <NamedEnum Enum>
 bool parse_text(std::string_view text, Enum& value) {
-  const auto& values = EnumNames<Enum>::values;
+  const auto& values = EnumNames<Enum>::kValues;
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (values[i] != text) continue;
     value = static_cast<Enum>(i);

@@ -16,7 +16,8 @@ int main() try {
 
   // Prompts of 5, 12 and 3 tokens on one axis, each causal.
   const auto prompts = attune::BlockDiagonalMask::from_seqlens({5, 12, 3});
-  const std::vector<float> query = tensor(20, heads), key = tensor(20, key_heads), value = key;
+  const std::vector<float> query = tensor(20, heads), key = tensor(20, key_heads),
+                           value = tensor(20, key_heads);
   const attune::Tensor output = attune::memory_efficient_attention(
       {query.data(), DType::f32, {1, 20, heads, head_dim}},
       {key.data(), DType::f32, {1, 20, key_heads, head_dim}},

@@ -1,39 +1,18 @@
 // The C++ API on the CPU: what each function returns, in which type and shape, and what a hot call costs.
-#include <atomic>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <limits>
-#include <new>
 #include <string>
 #include <vector>
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "attune/attune.h"
+#include "tests/unit/allocations.h"
 
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
 using namespace attune;
-
-namespace {
-std::atomic<long> allocations{0};
-}  // namespace
-
-// NOLINTBEGIN(misc-new-delete-overloads): the other forms call these. Not inlined: GCC would see free() meet
-// new.
-__attribute__((noinline)) void* operator new(std::size_t bytes) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  if (void* memory = std::malloc(bytes == 0 ? 1 : bytes)) return memory;
-  throw std::bad_alloc();
-}
-__attribute__((noinline)) void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-__attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-// NOLINTEND(misc-new-delete-overloads)
 
 namespace {
 
@@ -267,9 +246,9 @@ TEST_CASE_FIXTURE(Inputs, "a hot call allocates nothing, with sequences or witho
       memory_efficient_attention_forward(packed_query, packed_key, packed_key, output, nullptr, bias);
     };
     call();
-    const long before = allocations.load();
+    const long before = test::allocations();
     call();
-    CHECK(allocations.load() == before);
+    CHECK(test::allocations() == before);
   }
 }
 
