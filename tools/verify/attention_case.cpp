@@ -141,10 +141,17 @@ class BiasElements {
   bool row_is_hidden_ = false;
 };
 
-GuardedTensor random_tensor(Random& random, DType dtype, const std::vector<std::int64_t>& shape,
-                            int align_bytes, double spread) {
-  const int rank = static_cast<int>(shape.size());
-  GuardedTensor tensor(dtype, shape, random_layout(random, dtype, rank, align_bytes, Access::read));
+/// Any layout that the class's kernel takes.
+Layout layout_for(Random& random, const codegen::Problem& p, DType dtype, int rank, Access access) {
+  if (p.boxes != 0) return random_box_layout(random, dtype, rank);
+  return random_layout(random, dtype, rank, p.align_bytes, access);
+}
+
+GuardedTensor random_tensor(Random& random, const codegen::Problem& p, const std::vector<std::int64_t>& shape,
+                            double spread) {
+  const DType dtype = public_dtype(p.dtype);
+  GuardedTensor tensor(dtype, shape,
+                       layout_for(random, p, dtype, static_cast<int>(shape.size()), Access::read));
   Normal normal(random);
   tensor.fill([&] { return static_cast<float>(spread) * normal(); });
   return tensor;
@@ -221,7 +228,9 @@ void AttentionCase::draw_extents(Random& random) {
   const codegen::Problem& p = class_.problem;
   // Few pairs leave room for many heads.
   const std::int64_t most_products = kMostProducts / random.pick({1, 4, 8});
-  plan_ = random_plan(random, mask_, most_products / (p.head_dim + p.head_dim_v));
+  do {
+    plan_ = random_plan(random, mask_, most_products / (p.head_dim + p.head_dim_v));
+  } while (p.boxes != 0 && plan_.len_k == 0);  // a copy engine takes no tensor without rows
   route_ = random.pick({Route::lists, Route::tables, Route::tables, Route::conversion});
   const HostTables tables = tables_of(plan_);
   if (route_ == Route::tables) {
@@ -270,20 +279,19 @@ void AttentionCase::draw_options(Random& random) {
 
 void AttentionCase::draw_tensors(Random& random) {
   const codegen::Problem& p = class_.problem;
-  const DType dtype = public_dtype(p.dtype);
   key_heads_ = random_fewer_heads(random, query_heads_);
   value_heads_ = query_heads_.size() == 2 ? random_fewer_heads(random, query_heads_) : key_heads_;
+  if (p.boxes != 0 && query_heads_.size() == 2) {  // keys are shared within groups, or not at all
+    key_heads_[0] = query_heads_[0];
+    value_heads_ = key_heads_;
+  }
 
-  query = random_tensor(random, dtype, shape_of(batch_, plan_.len_q, query_heads_, p.head_dim), p.align_bytes,
-                        score_spread_);
-  key = random_tensor(random, dtype, shape_of(batch_, plan_.len_k, key_heads_, p.head_dim), p.align_bytes,
-                      score_spread_);
-  value = random_tensor(random, dtype, shape_of(batch_, plan_.len_k, value_heads_, p.head_dim_v),
-                        p.align_bytes, value_spread_);
+  query = random_tensor(random, p, shape_of(batch_, plan_.len_q, query_heads_, p.head_dim), score_spread_);
+  key = random_tensor(random, p, shape_of(batch_, plan_.len_k, key_heads_, p.head_dim), score_spread_);
+  value = random_tensor(random, p, shape_of(batch_, plan_.len_k, value_heads_, p.head_dim_v), value_spread_);
   const DType output_dtype = public_dtype(p.output_dtype);
-  output =
-      GuardedTensor(output_dtype, shape_of(batch_, plan_.len_q, query_heads_, p.head_dim_v),
-                    random_layout(random, output_dtype, query.view().rank, p.align_bytes, Access::write));
+  output = GuardedTensor(output_dtype, shape_of(batch_, plan_.len_q, query_heads_, p.head_dim_v),
+                         layout_for(random, p, output_dtype, query.view().rank, Access::write));
   std::vector<std::int64_t> lse_shape = heads_or_one();
   lse_shape.insert(lse_shape.begin(), batch_);
   lse_shape.push_back(plan_.len_q);

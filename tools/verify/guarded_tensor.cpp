@@ -68,6 +68,19 @@ Layout random_layout(Random& random, DType dtype, int rank, int align_bytes, Acc
   return layout;
 }
 
+Layout random_box_layout(Random& random, DType dtype, int rank) {
+  Layout layout;
+  layout.granule = 16 / item_bytes(dtype);
+  const bool heads_first = rank > 3 && random.chance(0.4);
+  if (heads_first)
+    std::rotate(layout.order.begin() + 1, layout.order.begin() + 2, layout.order.begin() + rank - 1);
+  for (int axis = 0; axis < rank; ++axis) {
+    const bool heads_of_groups = rank == 5 && axis == 3;  // groups and heads are walked with one stride
+    if (!heads_of_groups && random.chance(0.5)) layout.gap[axis] = layout.granule * random.integer(1, 5);
+  }
+  return layout;
+}
+
 Layout random_strides(Random& random, int rank) {
   Layout layout;
   layout.offset = random.integer(0, 3);

@@ -32,6 +32,8 @@ enum class Access { read, write };
 /// Any layout with a last stride of 1 whose rows are aligned to `align_bytes`, a power of two up to 16, and
 /// below 16 to no more. Only a tensor that is read is broadcast.
 Layout random_layout(Random& random, DType dtype, int rank, int align_bytes, Access access);
+/// A layout that a tensor copy engine takes (runtime/boxes.h).
+Layout random_box_layout(Random& random, DType dtype, int rank);
 
 /// Any layout at all, for a tensor that is read element by element.
 Layout random_strides(Random& random, int rank);

@@ -74,6 +74,16 @@ int random_alignment(Random& random, const Problem& p) {
   return std::min(std::max(random.pick({16, 16, 16, 8, 4, 2}), size_of(p.dtype)), possible);
 }
 
+/// What the sm90 family wants of every problem.
+void suit_sm90(Problem& problem) {
+  const auto suitable = [](int head_dim) { return std::min((head_dim + 7) / 8 * 8, 256); };
+  problem.head_dim = suitable(problem.head_dim);
+  problem.head_dim_v = suitable(problem.head_dim_v);
+  problem.output_dtype = problem.dtype;
+  problem.align_bytes = 16;
+  problem.boxes = 1;
+}
+
 Problem random_merge(Random& random, int head_dim_v) {
   Problem problem{.operation = kernel::Operation::merge,
                   .dtype = random.pick({DType::f32, DType::f16, DType::bf16}),
@@ -99,6 +109,7 @@ Problem random_forward(Random& random, const Combination& drawn, int head_dim, i
   if (random.chance(0.4)) problem.output_dtype = random.pick({DType::f32, DType::f16, DType::bf16});
   if (random.chance(0.3)) problem.dropout = kernel::Dropout::on;
   problem.align_bytes = random_alignment(random, problem);
+  if (drawn.family == Family::sm90) suit_sm90(problem);
   return problem;
 }
 
