@@ -22,6 +22,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <set>
 
 using namespace attune;
 using namespace attune::reference;
@@ -528,4 +529,22 @@ TEST_CASE("every class of masks meets every type, and every head_dim is near a d
   CHECK(dims.front() <= 8);
   CHECK(dims.back() >= 505);
   for (std::size_t i = 1; i < dims.size(); ++i) CHECK(dims[i] - dims[i - 1] <= 12);
+}
+
+TEST_CASE("GPU families draw every class of masks, and nothing that they have no kernel for") {
+  Random random(test_seed(), 7);
+  const codegen::Arch hopper = *codegen::cuda_arch(90);
+  for (const kernel::Family family : {kernel::Family::simt, kernel::Family::mma}) {
+    std::set<const MaskClass*> masks;
+    const kernel::Family families[] = {family};
+    const auto classes = random_classes(random, 256, hopper, families);
+    REQUIRE(classes.ok());
+    for (const KernelClass& one : *classes) {
+      masks.insert(one.mask);
+      const auto choice = codegen::choose(one.problem, hopper);
+      REQUIRE(choice.ok());
+      CHECK(choice->spec.family == (one.mask == nullptr ? kernel::Family::merge : family));
+    }
+    CHECK(masks.size() == mask_classes().size() + 1);  // and merges
+  }
 }

@@ -119,7 +119,7 @@ class BiasElements {
         spread_(random.pick({1.0, 1.0, 0.1, 8.0})),
         hidden_(boolean ? random.pick({0.05, 0.5, 0.95}) : random.pick({0.0, 0.0, 0.2})),
         hidden_rows_(random.pick({0.0, 0.0, 0.2})),
-        // What programs without -inf use for "hidden".
+        // As programs without -inf hide keys: the weight is 0, but for a row that sees no other key.
         lowered_(boolean ? 0.0 : random.pick({0.0, 0.0, 0.1})) {}
 
   float operator()() {
@@ -127,7 +127,7 @@ class BiasElements {
     const bool hides = row_is_hidden_ || random_.chance(hidden_);
     if (boolean_) return hides ? 0.0f : 1.0f;
     if (hides) return -std::numeric_limits<float>::infinity();
-    if (random_.chance(lowered_)) return -1e4f;
+    if (random_.chance(lowered_)) return -200.0f;
     return static_cast<float>(spread_) * normal_();
   }
 

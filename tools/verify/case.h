@@ -95,7 +95,11 @@ class MergeCase : public Case {
   reference::MergeInputs inputs() const;
 
  private:
+  void draw_lse(Random& random);
+  void draw_attn(Random& random);
   void poison_hidden();
+  void describe();
+  std::vector<std::int64_t> lse_shape(int len) const;
   std::vector<Part> parts() const;
   bool writes_lse() const { return class_.problem.lse == kernel::Lse::write; }
 
@@ -103,7 +107,10 @@ class MergeCase : public Case {
   bool stacked_ = false;
   bool into_ = false;
   int chunks_ = 1;
-  std::vector<GuardedTensor> attn_, lse_;  // one of each when stacked
+  int batch_ = 1, len_ = 1;
+  std::vector<std::int64_t> heads_;                        // [], [H] or [G, H]
+  double value_spread_ = 1, lse_spread_ = 1, hidden_ = 0;  // hidden: rows of a chunk that saw no key
+  std::vector<GuardedTensor> attn_, lse_;                  // one of each when stacked
   GuardedTensor output_, lse_out_;
 };
 

@@ -153,7 +153,8 @@ Result<std::vector<KernelClass>> random_classes(Random& random, int count, const
     }
     const auto drawn = random_class(random, deck.deal(random), head_dims[i], head_dims_v[i], arch);
     if (drawn) classes.push_back(*drawn);
-    if (!drawn && ++barren == all.size()) {
+    barren = drawn ? 0 : barren + 1;
+    if (barren == 2 * all.size()) {  // which hold a whole deck
       return unsupported(fmt::format("the families of this run have no kernels on {}", arch.target));
     }
   }

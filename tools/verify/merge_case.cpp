@@ -56,68 +56,65 @@ std::vector<TensorView> views_of(const std::vector<GuardedTensor>& tensors) {
 }  // namespace
 
 MergeCase::MergeCase(Random& random, const KernelClass& kernel_class) : class_(kernel_class) {
-  const codegen::Problem& p = class_.problem;
   chunks_ = random_chunks(random);
   stacked_ = random.chance(0.5);
   into_ = chunks_ > kernel::kMaxChunks || random.chance(0.5);  // rounds share kernels if all align alike
-  std::vector<std::int64_t> heads(random.pick({0, 1, 1, 1, 2, 2}));
-  for (std::int64_t& axis : heads) axis = random.integer(1, 3);
-  const std::vector<std::int64_t> lse_heads = heads.empty() ? std::vector<std::int64_t>{1} : heads;
-  const std::int64_t len = random.chance(0.05) ? 0 : random.chance(0.2) ? 1 : random.integer(2, 40);
-  const std::int64_t fewest =
-      std::max<std::int64_t>(1, kFewestOutputs / (std::max<std::int64_t>(1, len) * p.head_dim_v));
-  const std::int64_t batch = random.chance(0.05) ? 0 : random.integer(0, 2) + fewest;
+  heads_.resize(random.pick({0, 1, 1, 1, 2, 2}));
+  for (std::int64_t& axis : heads_) axis = random.integer(1, 3);
+  len_ = random.chance(0.05) ? 0 : random.chance(0.2) ? 1 : random.integer(2, 40);
+  const int outputs = std::max(1, len_) * class_.problem.head_dim_v;
+  batch_ = random.chance(0.05) ? 0 : random.integer(0, 2) + std::max(1, kFewestOutputs / outputs);
+  draw_lse(random);
+  draw_attn(random);
+  poison_hidden();
+  describe();
+}
 
+/// [B, H, M] or [B, G, H, M].
+std::vector<std::int64_t> MergeCase::lse_shape(int len) const {
+  std::vector<std::int64_t> shape = heads_.empty() ? std::vector<std::int64_t>{1} : heads_;
+  shape.insert(shape.begin(), batch_);
+  shape.push_back(len);
+  return shape;
+}
+
+void MergeCase::draw_lse(Random& random) {
+  lse_spread_ = random.pick({1.0, 5.0, 100.0});
+  hidden_ = random.pick({0.0, 0.1, 0.6});
+  const double shift = 20 * random.normal();
+  const int padded = len_ + random.pick({0, 0, 3});  // a padded lse is longer
+  lse_ =
+      random_chunk_tensors(stacked_, chunks_, lse_shape(padded), [&](const std::vector<std::int64_t>& shape) {
+        const int rank = static_cast<int>(shape.size());
+        GuardedTensor tensor(DType::f32, shape, random_strides(random, rank));
+        tensor.fill([&] {
+          return random.chance(hidden_) ? -std::numeric_limits<float>::infinity()
+                                        : static_cast<float>(shift + lse_spread_ * random.normal());
+        });
+        tensor.poison_unused([&](const Index& index) { return index[rank - 1] < len_; });
+        return tensor;
+      });
+  lse_out_ = GuardedTensor(DType::f32, lse_shape(len_), Layout{});
+}
+
+void MergeCase::draw_attn(Random& random) {
+  const codegen::Problem& p = class_.problem;
   const auto dtype = static_cast<DType>(p.dtype);
   const auto output_dtype = static_cast<DType>(p.output_dtype);
   const double large = dtype == DType::f16 || output_dtype == DType::f16 ? 1e4 : 1e30;
-  const double value_spread = random.pick({1.0, 1.0, 1e-2, large});
-  const double lse_spread = random.pick({1.0, 5.0, 100.0});
-  const double hidden = random.pick({0.0, 0.1, 0.6});  // of rows, in each chunk
-
-  std::vector<std::int64_t> lse_shape{batch};
-  lse_shape.insert(lse_shape.end(), lse_heads.begin(), lse_heads.end());
-  lse_shape.push_back(len + random.pick({0, 0, 3}));  // a padded lse is longer
-  const auto shift = random.normal() * 20;
-  lse_ = random_chunk_tensors(stacked_, chunks_, lse_shape, [&](const std::vector<std::int64_t>& shape) {
-    const int rank = static_cast<int>(shape.size());
-    GuardedTensor tensor(DType::f32, shape, random_strides(random, rank));
-    tensor.fill([&] {
-      return random.chance(hidden) ? -std::numeric_limits<float>::infinity()
-                                   : static_cast<float>(shift + lse_spread * random.normal());
-    });
-    tensor.poison_unused([&](const Index& index) { return index[rank - 1] < len; });
-    return tensor;
-  });
-
-  std::vector<std::int64_t> shape{batch, len};
-  shape.insert(shape.end(), heads.begin(), heads.end());
+  value_spread_ = random.pick({1.0, 1.0, 1e-2, large});
+  std::vector<std::int64_t> shape{batch_, len_};
+  shape.insert(shape.end(), heads_.begin(), heads_.end());
   shape.push_back(p.head_dim_v);
   attn_ = random_chunk_tensors(stacked_, chunks_, shape, [&](const std::vector<std::int64_t>& own) {
     const int rank = static_cast<int>(own.size());
     GuardedTensor tensor(dtype, own, random_layout(random, dtype, rank, p.align_bytes, Access::read));
-    tensor.fill([&] { return static_cast<float>(value_spread * std::clamp(random.normal(), -6.0, 6.0)); });
+    tensor.fill([&] { return static_cast<float>(value_spread_ * std::clamp(random.normal(), -6.0, 6.0)); });
     return tensor;
   });
-  poison_hidden();
-  output_ = GuardedTensor(
-      output_dtype, shape,
-      random_layout(random, output_dtype, static_cast<int>(shape.size()), p.align_bytes, Access::write));
-  lse_shape.back() = len;
-  lse_out_ = GuardedTensor(DType::f32, lse_shape, Layout{});
-
-  bias = "(merge)";
-  aspects = {{"type", std::string(name_of(p.dtype))},
-             {"output type", std::string(name_of(p.output_dtype))},
-             {"function", "merge_attentions"},
-             {"merge", fmt::format("{}, {} chunks", stacked_ ? "stacked" : "list",
-                                   chunks_ > kernel::kMaxChunks ? "many"
-                                   : chunks_ == 1               ? "1"
-                                                                : "several")},
-             {"family", std::string(name_of(class_.family))}};
-  name = fmt::format("merge {} -> {} {} chunks {} of {} align {} spreads {} {} hidden {}{}", name_of(p.dtype),
-                     name_of(p.output_dtype), chunks_, stacked_ ? "stacked" : "in a list", shape,
-                     p.align_bytes, value_spread, lse_spread, hidden, writes_lse() ? " with lse" : "");
+  const int rank = static_cast<int>(shape.size());
+  output_ = GuardedTensor(output_dtype, shape,
+                          random_layout(random, output_dtype, rank, p.align_bytes, Access::write));
 }
 
 /// What a chunk holds where its lse is -inf is not even read.
@@ -137,6 +134,23 @@ void MergeCase::poison_hidden() {
   }
 }
 
+void MergeCase::describe() {
+  const codegen::Problem& p = class_.problem;
+  bias = "(merge)";
+  aspects = {{"type", std::string(name_of(p.dtype))},
+             {"output type", std::string(name_of(p.output_dtype))},
+             {"function", "merge_attentions"},
+             {"merge", fmt::format("{}, {}", stacked_ ? "stacked" : "list",
+                                   chunks_ > kernel::kMaxChunks ? "in rounds"
+                                   : chunks_ == 1               ? "one chunk"
+                                                                : "at once")},
+             {"family", std::string(name_of(class_.family))}};
+  name = fmt::format("merge {} -> {} {} chunks {} B{} M{} heads {} Kv{} align {} spreads {} {} hidden {}{}",
+                     name_of(p.dtype), name_of(p.output_dtype), chunks_, stacked_ ? "stacked" : "in a list",
+                     batch_, len_, heads_, p.head_dim_v, p.align_bytes, value_spread_, lse_spread_, hidden_,
+                     writes_lse() ? " with lse" : "");
+}
+
 reference::MergeInputs MergeCase::inputs() const {
   const std::vector<TensorView> attn = views_of(attn_), lse = views_of(lse_);
   MergeInputs result{.output_dtype = static_cast<DType>(class_.problem.output_dtype)};
@@ -148,8 +162,7 @@ reference::MergeInputs MergeCase::inputs() const {
 }
 
 int MergeCase::launches() const {
-  const Extents e = extents_of(inputs());
-  if (e.batch == 0 || e.len_q == 0) return 0;
+  if (batch_ == 0 || len_ == 0) return 0;
   if (chunks_ <= kernel::kMaxChunks) return 1;
   return kernel::ceil_div(chunks_, kernel::kMaxChunks) + 1;
 }
