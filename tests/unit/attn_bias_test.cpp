@@ -159,7 +159,7 @@ TEST_CASE("windows that make no sense are refused") {
     const std::string text = "Expected `window_size > 0`, but window_size=" + std::to_string(size) + " in ";
     check_refusal(
         text + "LowerTriangularFromBottomRightLocalAttentionMask; it counts the query's own position",
-        [&] { AttentionBias(LowerTriangularFromBottomRightLocalAttentionMask{size}); });
+        [&] { (void)AttentionBias(LowerTriangularFromBottomRightLocalAttentionMask{size}); });
     check_refusal(text + "BlockDiagonalCausalLocalAttentionMask",
                   [&] { BlockDiagonalMask::from_seqlens({2}).make_local_attention(size); });
     check_refusal(text + "BlockDiagonalCausalLocalAttentionFromBottomRightMask",
@@ -173,7 +173,7 @@ TEST_CASE("windows that make no sense are refused") {
       "window_left=-1 and "
       "window_right=2",
       [] {
-        AttentionBias(LocalAttentionFromBottomRightMask{-1, 2});
+        (void)AttentionBias(LocalAttentionFromBottomRightMask{-1, 2});
       });
   check_refusal("BlockDiagonalLocalAttentionPaddedKeysMask: expected `window_left >= 0`",
                 [] { BlockDiagonalLocalAttentionPaddedKeysMask::from_seqlens_local({2}, 4, {2}, 0, -1); });
