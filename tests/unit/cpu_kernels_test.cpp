@@ -12,6 +12,9 @@
 
 #include <doctest/doctest.h>
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -69,6 +72,31 @@ Floats random_floats(std::int64_t count, Random& random) {
   return values;
 }
 
+/// Bytes whose last one is followed by memory that cannot be read.
+class AtTheEnd {
+ public:
+  AtTheEnd(const void* bytes, std::size_t count) {
+    const std::size_t page = sysconf(_SC_PAGESIZE);
+    const std::size_t readable = (count + page - 1) / page * page;
+    size_ = readable + page;
+    memory_ =
+        static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    REQUIRE(memory_ != MAP_FAILED);
+    REQUIRE(mprotect(memory_ + readable, page, PROT_NONE) == 0);
+    data_ = memory_ + readable - count;
+    std::memcpy(data_, bytes, count);
+  }
+  ~AtTheEnd() { munmap(memory_, size_); }
+  AtTheEnd(const AtTheEnd&) = delete;
+  AtTheEnd& operator=(const AtTheEnd&) = delete;
+  const void* data() const { return data_; }
+
+ private:
+  std::size_t size_;
+  char* memory_;
+  char* data_;
+};
+
 Strides dense(int rows, int groups, int heads, int dim) {
   const i64 row = i64{groups} * heads * dim;
   return {.batch = row * rows, .seq = row, .group = i64{heads} * dim, .head = dim};
@@ -118,9 +146,13 @@ struct Attention {
   }
 
   void run(const codegen::Arch& arch) {
-    if (params.query == nullptr) params.query = query.data();
+    params.query = query.data();
     params.key = key.data();
     params.value = value.data();
+    launch(arch);
+  }
+  /// With query, key and value where params has them.
+  void launch(const codegen::Arch& arch) {
     params.output = output.data();
     params.lse = lse.data();
     std::ranges::fill(output, kUntouched);
@@ -441,6 +473,45 @@ TEST_CASE("a bias of any type and any strides is added") {
   });
 }
 
+TEST_CASE("nothing past the end of a tensor is read") {  // or this program ends here
+  constexpr int kLenQ = 61, kLenK = 77, kDim = 21, kPage = 7;
+  const Table q_start{0, kLenQ}, k_start{0, kLenK}, pages{10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
+  on_every_isa([&](const codegen::Arch& arch) {
+    Random random(test::test_seed());
+    const Floats bias = random_floats(kLenQ * kLenK, random);
+    const AtTheEnd bias_at_end(bias.data(), bias.size() * sizeof(float));
+    const AtTheEnd pages_at_end(pages.data(), pages.size() * sizeof(int));
+    for (const Keys keys : {Keys::contiguous, Keys::paged}) {
+      CAPTURE(codegen::name_of(keys));
+      Attention a({.head_dim = kDim, .head_dim_v = 5, .blocks = Blocks::varlen, .keys = keys},
+                  {1, 1, 1, kLenQ, kLenK}, random);
+      a.problem.bias = Bias::f32;
+      a.params.sequences = {.count = 1,
+                            .q_start = q_start.data(),
+                            .k_start = k_start.data(),
+                            .pages = static_cast<const int*>(pages_at_end.data()),
+                            .table_width = kLenK / kPage,
+                            .page_size = make_divider(kPage)};
+      for (const BiasStrides strides : {BiasStrides{.query = kLenK, .key = 1}, {.query = 1, .key = kLenQ}}) {
+        a.params.bias_strides = strides;
+        a.params.bias = bias.data();
+        a.run(arch);
+        const Floats output = a.output;
+
+        const AtTheEnd query(a.query.data(), a.query.size() * sizeof(float));
+        const AtTheEnd key(a.key.data(), a.key.size() * sizeof(float));
+        const AtTheEnd value(a.value.data(), a.value.size() * sizeof(float));
+        a.params.query = query.data();
+        a.params.key = key.data();
+        a.params.value = value.data();
+        a.params.bias = bias_at_end.data();
+        a.launch(arch);
+        CHECK(a.output == output);
+      }
+    }
+  });
+}
+
 TEST_CASE("groups of heads share keys, and the output has a type of its own") {
   on_every_isa([](const codegen::Arch& arch) {
     Random random(test::test_seed());
@@ -476,7 +547,8 @@ TEST_CASE("chunks are merged by their lse; those that saw no key are not read") 
     for (int n = 0; n < kChunks; ++n) {
       outputs.push_back(random_floats(kRows * kDim, random));
       lses.push_back(random_floats(kRows, random));
-      for (float& lse : lses.back()) lse = 30 * lse + 1000;
+      // Large ones and negative ones: only differences count.
+      for (int i = 0; i < kRows; ++i) lses.back()[i] = 30 * lses.back()[i] + (i % 2 == 0 ? 1000 : -100);
       p.chunk[n].output_strides = p.output_strides;
       p.chunk[n].lse_strides = {.batch = kLen * kHeads, .seq = 1, .head = kLen};
     }
