@@ -83,8 +83,8 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
                                       {kPaged, "paged keys"},
                                       {kBias, "a bias tensor"},
                                       {kDropout, "dropout"}}) {
-    if ((features_of(problem) & feature) != 0 &&
-        none([&](const Candidate* row) { return (row->features & feature) != 0; })) {
+    const unsigned wanted = features_of(problem) & feature;
+    if (wanted != 0 && none([&](const Candidate* row) { return (row->features & wanted) != 0; })) {
       lacks.push_back(fmt::format("no kernels with {}", name));
     }
   }
@@ -117,6 +117,12 @@ Failure no_family(const Problem& problem, const Arch& arch, const std::vector<Ve
   return unsupported(std::move(text));
 }
 
+/// Value columns of one tile: as few tiles as the row allows, equally wide up to whole 16 columns.
+int block_v_of(const Candidate& row, int head_dim_v) {
+  if (row.block_v == 0 || head_dim_v <= row.block_v) return head_dim_v;
+  return kernel::round_up(kernel::ceil_div(head_dim_v, kernel::ceil_div(head_dim_v, row.block_v)), 16);
+}
+
 }  // namespace
 
 KernelSpec spec_of(const Candidate& row, const Problem& problem) {
@@ -135,7 +141,7 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
           .lse = problem.lse,
           .block_m = row.block_m,
           .block_n = row.block_n,
-          .block_v = row.block_v == 0 ? problem.head_dim_v : std::min(row.block_v, problem.head_dim_v),
+          .block_v = block_v_of(row, problem.head_dim_v),
           .tile_m = row.tile_m,
           .tile_n = row.tile_n,
           .warps = row.warps,

@@ -43,9 +43,9 @@ class ForwardMma {
   static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);   // k16 steps of Q K^T
   static constexpr i32 kKeySteps = S.block_n / 16;             // k16 steps of P V
   static constexpr i32 kValuePairs = ceil_div(S.block_v, 16);  // pairs of n8 tiles of O
-  static constexpr i32 kRegisters = S.tile_m * (S.block_n / 2 + kValuePairs * 8);
+  static constexpr i32 kRegisters = S.tile_m * (S.block_n / 2 + kValuePairs * 8) +
+                                    BiasFragments<S>::kRegisters + (S.dropout == Dropout::on ? 24 : 0);
   static constexpr bool kKeepQuery = kRegisters + S.tile_m * kDimSteps * 4 <= 176;
-  static constexpr bool kBiasAhead = true;
   static constexpr MmaShared kShared{S};
 
   using QueryTile = SwizzledTile<kDimSteps * 2>;  // and key tiles
@@ -81,11 +81,9 @@ class ForwardMma {
     for (i32 key = keys_.begin; key < keys_.end; key += S.block_n) {
       Scores scores;
       BiasFragments<S> bias;
-      if constexpr (S.bias != Bias::none && kBiasAhead) bias.load(p_, slot_, row_of(0, 0), key, column_of(0));
+      if constexpr (S.bias != Bias::none) bias.load(p_, slot_, row_of(0, 0), key, column_of(0));
       consume<S.stages>(key);
       multiply_query_key(scores);
-      if constexpr (S.bias != Bias::none && !kBiasAhead)
-        bias.load(p_, slot_, row_of(0, 0), key, column_of(0));
       if constexpr (S.bias != Bias::none) add(scores, bias);
       if (!all_visible(key)) hide_invisible(scores, key);
       consume<S.stages + 1>(key);
@@ -265,7 +263,8 @@ class ForwardMma {
       for (i32 n = 0; n < kKeySteps * 2; ++n) {
 #pragma unroll
         for (i32 e = 0; e < 4; ++e) {
-          scores[m][n][e] = with_bias<S.bias>(scores[m][n][e] * scale2, bias.element(m, e / 2, n, e % 2));
+          const float element = bias.element(m * 2 + e / 2, n, e % 2);
+          scores[m][n][e] = with_bias<S.bias>(scores[m][n][e] * scale2, element);
         }
       }
     }

@@ -11,71 +11,65 @@
 
 namespace attune::kernel {
 
-/// The elements of one thread for one tile of scores, held as they lie in memory: half the registers that
-/// they would take as floats, so that a tile's loads can be under way while its product runs.
+/// The elements of one thread for one tile of scores. They are loaded before the product, to be under way
+/// while it runs, and stay as they lie in memory: two of 16 bits take one register.
 ///
 /// Accumulators hold pairs of neighbouring keys (ptx::mma_m16n8k16). A pair is one load where its keys are
-/// neighbours in memory and aligned, which the whole block agrees on, and the tile has no edge. Elsewhere
-/// elements are read one by one, and none outside the block.
+/// neighbours in memory and aligned, on which the whole warp agrees, and where the tile has no edge.
+/// Elsewhere elements are read one by one, and none outside the block.
 template <KernelSpec S>
 class BiasFragments {
   static constexpr i32 kBytes = size_of(S.bias);
-  static constexpr i32 kPairs = S.block_n / 8;
+  static constexpr i32 kRows = S.tile_m * 2;    // of a thread, 8 apart
+  static constexpr i32 kPairs = S.block_n / 8;  // of a row, 8 keys apart
   static constexpr i32 kWords = S.bias == Bias::f32 ? 2 : 1;
 
  public:
-  static constexpr i32 kRegisters = S.bias == Bias::none ? 0 : S.tile_m * 2 * kPairs * kWords;
+  static constexpr i32 kRegisters = S.bias == Bias::none ? 0 : kRows * kPairs * kWords;
 
-  /// `row` and `column` are the thread's first in the block's queries and in the tile of keys at `key`.
+  /// For the tile of keys at `key`; `row` is the thread's first in the slot, `column` in the tile.
   ATTUNE_DEVICE void load(const ForwardParams& p, const Slot& slot, i32 row, i32 key, i32 column) {
-    const i64 stride = ptx::opaque(p.bias_strides.query * kBytes);
-    const i32 first_row = slot.block.q_begin + slot.begin + row;
-    const u8* rows =
-        static_cast<const u8*>(p.bias) + head_offset(slot, p.bias_strides) * kBytes + first_row * stride;
+    const i64 stride = ptx::opaque(p.bias_strides.query * kBytes);  // or its multiples are kept in registers
+    const u8* rows = static_cast<const u8*>(p.bias) + head_offset(slot, p.bias_strides) * kBytes +
+                     (slot.block.q_begin + slot.begin + row) * stride;
     if constexpr (S.keys == Keys::contiguous) {
-      const u8* pairs = rows + (slot.block.k_begin + key + column) * i64{kBytes};
-      const bool inside = slot.end - slot.begin == S.block_m && key + S.block_n <= slot.block.len_k;
+      const u8* pairs = rows + (slot.block.k_begin + key + column) * kBytes;
       const bool aligned = (reinterpret_cast<u64>(pairs) | static_cast<u64>(stride)) % (2 * kBytes) == 0;
-      if (inside && aligned && p.bias_strides.key == 1) {
-        load_pairs(pairs, stride);
-        return;
-      }
+      const bool whole = slot.end - slot.begin == S.block_m && key + S.block_n <= slot.block.len_k;
+      if (aligned && whole && p.bias_strides.key == 1) return load_pairs(pairs, stride);
     }
     load_elements(p, slot, rows, stride, slot.end - slot.begin - row, key + column);
   }
 
-  /// Of query `half * 8` of fragment m, and of one key of pair n.
-  ATTUNE_DEVICE float element(i32 m, i32 half, i32 n, i32 which) const {
-    const u32(&word)[kWords] = word_[m][half][n];
-    if constexpr (S.bias == Bias::f32) return float_of(word[which]);
-    if constexpr (S.bias == Bias::boolean) return static_cast<float>(word[0] >> which * 8 & 0xffu);
-    if constexpr (S.bias == Bias::f16) return ptx::cvt_f32_f16(static_cast<u16>(word[0] >> which * 16));
-    return float_of(which == 0 ? word[0] << 16 : word[0] & 0xffff0000u);  // bf16
+  /// Of the thread's row r: key `which` of pair n.
+  ATTUNE_DEVICE float element(i32 r, i32 n, i32 which) const {
+    if constexpr (S.bias == Bias::f32) return float_of(word_[r][n][which]);
+    const u32 bits = word_[r][n][0] >> which * 8 * kBytes;
+    if constexpr (S.bias == Bias::f16) return ptx::cvt_f32_f16(static_cast<u16>(bits));
+    if constexpr (S.bias == Bias::bf16) return bf16_to_float(static_cast<u16>(bits));
+    return static_cast<float>(bits & 0xffu);
   }
 
  private:
   ATTUNE_DEVICE void load_pairs(const u8* pairs, i64 stride) {
 #pragma unroll
-    for (i32 m = 0; m < S.tile_m; ++m) {
+    for (i32 r = 0; r < kRows; ++r) {
 #pragma unroll
-      for (i32 half = 0; half < 2; ++half) {
-        const u8* row = pairs + (m * 16 + half * 8) * stride;
-#pragma unroll
-        for (i32 n = 0; n < kPairs; ++n) {
-          const u8* pair = row + n * 8 * kBytes;
-          if constexpr (kBytes == 1) word_[m][half][n][0] = *reinterpret_cast<const u16*>(pair);
-          if constexpr (kBytes == 2) word_[m][half][n][0] = *reinterpret_cast<const u32*>(pair);
-          if constexpr (kBytes == 4) {
-            const uint2 both = *reinterpret_cast<const uint2*>(pair);
-            word_[m][half][n][0] = both.x;
-            word_[m][half][n][1] = both.y;
-          }
+      for (i32 n = 0; n < kPairs; ++n) {
+        const u8* pair = pairs + r * 8 * stride + n * 8 * kBytes;
+        u32(&word)[kWords] = word_[r][n];
+        if constexpr (kBytes == 1) word[0] = *reinterpret_cast<const u16*>(pair);
+        if constexpr (kBytes == 2) word[0] = *reinterpret_cast<const u32*>(pair);
+        if constexpr (kBytes == 4) {
+          const uint2 both = *reinterpret_cast<const uint2*>(pair);
+          word[0] = both.x;
+          word[1] = both.y;
         }
       }
     }
   }
 
-  /// `valid_rows` from the thread's first row on exist; `key` is its first.
+  /// `valid_rows` from the thread's first row on exist; `key` is its first key.
   ATTUNE_DEVICE void load_elements(const ForwardParams& p, const Slot& slot, const u8* rows, i64 stride,
                                    i32 valid_rows, i32 key) {
 #pragma unroll
@@ -86,33 +80,25 @@ class BiasFragments {
         const bool exists = j < slot.block.len_k;
         const u8* column = rows + (exists ? key_row<S>(p, slot.block, j) : 0) * p.bias_strides.key * kBytes;
 #pragma unroll
-        for (i32 m = 0; m < S.tile_m; ++m) {
-#pragma unroll
-          for (i32 half = 0; half < 2; ++half) {
-            const i32 row = m * 16 + half * 8;
-            put(m, half, n, which, exists && row < valid_rows ? bits_at(column + row * stride) : 0);
+        for (i32 r = 0; r < kRows; ++r) {
+          const u32 bits = exists && r * 8 < valid_rows ? load_one(column + r * 8 * stride) : 0;
+          if constexpr (kWords == 2) {
+            word_[r][n][which] = bits;
+          } else {
+            word_[r][n][0] = which == 0 ? bits : word_[r][n][0] | bits << 8 * kBytes;
           }
         }
       }
     }
   }
 
-  ATTUNE_DEVICE void put(i32 m, i32 half, i32 n, i32 which, u32 bits) {
-    u32(&word)[kWords] = word_[m][half][n];
-    if constexpr (kWords == 2) {
-      word[which] = bits;
-    } else {
-      word[0] = which == 0 ? bits : word[0] | bits << 8 * kBytes;
-    }
-  }
-
-  static ATTUNE_DEVICE u32 bits_at(const u8* element) {
-    if constexpr (kBytes == 4) return *reinterpret_cast<const u32*>(element);
+  static ATTUNE_DEVICE u32 load_one(const u8* element) {
+    if constexpr (kBytes == 1) return *element;
     if constexpr (kBytes == 2) return *reinterpret_cast<const u16*>(element);
-    return *element;
+    return *reinterpret_cast<const u32*>(element);
   }
 
-  u32 word_[S.tile_m][2][kPairs][kWords];
+  u32 word_[kRows][kPairs][kWords];
 };
 
 }  // namespace attune::kernel
