@@ -225,7 +225,7 @@ Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch&
 }
 
 void print_table_row(const Row& row) {
-  fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:>9.3f} {:>8.1f} {:>8.1f} {:>6.2f} {:>9.0f} {:>9.2f}  {}\n",
+  fmt::print("{:<16} {:<5} {:>4} {:>5} {:>6} {:>9.3f} {:>8.1f} {:>8.1f} {:>6.2f} {:>9.0f} {:>9.2f}  {}\n",
              row.candidate, codegen::name_of(row.problem.dtype), row.problem.head_dim, row.problem.len_q,
              row.problem.len_k, row.milliseconds, row.gflops, row.peak_gflops, row.gflops / row.peak_gflops,
              row.compile_ms, row.first_call_ms, text_of(row.problem.with));
@@ -282,7 +282,7 @@ void run(const Options& options) {
   if (!options.json) {
     fmt::print("{}, {} thread(s); ms: best of one second; of peak: causal counts the triangle alone\n",
                arch.target, options.threads);
-    fmt::print("{:<15} {:<5} {:>4} {:>5} {:>6} {:>9} {:>8} {:>8} {:>6} {:>9} {:>9}  {}\n", "kernel", "dtype",
+    fmt::print("{:<16} {:<5} {:>4} {:>5} {:>6} {:>9} {:>8} {:>8} {:>6} {:>9} {:>9}  {}\n", "kernel", "dtype",
                "K", "len_q", "len_k", "ms", "GFLOP/s", "peak", "ratio", "compile", "load", "with");
   }
   for (const Case& problem : kCases) {
