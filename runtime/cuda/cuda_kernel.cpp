@@ -5,6 +5,7 @@
 #include "attune/merge.h"
 #include "codegen/candidates.h"
 #include "codegen/emit.h"
+#include "runtime/cuda/grid.h"
 #include "runtime/cuda/sm90_launch.h"
 
 #include <fmt/format.h>
@@ -107,8 +108,6 @@ class FunctionTable {
   std::array<Entry, 16> entries_;
 };
 
-constexpr long long kMaxBlocks = 2147483647;  // on the grid's x axis
-
 class CudaKernel final : public Kernel {
  public:
   CudaKernel(const CudaDevice& device, std::span<const std::byte> image, const kernel::KernelSpec& spec)
@@ -140,12 +139,7 @@ class CudaKernel final : public Kernel {
   /// Calls body(function, slots) with a context of the device current.
   template <typename Body>
   Result<void> with_function(long long slots, Body&& body) {
-    if (slots > kMaxBlocks) {
-      return unsupported(fmt::format(
-          "this call needs {} thread blocks of {} rows, CUDA launches {} at once: split the batch", slots,
-          spec_.block_m, kMaxBlocks));
-    }
-    const auto blocks = static_cast<unsigned>(slots);
+    ATTUNE_ASSIGN(blocks, blocks_of(slots, spec_.block_m));
     // The usual case first: the caller's context is one that has run the kernel. Contexts of other devices
     // are never in the table.
     if (CUcontext current = nullptr;
