@@ -3,6 +3,8 @@
 //   output = sum_i w_i output_i / sum_i w_i        lse = m + ln sum_i w_i
 //
 // A chunk whose lse is -inf saw no key: it weighs nothing and its output is not even read, NaN or not.
+// A row of which no chunk saw a key has output 0 and lse -inf. An lse of NaN or +inf,
+// which attention over finite numbers never gives, makes the row NaN, as the formula does in IEEE arithmetic.
 #pragma once
 
 #include "attune/hd.h"
