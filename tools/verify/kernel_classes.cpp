@@ -170,6 +170,7 @@ std::vector<Problem> problems_of(const KernelClass& kernel_class) {
   group.lse = kernel::Lse::write;
   Problem last = problem;
   last.dtype = DType::f32;
+  if (last.output_dtype == DType::f32) last.align_bytes = std::max(last.align_bytes, 4);
   return {problem, group, last};
 }
 

@@ -48,8 +48,11 @@ Result<std::vector<kernel::Family>> families_of(const NumericsOptions& options, 
   for (const Family family : options.families) {
     families.push_back(static_cast<kernel::Family>(static_cast<int>(family) - 1));
   }
-  const Problem usual{
-      .dtype = kernel::DType::f16, .output_dtype = kernel::DType::f16, .head_dim = 64, .head_dim_v = 64};
+  const Problem usual{.dtype = kernel::DType::f16,
+                      .output_dtype = kernel::DType::f16,
+                      .head_dim = 64,
+                      .head_dim_v = 64,
+                      .boxes = 1};
   ATTUNE_ASSIGN(choice, codegen::choose(usual, arch));
   for (const codegen::Verdict& verdict : choice.verdicts) {
     if (options.families.empty() && verdict.reasons.empty()) families.push_back(verdict.family);

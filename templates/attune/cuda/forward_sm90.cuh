@@ -613,11 +613,10 @@ class Sm90Consumer {
     const i32 first_row = work.begin + static_cast<i32>(group_) * kGroupRows;
     if (kVarlen && first_row + kGroupRows > block.len_q) {
       store_rows(work, block, first_row);
-      ptx::bar_sync(kEpilogue + group_, kWarpgroup);
     } else if (elected()) {
       store_tile({0, block.q_begin + first_row, work.head, block.batch});
     }
-    if (elected()) queries_.release(query_at_);
+    queries_.release(query_at_);  // by every thread: each has read the work item, too
   }
 
   /// The copy engine leaves out what is outside the tensor.
@@ -700,7 +699,7 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
     }
     memory.keys().init(kGroups);
     memory.values().init(kGroups);
-    for (u32 group = 0; group < kGroups; ++group) memory.queries(group).init(1);
+    for (u32 group = 0; group < kGroups; ++group) memory.queries(group).init(kWarpgroup);
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -37,17 +37,18 @@ struct Ring {
   ATTUNE_DEVICE u32 full(const Cursor& at) const { return barriers + at.stage * 16; }
   ATTUNE_DEVICE u32 empty(const Cursor& at) const { return full(at) + 8; }
 
-  ATTUNE_DEVICE void init(u32 readers) const {
+  /// `releases`: how often a tile is released before it is filled again.
+  ATTUNE_DEVICE void init(u32 releases) const {
     for (Cursor at(0); at.parity == 0; at.advance()) {
       ptx::mbarrier_init(full(at), 1);
-      ptx::mbarrier_init(empty(at), readers);
+      ptx::mbarrier_init(empty(at), releases);
     }
   }
   /// Waits for room.
   ATTUNE_DEVICE void acquire(const Cursor& at) const { ptx::mbarrier_wait(empty(at), at.parity); }
   /// Waits for the tile.
   ATTUNE_DEVICE void wait(const Cursor& at) const { ptx::mbarrier_wait(full(at), at.parity); }
-  /// By one thread of each reader.
+  /// As often as init() was told.
   ATTUNE_DEVICE void release(const Cursor& at) const { ptx::mbarrier_arrive(empty(at)); }
 };
 
