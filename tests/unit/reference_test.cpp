@@ -39,7 +39,7 @@ struct Small {
   std::array<float, 6> key{0, 0, 1, 2, 2, 1};
   std::array<float, 3> value{1, 10, 100};
 
-  Inputs inputs(AttentionBias bias = {}, std::optional<double> scale = 1.0) const {
+  Inputs inputs(const AttentionBias& bias = {}, std::optional<double> scale = 1.0) const {
     return {.query = {query.data(), DType::f32, {1, 2, 1, 2}},
             .key = {key.data(), DType::f32, {1, 3, 1, 2}},
             .value = {value.data(), DType::f32, {1, 3, 1, 1}},
@@ -134,11 +134,9 @@ void check_equal(const Values& a, const Values& b) {
   CHECK(equal(a.lse, b.lse));
 }
 
-const codegen::Arch kCpu = *codegen::cpu_arch(codegen::Isa::avx512);
-
 std::vector<KernelClass> cpu_classes(Random& random, int count) {
   const kernel::Family families[] = {kernel::Family::cpu};
-  return *random_classes(random, count, kCpu, families);
+  return *random_classes(random, count, *codegen::cpu_arch(codegen::Isa::avx512), families);
 }
 
 }  // namespace

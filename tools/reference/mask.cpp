@@ -16,7 +16,7 @@ std::string picture(const Mask& mask) {
 
 std::string to_string(const AttentionBias& bias) {
   std::string traits;
-  const auto add = [&](std::string trait) {
+  const auto add = [&](const std::string& trait) {
     traits += traits.empty() ? "" : ", ";
     traits += trait;
   };

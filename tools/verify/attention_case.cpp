@@ -175,9 +175,8 @@ std::string scale_text(const std::optional<double>& scale) {
 
 std::string layout_text(const std::vector<std::int64_t>& query, const std::vector<std::int64_t>& key) {
   constexpr const char* kLayouts[] = {"BMK", "BMHK", "BMGHK"};
-  const std::string layout = kLayouts[query.size()];
-  if (key == query) return layout;
-  return layout + (product(key) == 1 ? ", one key head" : ", fewer key heads");
+  const char* fewer = key == query ? "" : product(key) == 1 ? ", one key head" : ", fewer key heads";
+  return fmt::format("{}{}", kLayouts[query.size()], fewer);
 }
 
 }  // namespace
@@ -410,7 +409,7 @@ AttentionBias AttentionCase::bias_on(Arena& arena) const {
     return make_mask(mask_, route_, plan_,
                      {table(q_starts_), table(k_starts_), table(k_lens_), table(pages_)});
   };
-  const AttentionBias made = make();
+  AttentionBias made = make();
   if (!has_bias_tensor_) return made;
   const TensorView tensor = arena.put(bias_tensor_);
   if (made.name == "None") return tensor;

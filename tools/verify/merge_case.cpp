@@ -42,14 +42,14 @@ std::vector<GuardedTensor> random_chunk_tensors(
     bool stacked, int chunks, std::vector<std::int64_t> shape,
     const std::function<GuardedTensor(std::vector<std::int64_t>)>& draw) {
   if (stacked) shape.insert(shape.begin(), chunks);
-  std::vector<GuardedTensor> tensors;
-  for (int i = 0; i < (stacked ? 1 : chunks); ++i) tensors.push_back(draw(shape));
+  std::vector<GuardedTensor> tensors(stacked ? 1 : chunks);
+  for (GuardedTensor& tensor : tensors) tensor = draw(shape);
   return tensors;
 }
 
 std::vector<TensorView> views_of(const std::vector<GuardedTensor>& tensors) {
-  std::vector<TensorView> views;
-  for (const GuardedTensor& tensor : tensors) views.push_back(tensor.view());
+  std::vector<TensorView> views(tensors.size());
+  std::ranges::transform(tensors, views.begin(), &GuardedTensor::view);
   return views;
 }
 
