@@ -21,6 +21,7 @@ constexpr auto kForward = Operation::forward;
 constexpr unsigned kUneven = kWindow | kVarlen;
 constexpr unsigned kMasks = kWindow | kVarlen | kPaged;
 constexpr unsigned kNoBias = kMasks | kDropout;
+constexpr unsigned kNoDropout = kMasks | kBias;
 constexpr auto kMerge = Operation::merge;
 constexpr unsigned kPlainScores = kEveryFeature & ~(kBias | kDropout);
 
@@ -40,15 +41,17 @@ constexpr Candidate kCandidates[] = {
     {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"mma_128x64x4_d64",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoBias,       64,   128,  64,   0,    2,  0,  4,  2,  0},
     {"mma_64x64x4_d64",     kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 64,   64,   64,   0,    1,  0,  4,  2,  0},
-    {"mma_128x48x4_d128",   kForward, Family::mma,   80,  89,       Isa::none,    kHalf, kUneven,       128,  128,  48,   0,    2,  0,  4,  1,  0},
+    {"mma_128x48x4_d128",   kForward, Family::mma,   80,  89,       Isa::none,    kHalf, kWindow,       128,  128,  48,   0,    2,  0,  4,  1,  0},
     {"mma_64x96x4_d128",    kForward, Family::mma,   90,  119,      Isa::none,    kHalf, kNoBias,       128,  64,   96,   0,    1,  0,  4,  1,  0},
-    {"mma_128x48x4_d128b",  kForward, Family::mma,   120, kNewest,  Isa::none,    kHalf, kUneven,       128,  128,  48,   0,    2,  0,  4,  1,  0},
-    {"mma_64x64x4_d128",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 128,  64,   64,   0,    1,  0,  4,  1,  0},
+    {"mma_128x48x4_d128b",  kForward, Family::mma,   120, kNewest,  Isa::none,    kHalf, kWindow,       128,  128,  48,   0,    2,  0,  4,  1,  0},
+    {"mma_64x64x4_d128",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoBias,       128,  64,   64,   0,    1,  0,  4,  1,  0},
+    {"mma_64x32x4_d128",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 128,  64,   32,   0,    1,  0,  4,  1,  0},
     {"mma_64x64x4_d256",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoBias,       256,  64,   64,   0,    1,  0,  4,  1,  0},
     {"mma_64x32x4_d256",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 256,  64,   32,   0,    1,  0,  4,  1,  0},
     {"mma_64x64x4_d512",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoBias,       512,  64,   64,   256,  1,  0,  4,  1,  0},
-    {"mma_64x32x4_d512",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 512,  64,   32,   256,  1,  0,  4,  1,  0},
-    {"mma_32x32x2_d512",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 512,  32,   32,   256,  1,  0,  2,  1,  0},
+    {"mma_64x32x4_d512",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoDropout,    512,  64,   32,   256,  1,  0,  4,  1,  0},
+    {"mma_32x32x2_d512",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoBias,       512,  32,   32,   256,  1,  0,  2,  1,  0},
+    {"mma_32x32x2_d512b",   kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoDropout,    512,  32,   32,   256,  1,  0,  2,  1,  0},
     {"simt_128x32x2_d32",   kForward, Family::simt,  80,  kNewest,  Isa::none,    kF32,  kEveryFeature, 32,   128,  32,   0,    8,  8,  2,  1,  0},
     {"simt_128x64x4_d64",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   128,  64,   0,    8,  8,  4,  1,  0},
     {"simt_64x64x4_d64",    kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   64,   64,   0,    8,  4,  4,  1,  0},
@@ -89,7 +92,9 @@ unsigned features_of(const Problem& problem) {
          (problem.keys == kernel::Keys::paged ? kPaged : 0u) |
          (problem.bias != kernel::Bias::none ? kBias : 0u) |
          (problem.dropout == kernel::Dropout::on ? kDropout : 0u) |
-         (problem.window_left == kernel::Edge::bounded || problem.window_right == kernel::Edge::bounded ? kWindow : 0u);
+         (problem.window_left == kernel::Edge::bounded || problem.window_right == kernel::Edge::bounded
+              ? kWindow
+              : 0u);
 }
 
 std::span<const Candidate> candidates() {

@@ -58,10 +58,8 @@ std::string print_entry(const KernelSpec& spec) {
         "}}\n",
         kEntryName);
   }
-  // Told a number of blocks, ptxas never spills to make room for more: simt's tiles fill the shared memory,
-  // and a tile of bias needs all its registers at once.
-  const std::string_view blocks =
-      spec.family == Family::simt || spec.bias != kernel::Bias::none ? ", 1" : "";
+  // Told a number of blocks, ptxas never spills to make room for more: simt's tiles fill the shared memory.
+  const std::string_view blocks = spec.family == Family::simt ? ", 1" : "";
   const std::string function = merge ? "merge" : fmt::format("forward_{}", name_of(spec.family));
   return fmt::format(
       "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32{}) {}(const k::{} params) {{\n"

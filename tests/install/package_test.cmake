@@ -17,7 +17,7 @@ run_step(install ${CMAKE_COMMAND} --install "${BUILD_DIR}" --prefix "${prefix}")
 # Only the public headers are installed, and each of them stands alone.
 file(GLOB_RECURSE headers RELATIVE "${prefix}/include" "${prefix}/include/*")
 list(SORT headers)
-if(NOT headers STREQUAL "attune/attune.h;attune/attune_c.h;attune/error.h;attune/version.h")
+if(NOT headers STREQUAL "attune/attn_bias.h;attune/attune.h;attune/attune_c.h;attune/error.h;attune/tensor.h;attune/version.h")
   message(FATAL_ERROR "installed headers: ${headers}")
 endif()
 

@@ -31,14 +31,14 @@ class BiasFragments {
   ATTUNE_DEVICE void load(const ForwardParams& p, const Slot& slot, i32 row, i32 key, i32 column) {
     const i64 stride = ptx::opaque(p.bias_strides.query * kBytes);  // or its multiples are kept in registers
     const u8* rows = static_cast<const u8*>(p.bias) + head_offset(slot, p.bias_strides) * kBytes +
-                     (slot.block.q_begin + slot.begin + row) * stride;
+                     (slot.block.q_begin + slot.begin) * stride;
     if constexpr (S.keys == Keys::contiguous) {
-      const u8* pairs = rows + (slot.block.k_begin + key + column) * kBytes;
+      const u8* pairs = rows + row * stride + (slot.block.k_begin + key + column) * kBytes;
       const bool aligned = (reinterpret_cast<u64>(pairs) | static_cast<u64>(stride)) % (2 * kBytes) == 0;
       const bool whole = slot.end - slot.begin == S.block_m && key + S.block_n <= slot.block.len_k;
       if (aligned && whole && p.bias_strides.key == 1) return load_pairs(pairs, stride);
     }
-    load_elements(p, slot, rows, stride, slot.end - slot.begin - row, key + column);
+    load_elements(p, slot, rows, stride, row, key + column);
   }
 
   /// Of the thread's row r: key `which` of pair n.
@@ -69,23 +69,22 @@ class BiasFragments {
     }
   }
 
-  /// `valid_rows` from the thread's first row on exist; `key` is its first key.
+  /// Past the last row or key the last one is read again: what becomes of those scores does not matter.
   ATTUNE_DEVICE void load_elements(const ForwardParams& p, const Slot& slot, const u8* rows, i64 stride,
-                                   i32 valid_rows, i32 key) {
+                                   i32 row, i32 key) {
 #pragma unroll
     for (i32 n = 0; n < kPairs; ++n) {
 #pragma unroll
       for (i32 which = 0; which < 2; ++which) {
-        const i32 j = key + n * 8 + which;
-        const bool exists = j < slot.block.len_k;
-        const u8* column = rows + (exists ? key_row<S>(p, slot.block, j) : 0) * p.bias_strides.key * kBytes;
+        const i32 j = min(key + n * 8 + which, slot.block.len_k - 1);
+        const u8* column = rows + key_row<S>(p, slot.block, j) * p.bias_strides.key * kBytes;
 #pragma unroll
         for (i32 r = 0; r < kRows; ++r) {
-          const u32 bits = exists && r * 8 < valid_rows ? load_one(column + r * 8 * stride) : 0;
+          const u32 bits = load_one(column + min(row + r * 8, slot.end - slot.begin - 1) * stride);
           if constexpr (kWords == 2) {
             word_[r][n][which] = bits;
           } else {
-            word_[r][n][0] = which == 0 ? bits : word_[r][n][0] | bits << 8 * kBytes;
+            word_[r][n][0] = which == 0 ? bits : ptx::opaque(word_[r][n][0] | bits << 8 * kBytes);
           }
         }
       }
