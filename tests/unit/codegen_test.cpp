@@ -48,10 +48,13 @@ std::vector<Problem> everything() {
     dropout.dropout = kernel::Dropout::on;
     Problem varlen = plain;
     varlen.blocks = kernel::Blocks::varlen;
+    Problem bias = plain;
+    bias.bias = kernel::Bias::f32;
     problems.insert(problems.end(), {plain,
                                      window,
                                      dropout,
                                      varlen,
+                                     bias,
                                      {.dtype = dtype,
                                       .output_dtype = dtype,
                                       .window_left = Edge::bounded,
