@@ -170,7 +170,9 @@ std::vector<Problem> problems_of(const KernelClass& kernel_class) {
   group.lse = kernel::Lse::write;
   Problem last = problem;
   last.dtype = DType::f32;
-  if (last.output_dtype == DType::f32) last.align_bytes = std::max(last.align_bytes, 4);
+  // Rows are aligned for their elements: a narrower type on the other side no longer counts.
+  group.align_bytes = std::max(group.align_bytes, size_of(group.dtype));
+  last.align_bytes = std::max(last.align_bytes, size_of(last.output_dtype));
   return {problem, group, last};
 }
 
