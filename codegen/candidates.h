@@ -12,15 +12,14 @@
 
 namespace attune::codegen {
 
-/// What a problem may have beyond plain attention: each costs registers, so a row says which it can take.
-enum Feature : unsigned {
-  kVarlen = 1,
-  kPaged = 2,
-  kBias = 4,
-  kDropout = 8,
-  kWindow = 16,
-  kEveryFeature = 31
-};
+// What a problem may have beyond plain attention: each costs registers, so a row says which it can take.
+inline constexpr unsigned kVarlen = 1;
+inline constexpr unsigned kPaged = 2;
+inline constexpr unsigned kBias = 4;
+inline constexpr unsigned kDropout = 8;
+inline constexpr unsigned kWindow = 16;
+inline constexpr unsigned kEveryFeature = 31;
+/// The features of a problem, as a set of these bits.
 unsigned features_of(const Problem& problem);
 
 struct Candidate {
@@ -30,7 +29,7 @@ struct Candidate {
   int sm_min, sm_max;  // CUDA: compute capabilities, inclusive
   Isa isa;             // CPU
   unsigned dtypes;     // bit set of 1 << DType
-  unsigned features;   // bit set of Feature: a problem with others does not fit
+  unsigned features;   // set of those features: a problem with others does not fit
   int head_dim_max;    // of max(head_dim, head_dim_v), inclusive
   int block_m, block_n;
   int block_v;  // value columns of a tile; 0: all

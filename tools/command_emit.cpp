@@ -81,7 +81,7 @@ std::optional<codegen::Arch> arch_of(const codegen::Candidate& candidate, const 
 
 /// All that the row's kernels can do beyond plain attention.
 codegen::Problem with_every_feature(const codegen::Candidate& candidate, codegen::Problem problem) {
-  const auto takes = [&](codegen::Feature feature) { return (candidate.features & feature) != 0; };
+  const auto takes = [&](unsigned feature) { return (candidate.features & feature) != 0; };
   if (takes(codegen::kWindow)) problem.window_left = problem.window_right = kernel::Edge::bounded;
   if (takes(codegen::kVarlen)) problem.blocks = kernel::Blocks::varlen;
   if (takes(codegen::kPaged)) problem.keys = kernel::Keys::paged;
