@@ -227,7 +227,7 @@ attune_status attune_explain(const attune_tensor* query, const attune_tensor* ke
   });
 }
 
-attune_status attune_not_supported_reasons(attune_family family, const attune_tensor* query,
+attune_status attune_not_supported_reasons(int32_t family, const attune_tensor* query,
                                            const attune_tensor* key, const attune_tensor* value,
                                            const attune_bias* bias, const attune_options* options,
                                            char** json) {

@@ -120,8 +120,9 @@ ATTUNE_EXPORT attune_status attune_merge_attentions(const attune_tensor* attn, c
                                                     const attune_tensor* lse_out,
                                                     const attune_options* options);
 
-/* *json is a JSON array of texts, empty when the family can run the call; release it with attune_free. */
-ATTUNE_EXPORT attune_status attune_not_supported_reasons(attune_family family, const attune_tensor* query,
+/* family is an attune_family. *json is a JSON array of texts, empty when the family can run the call; release
+ * it with attune_free. */
+ATTUNE_EXPORT attune_status attune_not_supported_reasons(int32_t family, const attune_tensor* query,
                                                          const attune_tensor* key, const attune_tensor* value,
                                                          const attune_bias* bias,
                                                          const attune_options* options, char** json);

@@ -8,6 +8,8 @@ namespace {
 std::atomic<long> count{0};
 }  // namespace
 
+// Sanitizers bring an operator new of their own; there nothing is counted.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 // The other forms of the standard library call these.
 void* operator new(std::size_t bytes) {
   count.fetch_add(1, std::memory_order_relaxed);
@@ -20,6 +22,7 @@ void operator delete(void* memory) noexcept {
 void operator delete(void* memory, std::size_t) noexcept {
   std::free(memory);
 }
+#endif
 
 long attune::test::allocations() {
   return count.load(std::memory_order_relaxed);

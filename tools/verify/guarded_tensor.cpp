@@ -124,6 +124,7 @@ GuardedTensor::GuardedTensor(DType dtype, const std::vector<std::int64_t>& shape
 
 GuardedTensor::GuardedTensor(const std::vector<std::int32_t>& table)
     : GuardedTensor(DType::i32, {static_cast<std::int64_t>(table.size())}, Layout{}) {
+  if (table.empty()) return;  // its null pointer is nothing for memcpy
   std::memcpy(storage().data() + first_, table.data(), table.size() * sizeof(std::int32_t));
   sealed_ = blocks_;
 }
