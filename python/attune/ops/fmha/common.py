@@ -69,6 +69,7 @@ class AttentionFwOpBase(AttentionOpBase):
 
     FAMILIES: Tuple[Tuple[str, int], ...] = ()
     SUPPORTED_DEVICES = {"cuda"}
+    MAX_QUERIES: Optional[int] = None  # of one sequence; None: any number
 
     @classmethod
     def not_supported_reasons(cls, d: Inputs) -> List[str]:
@@ -81,9 +82,14 @@ class AttentionFwOpBase(AttentionOpBase):
     @classmethod
     def limits(cls, d: Inputs) -> List[str]:
         """What the operator refuses although its families might run it."""
-        if d.device in cls.SUPPORTED_DEVICES:
-            return []
-        return [f"device={d.device} (supported: {cls.SUPPORTED_DEVICES})"]
+        reasons = []
+        if d.device not in cls.SUPPORTED_DEVICES:
+            reasons.append(f"device={d.device} (supported: {cls.SUPPORTED_DEVICES})")
+        if cls.MAX_QUERIES is not None:
+            queries = d.max_queries()
+            if queries is not None and queries > cls.MAX_QUERIES:
+                reasons.append(f"{queries} queries of one sequence, and it is for at most {cls.MAX_QUERIES}")
+        return reasons
 
     @classmethod
     def forward(cls, d: Inputs, with_lse: bool, generator: Any) -> Tuple[Any, Any]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List
-
-from attune.ops.fmha.common import MMA, SIMT, AttentionFwOpBase, Inputs
-
-MAX_QUERIES = 1
+from attune.ops.fmha.common import MMA, SIMT, AttentionFwOpBase
 
 
 class FwOp(AttentionFwOpBase):
@@ -14,11 +10,4 @@ class FwOp(AttentionFwOpBase):
 
     NAME = "decoderF"
     FAMILIES = (MMA, SIMT)
-
-    @classmethod
-    def limits(cls, d: Inputs) -> List[str]:
-        reasons = super().limits(d)
-        queries = d.max_queries()
-        if queries is not None and queries > MAX_QUERIES:
-            reasons.append(f"{queries} queries of one sequence, and it is for at most {MAX_QUERIES}")
-        return reasons
+    MAX_QUERIES = 1
