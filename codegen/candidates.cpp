@@ -23,6 +23,12 @@ constexpr unsigned kMasks = kWindow | kVarlen | kPaged;
 constexpr unsigned kNoBias = kMasks | kDropout;
 constexpr unsigned kNoDropout = kMasks | kBias;
 constexpr auto kMerge = Operation::merge;
+constexpr auto kDelta = Operation::delta;
+constexpr auto kGradQuery = Operation::grad_query;
+constexpr auto kGradKeyValue = Operation::grad_key_value;
+constexpr auto kGradBias = Operation::grad_bias;
+constexpr auto kRoundQuery = Operation::round_query;
+constexpr auto kGradMerge = Operation::grad_merge;
 constexpr unsigned kPlainScores = kEveryFeature & ~(kBias | kDropout);
 
 // The first row that fits wins, so rows go from the most specific to the most general. Why a row has its
@@ -94,7 +100,8 @@ unsigned features_of(const Problem& problem) {
          (problem.dropout == kernel::Dropout::on ? kDropout : 0u) |
          (problem.window_left == kernel::Edge::bounded || problem.window_right == kernel::Edge::bounded
               ? kWindow
-              : 0u);
+              : 0u) |
+         (problem.query_gradient == kernel::QueryGradient::atomic ? kAtomic : 0u);
 }
 
 std::span<const Candidate> candidates() {

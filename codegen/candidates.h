@@ -19,6 +19,8 @@ inline constexpr unsigned kBias = 4;
 inline constexpr unsigned kDropout = 8;
 inline constexpr unsigned kWindow = 16;
 inline constexpr unsigned kEveryFeature = 31;
+inline constexpr unsigned kAtomic =
+    32;  // grad_key_value: adds to sums of the query's gradient (QueryGradient)
 /// The features of a problem, as a set of these bits.
 unsigned features_of(const Problem& problem);
 
@@ -32,7 +34,7 @@ struct Candidate {
   unsigned features;   // set of those features: a problem with others does not fit
   int head_dim_max;    // of max(head_dim, head_dim_v), inclusive
   int block_m, block_n;
-  int block_v;  // value columns of a tile; 0: all
+  int block_v;  // columns of the result that one block computes; 0: all
   int tile_m, tile_n, warps, stages, lanes;
   int query_stages = 0, query_registers = 0, ping_pong = 0;  // sm90
 };

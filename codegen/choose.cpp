@@ -17,8 +17,17 @@ using kernel::Operation;
 /// The families that do the operation on a backend, the preferred one first.
 std::vector<Family> families_of(Operation operation, Backend backend) {
   if (backend == Backend::cpu) return {Family::cpu};
-  if (operation == Operation::merge) return {Family::merge};
-  return {Family::sm90, Family::mma, Family::simt};
+  switch (operation) {
+    case Operation::merge:
+    case Operation::grad_merge: return {Family::merge};
+    case Operation::delta:
+    case Operation::round_query: return {Family::rows};
+    case Operation::forward:
+    case Operation::grad_query:
+    case Operation::grad_key_value:
+    case Operation::grad_bias: return {Family::sm90, Family::mma, Family::simt};
+  }
+  return {};
 }
 
 Backend backend_of(Family family) {
@@ -89,9 +98,8 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
     }
   }
   const int widest = std::ranges::max(rows, {}, &Candidate::head_dim_max)->head_dim_max;
-  const bool merge = problem.operation == Operation::merge;  // which has no head_dim
-  for (const auto& [name, value] :
-       {std::pair{"head_dim", merge ? 1 : problem.head_dim}, {"head_dim_v", problem.head_dim_v}}) {
+  for (const auto& [name, value] : {std::pair{"head_dim", merges(problem.operation) ? 1 : problem.head_dim},
+                                    {"head_dim_v", problem.head_dim_v}}) {
     if (value < 1 || value > widest) {
       lacks.push_back(fmt::format("{} {} is outside 1 to {}", name, value, widest));
     }
@@ -117,10 +125,12 @@ Failure no_family(const Problem& problem, const Arch& arch, const std::vector<Ve
   return unsupported(std::move(text));
 }
 
-/// Value columns of one tile: as few tiles as the row allows, equally wide up to whole 16 columns.
-int block_v_of(const Candidate& row, int head_dim_v) {
-  if (row.block_v == 0 || head_dim_v <= row.block_v) return head_dim_v;
-  return kernel::round_up(kernel::ceil_div(head_dim_v, kernel::ceil_div(head_dim_v, row.block_v)), 16);
+/// Columns of the result that a block computes: as few parts as the row allows, equally wide up to whole 16
+/// columns.
+int block_v_of(const Candidate& row, const Problem& problem) {
+  const int columns = kernel::result_columns(problem.operation, problem.head_dim, problem.head_dim_v);
+  if (row.block_v == 0 || columns <= row.block_v) return columns;
+  return kernel::round_up(kernel::ceil_div(columns, kernel::ceil_div(columns, row.block_v)), 16);
 }
 
 }  // namespace
@@ -139,9 +149,10 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
           .bias = problem.bias,
           .dropout = problem.dropout,
           .lse = problem.lse,
+          .query_gradient = problem.query_gradient,
           .block_m = row.block_m,
           .block_n = row.block_n,
-          .block_v = block_v_of(row, problem.head_dim_v),
+          .block_v = block_v_of(row, problem),
           .tile_m = row.tile_m,
           .tile_n = row.tile_n,
           .warps = row.warps,
@@ -179,6 +190,17 @@ std::vector<std::string> not_supported_reasons(Family family, const Problem& pro
     reasons.push_back(fmt::format("the call allows {} alone", text_of(problem.families)));
   }
   return reasons;
+}
+
+bool adds_query_gradient(Problem problem, const Arch& arch) {
+  for (const Family family : families_of(problem.operation, arch.backend)) {
+    if (!contains(problem.families, family)) continue;
+    problem.query_gradient = kernel::QueryGradient::atomic;
+    if (first_fit(family, problem, arch) != nullptr) return true;
+    problem.query_gradient = kernel::QueryGradient::apart;
+    if (first_fit(family, problem, arch) != nullptr) return false;
+  }
+  return false;
 }
 
 Result<Choice> choose(const Problem& problem, const Arch& arch) {

@@ -31,6 +31,9 @@ struct Choice {
 /// others.
 Result<Choice> choose(const Problem& problem, const Arch& arch);
 
+/// Has the family that would run this grad_key_value kernels that add to sums of the query's gradient?
+bool adds_query_gradient(Problem problem, const Arch& arch);
+
 /// The spec of one candidate row for a problem, whether or not choose() would take it. For tuning and tests.
 kernel::KernelSpec spec_of(const Candidate& candidate, const Problem& problem);
 

@@ -13,14 +13,29 @@ using kernel::Family;
 using kernel::KernelSpec;
 using kernel::Operation;
 
-std::string_view template_of(const KernelSpec& spec) {
-  switch (spec.family) {
-    case Family::cpu:
-      return spec.operation == Operation::merge ? "attune/cpu/merge_cpu.h" : "attune/cpu/forward_cpu.h";
-    case Family::simt: return "attune/cuda/forward_simt.cuh";
-    case Family::mma: return "attune/cuda/forward_mma.cuh";
-    case Family::sm90: return "attune/cuda/forward_sm90.cuh";
-    case Family::merge: return "attune/cuda/merge.cuh";
+/// "forward_mma", "delta": an operation that one family alone does needs not name it.
+std::string function_of(const KernelSpec& spec) {
+  if (spec.family == Family::merge || spec.family == Family::rows)
+    return std::string(name_of(spec.operation));
+  return fmt::format("{}_{}", name_of(spec.operation), name_of(spec.family));
+}
+
+/// The template that defines the function.
+std::string template_of(const KernelSpec& spec) {
+  return spec.family == Family::cpu ? fmt::format("attune/cpu/{}.h", function_of(spec))
+                                    : fmt::format("attune/cuda/{}.cuh", function_of(spec));
+}
+
+std::string_view params_of(Operation operation) {
+  switch (operation) {
+    case Operation::forward: return "ForwardParams";
+    case Operation::merge: return "MergeParams";
+    case Operation::grad_merge: return "GradMergeParams";
+    case Operation::delta:
+    case Operation::grad_query:
+    case Operation::grad_key_value:
+    case Operation::grad_bias:
+    case Operation::round_query: return "BackwardParams";
   }
   return "";
 }
@@ -37,12 +52,11 @@ std::string print_spec(const KernelSpec& spec) {
   return text + "};\n";
 }
 
-/// A kernel is told its parameters and which slot of the operation's work it does (blocks.h).
+/// A kernel is told its parameters and which slot of the operation's work it does (blocks.h, backward.h).
 std::string print_entry(const KernelSpec& spec) {
-  const bool merge = spec.operation == Operation::merge;
-  const std::string_view params = merge ? "MergeParams" : "ForwardParams";
+  const std::string_view params = params_of(spec.operation);
+  const std::string function = function_of(spec);
   if (spec.family == Family::cpu) {
-    const std::string_view function = merge ? "merge_cpu" : "forward_cpu";
     return fmt::format(
         "extern \"C\" void {}(const k::{}* params, long long slot, void* scratch) {{\n"
         "  k::{}<kSpec>(*params, slot, scratch);\n"
@@ -54,13 +68,12 @@ std::string print_entry(const KernelSpec& spec) {
     return fmt::format(
         "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32, 1)\n"
         "    {}(const __grid_constant__ k::ForwardSm90Params params) {{\n"
-        "  k::forward_sm90<kSpec>(params);\n"
+        "  k::{}<kSpec>(params);\n"
         "}}\n",
-        kEntryName);
+        kEntryName, function);
   }
   // Told a number of blocks, ptxas never spills to make room for more: simt's tiles fill the shared memory.
   const std::string_view blocks = spec.family == Family::simt ? ", 1" : "";
-  const std::string function = merge ? "merge" : fmt::format("forward_{}", name_of(spec.family));
   return fmt::format(
       "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32{}) {}(const k::{} params) {{\n"
       "  k::{}<kSpec>(params);\n"

@@ -19,12 +19,13 @@ struct EnumNames;
 template <>
 struct EnumNames<kernel::Operation> {
   static constexpr std::string_view kType = "Operation";
-  static constexpr std::array<std::string_view, 2> kValues{"forward", "merge"};
+  static constexpr std::array<std::string_view, 8> kValues{
+      "forward", "merge", "delta", "grad_query", "grad_key_value", "grad_bias", "round_query", "grad_merge"};
 };
 template <>
 struct EnumNames<kernel::Family> {
   static constexpr std::string_view kType = "Family";
-  static constexpr std::array<std::string_view, 5> kValues{"cpu", "simt", "mma", "sm90", "merge"};
+  static constexpr std::array<std::string_view, 6> kValues{"cpu", "simt", "mma", "sm90", "merge", "rows"};
 };
 template <>
 struct EnumNames<kernel::DType> {
@@ -60,6 +61,11 @@ template <>
 struct EnumNames<kernel::Lse> {
   static constexpr std::string_view kType = "Lse";
   static constexpr std::array<std::string_view, 2> kValues{"skip", "write"};
+};
+template <>
+struct EnumNames<kernel::QueryGradient> {
+  static constexpr std::string_view kType = "QueryGradient";
+  static constexpr std::array<std::string_view, 2> kValues{"apart", "atomic"};
 };
 
 template <typename Enum>

@@ -65,7 +65,7 @@ Result<Problem> parse_problem(std::string_view text) {
     has_output_dtype = has_output_dtype || name == "output_dtype";
   }
   if (!has_output_dtype) problem.output_dtype = problem.dtype;
-  if (problem.operation == kernel::Operation::merge) {
+  if (merges(problem.operation)) {
     if (problem.head_dim_v == 0) return invalid_argument("problem: head_dim_v=N is missing");
     return problem;
   }

@@ -29,7 +29,7 @@ struct Problem {
   kernel::Operation operation = kernel::Operation::forward;
   kernel::DType dtype = kernel::DType::f32;
   kernel::DType output_dtype = kernel::DType::f32;
-  int head_dim = 0;  // 0 for merge
+  int head_dim = 0;  // 0 for merge and grad_merge
   int head_dim_v = 0;
   kernel::Edge window_left = kernel::Edge::open;
   kernel::Edge window_right = kernel::Edge::open;
@@ -38,14 +38,20 @@ struct Problem {
   kernel::Bias bias = kernel::Bias::none;
   kernel::Dropout dropout = kernel::Dropout::off;
   kernel::Lse lse = kernel::Lse::skip;
+  kernel::QueryGradient query_gradient = kernel::QueryGradient::apart;
   int align_bytes = 16;  // what every row of query, key, value and output is aligned for: 16, 8, 4 or 2
   int boxes = 0;         // 1: they can be described to a tensor copy engine (runtime/boxes.h)
   Families families = Families::any;
 
   bool operator==(const Problem&) const = default;
 };
-static_assert(sizeof(Problem) == 15 * sizeof(int),
+static_assert(sizeof(Problem) == 16 * sizeof(int),
               "Problem is hashed as bytes: no padding, and update for_each_field");
+
+/// Is it about chunks of a merge? They have no keys, so no head_dim.
+constexpr bool merges(kernel::Operation operation) {
+  return operation == kernel::Operation::merge || operation == kernel::Operation::grad_merge;
+}
 
 template <typename P, typename Visit>
 constexpr void for_each_problem_field(P& problem, Visit&& visit) {
@@ -61,6 +67,7 @@ constexpr void for_each_problem_field(P& problem, Visit&& visit) {
   visit("bias", problem.bias);
   visit("dropout", problem.dropout);
   visit("lse", problem.lse);
+  visit("query_gradient", problem.query_gradient);
   visit("align_bytes", problem.align_bytes);
   visit("boxes", problem.boxes);
   visit("families", problem.families);

@@ -103,7 +103,7 @@ ATTUNE_HD constexpr i64 tiles_of_head(const KernelSpec& spec, i32 len_q, i32 seq
 /// All slots of a launch.
 constexpr i64 forward_slots(const KernelSpec& spec, const ForwardParams& p) {
   return i64{p.batch} * p.groups * p.heads * tiles_of_head(spec, p.len_q, p.sequences.count) *
-         value_parts(spec);
+         column_parts(spec);
 }
 
 /// Where a sequence's tiles begin among those of a head.
@@ -151,7 +151,7 @@ ATTUNE_HD constexpr Slot slot_of(const ForwardParams& p, Number number) {
   const auto tiles = static_cast<Number>(tiles_of_head(S, p.len_q, p.sequences.count));
   const auto groups = static_cast<Number>(p.groups);
   const auto heads = static_cast<Number>(p.heads);
-  constexpr auto parts = static_cast<Number>(value_parts(S));
+  constexpr auto parts = static_cast<Number>(column_parts(S));
   Slot slot;
   slot.part = static_cast<i32>(number % parts);
   number /= parts;

@@ -78,6 +78,46 @@ struct ForwardParams {
   Sequences sequences;
 };
 
+/// A float32 number of every query, to be read: [batch, groups, heads, len_q], any strides.
+struct QueryNumbers {
+  const float* data = nullptr;
+  Strides strides;
+  i32 per_sequence = 0;  // varlen: 1 has sequences in place of `batch`, whose queries count from 0
+                         // ("padded"); 0 packs them like the query's rows
+};
+
+/// What every kernel of the backward pass is told (backward.h).
+struct BackwardParams {
+  ForwardParams forward;              // as the forward pass was told; its output is read, its lse is not used
+  const void* grad_output = nullptr;  // [batch, len_q, groups, heads, head_dim_v]: of output_dtype for delta,
+                                      // of dtype with column stride 1 for the others
+  Strides grad_output_strides;
+  i64 grad_output_column = 1;  // stride of its last axis, any; for delta alone
+  QueryNumbers lse;
+  QueryNumbers grad_lse;  // data null: 0
+
+  // What delta writes and the others read; contiguous.
+  float* lse2 = nullptr;   // [batch, groups, heads, len_q]: in base 2, +inf where a query sees no key
+  float* delta = nullptr;  // likewise: sum of grad_output * output over the row, less grad_lse
+  void* grad_output_copy = nullptr;  // [batch, len_q, groups, heads, head_dim_v] of dtype; null: no copy
+
+  // Results, of dtype (grad_bias: of the bias's). Null: not wanted.
+  void* grad_query = nullptr;  // [batch, len_q, groups, heads, head_dim]
+  void* grad_key = nullptr;    // [batch, len_k, key_groups, key_heads, head_dim]
+  void* grad_value = nullptr;  // [batch, len_k, key_groups, key_heads, head_dim_v]
+  void* grad_bias = nullptr;   // [bias_batch, bias_groups, bias_heads, bias_rows, len_k]
+  Strides grad_query_strides;
+  Strides grad_key_strides;
+  Strides grad_value_strides;
+  BiasStrides grad_bias_strides;
+  float* query_sums = nullptr;  // [batch, groups, heads, len_q, head_dim], contiguous: grad_query before its
+                                // rounding and without the scale; zero before
+  // Each of these extents is the query's, or 1 where the tensor serves all.
+  i32 key_groups = 0, key_heads = 0;
+  i32 bias_batch = 0, bias_groups = 0, bias_heads = 0, bias_rows = 0;
+};
+static_assert(sizeof(BackwardParams) <= 4096, "kernel parameters of every GPU fit 4 KiB");
+
 /// What cuTensorMapEncodeTiled writes: shape, strides and box of a tensor for Hopper's copy engine.
 struct alignas(64) TensorMap {
   u64 opaque[16];
@@ -120,5 +160,35 @@ struct MergeParams {
   Chunk chunk[kMaxChunks];
 };
 static_assert(sizeof(MergeParams) <= 4096, "kernel parameters of every GPU fit 4 KiB");
+
+/// Most chunks that one grad_merge takes: each is on its own, so any number of launches may share them out.
+inline constexpr i32 kMaxGradChunks = 20;
+
+/// What a chunk of a merge is given back.
+struct GradChunk {
+  Chunk chunk;
+  void* grad_output = nullptr;  // [batch, len, groups, heads, head_dim_v] of dtype
+  float* grad_lse = nullptr;    // [batch, groups, heads, len], contiguous
+  Strides grad_output_strides;
+};
+
+struct GradMergeParams {
+  const void* output = nullptr;       // merged, [batch, len, groups, heads, head_dim_v] of output_dtype
+  const void* grad_output = nullptr;  // likewise
+  Strides output_strides;
+  Strides grad_output_strides;
+  i64 grad_output_column = 1;       // stride of its last axis, any
+  const float* lse = nullptr;       // merged, [batch, groups, heads, len], any strides
+  const float* grad_lse = nullptr;  // likewise; null: 0
+  Strides lse_strides;
+  Strides grad_lse_strides;
+  i32 batch = 0;
+  i32 groups = 0;
+  i32 heads = 0;
+  i32 len = 0;
+  i32 chunks = 0;
+  GradChunk chunk[kMaxGradChunks];
+};
+static_assert(sizeof(GradMergeParams) <= 4096, "kernel parameters of every GPU fit 4 KiB");
 
 }  // namespace attune::kernel

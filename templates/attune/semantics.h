@@ -2,8 +2,10 @@
 // reference, the CPU kernels and the GPU kernels all include this file, and nobody else spells a mask.
 //
 // A mask has two spellings, and both stand here: visible() per element, and the ranges of keys that a tile of
-// queries visits (visited_keys) or sees without any masking (unmasked_keys). tests/unit/semantics_test.cpp
-// checks one against the other over every small geometry, and both against pictures and upstream's masks.
+// queries visits (visited_keys) or sees without any masking (unmasked_keys); for the gradients of keys also
+// the ranges of queries that visit a tile of keys (visiting_queries, unmasked_queries).
+// tests/unit/semantics_test.cpp checks one against the other over every small geometry, and both against
+// pictures and upstream's masks.
 //
 // Queries i and keys j count from the beginning of their block (blocks.h): a batch entry or a sequence.
 #pragma once
@@ -92,6 +94,30 @@ ATTUNE_HD constexpr KeyRange unmasked_keys(Window w, i32 len_k, i32 m_begin, i32
   if constexpr (S.window_left == Edge::bounded) keys.begin = max(keys.begin, m_end - 1 + w.lower);
   if constexpr (S.window_right == Edge::bounded) keys.end = min(keys.end, m_begin + 1 + w.upper);
   return keys;
+}
+
+/// Half-open; empty when begin >= end.
+struct QueryRange {
+  i32 begin = 0;
+  i32 end = 0;
+};
+
+/// The smallest range that holds every query that sees some key of [n_begin, n_end), all of them below len_k.
+template <KernelSpec S>
+ATTUNE_HD constexpr QueryRange visiting_queries(Window w, i32 len_q, i32 n_begin, i32 n_end) {
+  QueryRange queries{0, len_q};
+  if constexpr (S.window_right == Edge::bounded) queries.begin = max(queries.begin, n_begin - w.upper);
+  if constexpr (S.window_left == Edge::bounded) queries.end = min(queries.end, n_end - w.lower);
+  return queries;
+}
+
+/// The largest range of queries that see every key of [n_begin, n_end): no masking needed there.
+template <KernelSpec S>
+ATTUNE_HD constexpr QueryRange unmasked_queries(Window w, i32 len_q, i32 n_begin, i32 n_end) {
+  QueryRange queries{0, len_q};
+  if constexpr (S.window_right == Edge::bounded) queries.begin = max(queries.begin, n_end - 1 - w.upper);
+  if constexpr (S.window_left == Edge::bounded) queries.end = min(queries.end, n_begin + 1 - w.lower);
+  return queries;
 }
 
 /// A score in base 2 (num.h) with its element of the bias tensor, widened to float: a number is added to the

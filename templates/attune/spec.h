@@ -7,8 +7,17 @@
 
 namespace attune::kernel {
 
-enum class Operation : i32 { forward, merge };
-enum class Family : i32 { cpu, simt, mma, sm90, merge };
+enum class Operation : i32 {
+  forward,
+  merge,
+  delta,           // backward.h: what the gradients need of every query
+  grad_query,      // the query's gradient
+  grad_key_value,  // those of key and value
+  grad_bias,       // that of an additive bias tensor
+  round_query,     // the query's gradient, from float32 sums
+  grad_merge       // merge.h: of the chunks
+};
+enum class Family : i32 { cpu, simt, mma, sm90, merge, rows };
 enum class DType : i32 { f32, f16, bf16 };
 enum class Edge : i32 { open, bounded };      // does the window have a bound on this side?
 enum class Blocks : i32 { dense, varlen };    // a block per batch entry, or sequences packed on one axis
@@ -22,12 +31,13 @@ enum class Bias : i32 {
 };  // a tensor added to the scores, or one that hides keys
 enum class Dropout : i32 { off, on };
 enum class Lse : i32 { skip, write };
+enum class QueryGradient : i32 { apart, atomic };  // does grad_key_value add to float32 sums of it?
 
 struct KernelSpec {
   Operation operation = Operation::forward;
   Family family = Family::cpu;
   DType dtype = DType::f32;         // of query, key and value, or of what is merged; sums are float32
-  DType output_dtype = DType::f32;  // of the output
+  DType output_dtype = DType::f32;  // of the output; delta, grad_merge: of it and its gradient
   i32 head_dim = 0;                 // elements of one query or key row; 0 for merge
   i32 head_dim_v = 0;               // elements of one value or output row
   Edge window_left = Edge::open;    // keys too far to the left are invisible
@@ -37,14 +47,15 @@ struct KernelSpec {
   Bias bias = Bias::none;
   Dropout dropout = Dropout::off;
   Lse lse = Lse::skip;
-  i32 block_m = 0;       // queries of one tile; merge: rows of one block
-  i32 block_n = 0;       // keys of one tile
-  i32 block_v = 0;       // value columns that one tile computes: head_dim_v, or less where those are too many
-  i32 tile_m = 0;        // register tile: query rows (simt), query vectors (cpu), m16 fragments (mma)
-  i32 tile_n = 0;        // register tile: key columns or value columns (simt, cpu)
-  i32 warps = 0;         // GPU: warps of a block
-  i32 stages = 0;        // GPU: key/value tiles in flight
-  i32 query_stages = 0;  // sm90: query tiles in flight of each warpgroup
+  QueryGradient query_gradient = QueryGradient::apart;
+  i32 block_m = 0;  // queries of one tile; merge and other operations by row: rows of one block
+  i32 block_n = 0;  // keys of one tile
+  i32 block_v = 0;  // columns of the result that one block computes: all, or less where those are too many
+  i32 tile_m = 0;   // register tile: query rows (simt), query vectors (cpu), m16 fragments (mma)
+  i32 tile_n = 0;   // register tile: key columns or value columns (simt, cpu)
+  i32 warps = 0;    // GPU: warps of a block
+  i32 stages = 0;   // GPU: key/value tiles in flight
+  i32 query_stages = 0;     // sm90: query tiles in flight of each warpgroup
   i32 query_registers = 0;  // sm90: 1 keeps the queries in registers
   i32 ping_pong = 0;        // sm90: 1 has warpgroups take turns to issue products
   i32 copy_bytes = 0;  // GPU: widest access that every row of query, key, value and output is aligned for
@@ -52,7 +63,7 @@ struct KernelSpec {
   constexpr bool operator==(const KernelSpec&) const = default;
 };
 
-inline constexpr i32 kKernelSpecFields = 25;
+inline constexpr i32 kKernelSpecFields = 26;
 inline constexpr i32 kMaxHeadDim = 512;
 
 /// Calls visit(name, field) for every field in order. Refuses to compile when a field is forgotten.
@@ -73,6 +84,7 @@ constexpr void for_each_field(Spec& spec, Visit&& visit) {
   visit("bias", spec.bias);
   visit("dropout", spec.dropout);
   visit("lse", spec.lse);
+  visit("query_gradient", spec.query_gradient);
   visit("block_m", spec.block_m);
   visit("block_n", spec.block_n);
   visit("block_v", spec.block_v);
@@ -103,9 +115,26 @@ ATTUNE_HD constexpr i32 size_of(Bias bias) {
   return 0;
 }
 
-/// Tiles that the value columns of one row are cut into: each is computed by a block of its own.
-ATTUNE_HD constexpr i32 value_parts(const KernelSpec& spec) {
-  return ceil_div(spec.head_dim_v, spec.block_v);
+/// Columns of a row of the operation's result; of two results, of the wider one. 0 where its rows are not
+/// cut.
+ATTUNE_HD constexpr i32 result_columns(Operation operation, i32 head_dim, i32 head_dim_v) {
+  switch (operation) {
+    case Operation::forward:
+    case Operation::merge:
+    case Operation::grad_merge: return head_dim_v;
+    case Operation::grad_query:
+    case Operation::round_query: return head_dim;
+    case Operation::grad_key_value: return max(head_dim, head_dim_v);
+    case Operation::delta:
+    case Operation::grad_bias: return 0;
+  }
+  return 0;
+}
+
+/// Parts that the columns of a row of the result are cut into: each is computed by a block of its own.
+ATTUNE_HD constexpr i32 column_parts(const KernelSpec& spec) {
+  const i32 columns = result_columns(spec.operation, spec.head_dim, spec.head_dim_v);
+  return columns == 0 ? 1 : ceil_div(columns, spec.block_v);
 }
 
 }  // namespace attune::kernel

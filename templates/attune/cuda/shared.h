@@ -88,7 +88,8 @@ constexpr i32 shared_bytes(const KernelSpec& s) {
     case Family::sm90: return Sm90Shared(s).bytes();
     case Family::simt: return SimtShared(s).bytes();
     case Family::cpu:
-    case Family::merge: return 0;
+    case Family::merge:
+    case Family::rows: return 0;
   }
   return 0;
 }

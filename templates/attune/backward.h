@@ -1,0 +1,237 @@
+// Backward: which kernel computes which gradient, and the slots that its work is launched in.
+//
+// With P = exp(scale * q.k + bias - lse) (0 where masked), Z = 1 / (1 - p) where dropout keeps a pair and 0
+// where it drops it, and dO the gradient of the output O = (P * Z) V:
+//
+//   delta_i = sum_c dO_ic O_ic - dLSE_i           one number of each query
+//   dS      = P * (Z * (dO V^T) - delta)          the gradient of the scores, after scale and bias
+//   dV = (P * Z)^T dO     dQ = scale * dS K     dK = scale * dS^T Q     dBias = dS
+//
+// (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.4; the gradient through the LSE, which attention
+// over some of the keys needs, subtracts from delta, since d lse_i / d S_ij = P_ij.)
+//
+// Each gradient is computed by a kernel whose blocks own elements of it: nothing is added up in memory, so
+// each run gives the same bits, and memory beyond inputs and results is two numbers of each query.
+//
+//   operation        a block owns                     and walks over
+//   delta            queries                          the columns of their rows
+//   grad_query       a tile of queries of one head    the keys that they see
+//   grad_key_value   a tile of rows of key and value  the queries that see them, of every head and sequence
+//   grad_bias        a tile of the bias tensor        the pairs that it was added to
+//
+// grad_key_value may also add its share of dQ to float32 sums in memory (QueryGradient::atomic): that saves
+// computing P a second time, and costs the order of summation. round_query then makes the result of the sums.
+#pragma once
+
+#include "attune/blocks.h"
+#include "attune/hd.h"
+#include "attune/params.h"
+#include "attune/semantics.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+// ---- One element ----
+
+/// The LSE of a query in base 2, such that exp2(s2 - lse2) is its probability. A query that sees no key has
+/// an LSE of -inf here and +inf elsewhere; both become +inf, which makes its probabilities 0.
+ATTUNE_HD float backward_lse2(float lse) {
+  return lse == neg_inf() ? -neg_inf() : lse * kLog2e;
+}
+
+/// The index of a query's number; `query` counts in its block.
+ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot, i32 query) {
+  const Strides& s = numbers.strides;
+  const i64 row = numbers.per_sequence != 0
+                      ? slot.block.index * s.batch + query * s.seq
+                      : slot.block.batch * s.batch + (slot.block.q_begin + query) * s.seq;
+  return row + slot.group * s.group + slot.head * s.head;
+}
+
+// ---- Slots of delta, grad_query and round_query: those of forward (slot_of in blocks.h) ----
+
+// ---- Slots of grad_key_value ----
+
+/// The rows [begin, end) of key and value, one head of theirs, and one part of the columns. `group` and
+/// `head` are the first of the query's that use it. In a dense problem rows are the keys of batch entry
+/// `batch`; in a varlen one they may belong to several sequences, to one sequence twice, or to none.
+struct KeySlot {
+  i32 batch = 0;
+  i32 group = 0;
+  i32 head = 0;
+  i32 part = 0;
+  i32 begin = 0;
+  i32 end = 0;
+};
+
+constexpr i64 key_slots(const KernelSpec& spec, const BackwardParams& p) {
+  return i64{p.forward.batch} * p.key_groups * p.key_heads * ceil_div(p.forward.len_k, spec.block_n) *
+         column_parts(spec);
+}
+
+/// Number is i64 on the CPU and u32 on a GPU, as in slot_of.
+template <KernelSpec S, typename Number>
+ATTUNE_HD constexpr KeySlot key_slot_of(const BackwardParams& p, Number number) {
+  const auto tiles = static_cast<Number>(ceil_div(p.forward.len_k, S.block_n));
+  const auto groups = static_cast<Number>(p.key_groups);
+  const auto heads = static_cast<Number>(p.key_heads);
+  constexpr auto parts = static_cast<Number>(column_parts(S));
+  KeySlot slot;
+  slot.part = static_cast<i32>(number % parts);
+  number /= parts;
+  slot.begin =
+      static_cast<i32>(number % tiles) * S.block_n;  // under a causal mask the first keys are the longest
+  slot.end = min(slot.begin + S.block_n, p.forward.len_k);
+  number /= tiles;
+  slot.head = static_cast<i32>(number % heads);
+  number /= heads;
+  slot.group = static_cast<i32>(number % groups);
+  slot.batch = static_cast<i32>(number / groups);
+  return slot;
+}
+
+/// Query heads that share a head of key and value: 0 to sharing_heads(p), as group and head of the query.
+ATTUNE_HD constexpr i32 sharing_heads(const BackwardParams& p) {
+  return p.forward.groups / p.key_groups * (p.forward.heads / p.key_heads);
+}
+struct QueryHead {
+  i32 group = 0;
+  i32 head = 0;
+};
+ATTUNE_HD constexpr QueryHead sharing_head(const BackwardParams& p, const KeySlot& slot, i32 number) {
+  const i32 heads = p.forward.heads / p.key_heads;
+  return {slot.group + number / heads, slot.head + number % heads};
+}
+
+// ---- Segments: which keys of which block the rows of a tile are ----
+
+/// The rows [begin, end) of a tensor's key and value are the keys [key, key + end - begin) of a block.
+struct KeySegment {
+  Block block;
+  i32 begin = 0;
+  i32 end = 0;
+  i32 key = 0;
+};
+
+/// Places in which a row may be a key: one of a dense problem, one of each sequence, or one of each entry of
+/// the table of pages.
+template <KernelSpec S>
+ATTUNE_HD constexpr i64 places(const ForwardParams& p) {
+  if constexpr (S.blocks == Blocks::dense) return 1;
+  if constexpr (S.keys == Keys::paged) return i64{p.sequences.count} * p.sequences.table_width;
+  return p.sequences.count;
+}
+
+/// What of the rows [begin, end) is in a place (of batch entry `batch`, where the problem is dense); empty
+/// where nothing is. Tables that are wrong are clamped as in key_row().
+template <KernelSpec S>
+ATTUNE_HD constexpr KeySegment segment_at(const ForwardParams& p, i32 batch, i32 begin, i32 end, i64 place) {
+  if constexpr (S.blocks == Blocks::dense) {
+    return {block_of<S>(p, batch), begin, end, begin};
+  } else if constexpr (S.keys == Keys::contiguous) {
+    const Block block = block_of<S>(p, static_cast<i32>(place));
+    const i32 first = max(begin, block.k_begin);
+    return {block, first, min(end, block.k_begin + block.len_k), first - block.k_begin};
+  } else {
+    const Sequences& s = p.sequences;
+    const i32 size = s.page_size.divisor;
+    const i32 page = clamp(s.pages[place], 0, max(divide(p.len_k, s.page_size) - 1, 0));
+    const i32 page_row = page * size;
+    if (page_row >= end || page_row + size <= begin) return {};
+    const Block block = block_of<S>(p, static_cast<i32>(place / s.table_width));
+    // Logical key = row + shift.
+    const i32 shift = static_cast<i32>(place % s.table_width) * size - page_row;
+    const i32 first = max(max(begin, page_row), block.k_begin - shift);
+    const i32 last = min(min(end, page_row + size), block.k_begin + block.len_k - shift);
+    return {block, first, last, first + shift - block.k_begin};
+  }
+}
+
+/// Calls visit(segment) for every segment of the rows [begin, end) that holds a key, in a fixed order.
+template <KernelSpec S, typename Visit>
+ATTUNE_HD constexpr void for_each_segment(const ForwardParams& p, i32 batch, i32 begin, i32 end,
+                                          Visit&& visit) {
+  const i64 count = places<S>(p);
+  for (i64 place = 0; place < count; ++place) {
+    const KeySegment segment = segment_at<S>(p, batch, begin, end, place);
+    if (segment.begin < segment.end) visit(segment);
+  }
+}
+
+/// A segment's block as a slot of one head, for the offsets of blocks.h.
+ATTUNE_HD constexpr Slot slot_of_segment(const KeySegment& segment, QueryHead head) {
+  Slot slot;
+  slot.block = segment.block;
+  slot.group = head.group;
+  slot.head = head.head;
+  return slot;
+}
+
+// ---- Slots of grad_bias ----
+
+/// The elements [m_begin, m_end) x [begin, end) of the bias, rows of the query by rows of the key, for one of
+/// its batch entries and heads. `batch`, `group` and `head` are the first that it was added to. A bias of one
+/// row has slots whose rows are all of the query's, over which the gradient is summed up.
+struct BiasSlot {
+  i32 batch = 0;
+  i32 group = 0;
+  i32 head = 0;
+  i32 m_begin = 0;
+  i32 m_end = 0;
+  i32 begin = 0;
+  i32 end = 0;
+};
+
+/// Tiles of rows: one where the bias has a single row for all queries.
+ATTUNE_HD constexpr i32 bias_row_tiles(const KernelSpec& spec, const BackwardParams& p) {
+  return p.bias_rows == 1 ? 1 : ceil_div(p.forward.len_q, spec.block_m);
+}
+
+constexpr i64 bias_slots(const KernelSpec& spec, const BackwardParams& p) {
+  return i64{p.bias_batch} * p.bias_groups * p.bias_heads * bias_row_tiles(spec, p) *
+         ceil_div(p.forward.len_k, spec.block_n);
+}
+
+template <KernelSpec S, typename Number>
+ATTUNE_HD constexpr BiasSlot bias_slot_of(const BackwardParams& p, Number number) {
+  const auto column_tiles = static_cast<Number>(ceil_div(p.forward.len_k, S.block_n));
+  const auto row_tiles = static_cast<Number>(bias_row_tiles(S, p));
+  const auto groups = static_cast<Number>(p.bias_groups);
+  const auto heads = static_cast<Number>(p.bias_heads);
+  BiasSlot slot;
+  slot.begin = static_cast<i32>(number % column_tiles) * S.block_n;
+  slot.end = min(slot.begin + S.block_n, p.forward.len_k);
+  number /= column_tiles;
+  slot.m_begin = static_cast<i32>(number % row_tiles) * S.block_m;
+  slot.m_end = p.bias_rows == 1 ? p.forward.len_q : min(slot.m_begin + S.block_m, p.forward.len_q);
+  number /= row_tiles;
+  slot.head = static_cast<i32>(number % heads);
+  number /= heads;
+  slot.group = static_cast<i32>(number % groups);
+  slot.batch = static_cast<i32>(number / groups);
+  return slot;
+}
+
+/// Batch entries (dense) and heads that an element of the bias was added to.
+ATTUNE_HD constexpr i32 biased_batches(const BackwardParams& p) {
+  return p.forward.batch / p.bias_batch;
+}
+ATTUNE_HD constexpr i32 biased_heads(const BackwardParams& p) {
+  return p.forward.groups / p.bias_groups * (p.forward.heads / p.bias_heads);
+}
+ATTUNE_HD constexpr QueryHead biased_head(const BackwardParams& p, const BiasSlot& slot, i32 number) {
+  const i32 heads = p.forward.heads / p.bias_heads;
+  return {slot.group + number / heads, slot.head + number % heads};
+}
+
+// ---- All slots of a launch ----
+
+constexpr i64 backward_slots(const KernelSpec& spec, const BackwardParams& p) {
+  switch (spec.operation) {
+    case Operation::grad_key_value: return key_slots(spec, p);
+    case Operation::grad_bias: return bias_slots(spec, p);
+    default: return forward_slots(spec, p.forward);
+  }
+}
+
+}  // namespace attune::kernel
