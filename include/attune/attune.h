@@ -111,6 +111,73 @@ ATTUNE_EXPORT void merge_attentions(std::span<const TensorView> attn, std::span<
                                     const MutableTensorView& output, const MutableTensorView* lse_out,
                                     const AttentionOptions& options = {});
 
+// ---- Gradients ----
+
+/// Where gradients go. Those that are null are neither wanted nor computed.
+struct GradientViews {
+  const MutableTensorView* query = nullptr;  ///< of query's shape and type, as the next two of theirs
+  const MutableTensorView* key = nullptr;
+  const MutableTensorView* value = nullptr;
+  const MutableTensorView* bias =
+      nullptr;  ///< of the bias tensor's shape and type; summed where its extent is 1
+};
+
+struct Gradients {
+  Tensor query, key, value;
+  Tensor bias;  ///< empty unless asked for
+};
+
+struct BackwardOptions {
+  const TensorView* grad_lse = nullptr;  ///< gradient of the lse, in a layout of the lse; null: 0
+  /// The same bits in every run. Without, sums of the query's gradient may depend on the order in which a
+  /// GPU's blocks finish; docs/semantics.md has the cost.
+  bool deterministic = false;
+  bool bias_gradient = false;  ///< of the allocating call: gives the bias tensor's gradient, too
+  /// Scratch memory on the tensors' device, at a multiple of 256; null: Attune allocates it in the stream's
+  /// order.
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
+};
+
+/// Gradients of memory_efficient_attention with respect to query, key, value and an additive bias tensor (Dao
+/// et al., "FlashAttention", arXiv 2205.14135, appendix B.4), for everything that forward takes. `output` and
+/// `lse` are forward's for the same arguments, dropout state included; grad_output has the output's shape and
+/// type and any strides, 0 included. lse: float32 [B, H, >= Mq] or [B, G, H, >= Mq], any strides; with
+/// sequences packed [1, (G,) H, >= all query rows] or padded [sequences, (G,) H, >= longest]. -inf or +inf
+/// marks a query that saw no key: its gradients are 0, as are those of keys that no query sees. Results must
+/// not overlap each other or what is read. options.families restricts the gradients' kernels;
+/// options.output_dtype is not looked at.
+ATTUNE_EXPORT void memory_efficient_attention_backward(
+    const TensorView& grad_output, const TensorView& output, const TensorView& lse, const TensorView& query,
+    const TensorView& key, const TensorView& value, const GradientViews& gradients,
+    const AttentionBias& bias = {}, const AttentionOptions& options = {},
+    const BackwardOptions& backward = {});
+
+/// The same into memory that Attune allocates, contiguous.
+ATTUNE_EXPORT Gradients memory_efficient_attention_backward(
+    const TensorView& grad_output, const TensorView& output, const TensorView& lse, const TensorView& query,
+    const TensorView& key, const TensorView& value, const AttentionBias& bias = {},
+    const AttentionOptions& options = {}, const BackwardOptions& backward = {});
+
+/// Bytes of workspace that the same call needs: some numbers of each query, whatever the number of keys. Only
+/// shapes, strides and types of the tensors matter.
+ATTUNE_EXPORT std::size_t backward_workspace_bytes(const TensorView& grad_output, const TensorView& output,
+                                                   const TensorView& lse, const TensorView& query,
+                                                   const TensorView& key, const TensorView& value,
+                                                   const GradientViews& gradients,
+                                                   const AttentionBias& bias = {},
+                                                   const AttentionOptions& options = {},
+                                                   const BackwardOptions& backward = {});
+
+/// Compiles and loads the kernels that the same call would use, without touching the tensors' data.
+ATTUNE_EXPORT void prepare_backward(const TensorView& grad_output, const TensorView& output,
+                                    const TensorView& lse, const TensorView& query, const TensorView& key,
+                                    const TensorView& value, const GradientViews& gradients,
+                                    const AttentionBias& bias = {}, const AttentionOptions& options = {},
+                                    const BackwardOptions& backward = {});
+
+// ---- Ahead of time ----
+
 /// Compiles and loads the kernel that the same call would use, without touching the tensors' data.
 ATTUNE_EXPORT void prepare(const TensorView& query, const TensorView& key, const TensorView& value,
                            bool with_lse, const AttentionBias& bias = {},
@@ -131,6 +198,22 @@ ATTUNE_EXPORT std::string explain(const TensorView& query, const TensorView& key
                                   bool with_lse, const AttentionBias& bias = {},
                                   const AttentionOptions& options = {});
 
+/// The same about the gradients of query, key and value.
+ATTUNE_EXPORT std::vector<std::string> backward_not_supported_reasons(Family family, const TensorView& query,
+                                                                      const TensorView& key,
+                                                                      const TensorView& value,
+                                                                      const AttentionBias& bias = {},
+                                                                      const AttentionOptions& options = {});
+
+/// The kernels of a backward call, in the order of their launches, as a JSON object: "kernels", each as
+/// explain() has it, and "workspace_bytes".
+ATTUNE_EXPORT std::string explain_backward(const TensorView& grad_output, const TensorView& output,
+                                           const TensorView& lse, const TensorView& query,
+                                           const TensorView& key, const TensorView& value,
+                                           const GradientViews& gradients, const AttentionBias& bias = {},
+                                           const AttentionOptions& options = {},
+                                           const BackwardOptions& backward = {});
+
 struct Counters {
   std::uint64_t compiles = 0;       ///< kernels that a compiler built in this process
   std::uint64_t loads = 0;          ///< images loaded
@@ -142,8 +225,8 @@ struct Counters {
 };
 ATTUNE_EXPORT Counters counters();
 
-/// The family and candidate that the calling thread's last attention call ran, "mma_128x64x4"; empty before
-/// the first.
+/// The candidate that the calling thread's last call ran, "mma_128x64x4_d64"; of a backward call, the one
+/// that computed the gradients of key and value, if any were wanted. Empty before the first.
 ATTUNE_EXPORT std::string last_kernel();
 
 }  // namespace attune

@@ -93,6 +93,27 @@ typedef struct attune_options {
 #define ATTUNE_OPTIONS_INIT \
   { sizeof(attune_options), NULL, NULL, 0, 0.0, 0, 0, NULL }
 
+/* Where gradients go; null: not wanted. See GradientViews in attune.h. */
+typedef struct attune_gradients {
+  size_t struct_size;
+  const attune_tensor* query;
+  const attune_tensor* key;
+  const attune_tensor* value;
+  const attune_tensor* bias;
+} attune_gradients;
+#define ATTUNE_GRADIENTS_INIT \
+  { sizeof(attune_gradients), NULL, NULL, NULL, NULL }
+
+typedef struct attune_backward_options {
+  size_t struct_size;
+  const attune_tensor* grad_lse; /* null: 0 */
+  int32_t deterministic;         /* 1: the same bits in every run */
+  void* workspace;               /* null: allocated in the stream's order; else at a multiple of 256 */
+  size_t workspace_bytes;
+} attune_backward_options;
+#define ATTUNE_BACKWARD_OPTIONS_INIT \
+  { sizeof(attune_backward_options), NULL, 0, NULL, 0 }
+
 typedef struct attune_counters {
   size_t struct_size;
   uint64_t compiles, loads, launches, cache_hits, cache_misses, cache_defects, cache_stores;
@@ -110,6 +131,34 @@ ATTUNE_EXPORT attune_status attune_memory_efficient_attention_forward(
     const attune_tensor* output, const attune_tensor* lse, const attune_bias* bias,
     const attune_options* options);
 
+/* Gradients of the same attention; see attune.h. bias, options and backward may be null. The next three take
+ * the same arguments and touch no data. */
+ATTUNE_EXPORT attune_status attune_memory_efficient_attention_backward(
+    const attune_tensor* grad_output, const attune_tensor* output, const attune_tensor* lse,
+    const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
+    const attune_gradients* gradients, const attune_bias* bias, const attune_options* options,
+    const attune_backward_options* backward);
+ATTUNE_EXPORT attune_status attune_backward_workspace_bytes(
+    const attune_tensor* grad_output, const attune_tensor* output, const attune_tensor* lse,
+    const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
+    const attune_gradients* gradients, const attune_bias* bias, const attune_options* options,
+    const attune_backward_options* backward, size_t* bytes);
+ATTUNE_EXPORT attune_status attune_prepare_backward(const attune_tensor* grad_output,
+                                                    const attune_tensor* output, const attune_tensor* lse,
+                                                    const attune_tensor* query, const attune_tensor* key,
+                                                    const attune_tensor* value,
+                                                    const attune_gradients* gradients,
+                                                    const attune_bias* bias, const attune_options* options,
+                                                    const attune_backward_options* backward);
+/* *json is a NUL-terminated JSON object; release it with attune_free. */
+ATTUNE_EXPORT attune_status attune_explain_backward(const attune_tensor* grad_output,
+                                                    const attune_tensor* output, const attune_tensor* lse,
+                                                    const attune_tensor* query, const attune_tensor* key,
+                                                    const attune_tensor* value,
+                                                    const attune_gradients* gradients,
+                                                    const attune_bias* bias, const attune_options* options,
+                                                    const attune_backward_options* backward, char** json);
+
 ATTUNE_EXPORT attune_status attune_prepare(const attune_tensor* query, const attune_tensor* key,
                                            const attune_tensor* value, int with_lse, const attune_bias* bias,
                                            const attune_options* options);
@@ -126,6 +175,13 @@ ATTUNE_EXPORT attune_status attune_not_supported_reasons(int32_t family, const a
                                                          const attune_tensor* key, const attune_tensor* value,
                                                          const attune_bias* bias,
                                                          const attune_options* options, char** json);
+
+/* The same about the gradients of query, key and value. */
+ATTUNE_EXPORT attune_status attune_backward_not_supported_reasons(int32_t family, const attune_tensor* query,
+                                                                  const attune_tensor* key,
+                                                                  const attune_tensor* value,
+                                                                  const attune_bias* bias,
+                                                                  const attune_options* options, char** json);
 
 /* *json is a NUL-terminated JSON object; release it with attune_free. */
 ATTUNE_EXPORT attune_status attune_explain(const attune_tensor* query, const attune_tensor* key,

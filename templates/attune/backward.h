@@ -42,10 +42,10 @@ ATTUNE_HD float backward_lse2(float lse) {
 /// The index of a query's number; `query` counts in its block.
 ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot, i32 query) {
   const Strides& s = numbers.strides;
-  const i64 row = numbers.per_sequence != 0
-                      ? slot.block.index * s.batch + query * s.seq
-                      : slot.block.batch * s.batch + (slot.block.q_begin + query) * s.seq;
-  return row + slot.group * s.group + slot.head * s.head;
+  const bool padded = numbers.per_sequence != 0;
+  const i32 row = min(padded ? query : slot.block.q_begin + query, numbers.length - 1);
+  return (padded ? slot.block.index : slot.block.batch) * s.batch + slot.group * s.group +
+         slot.head * s.head + row * s.seq;
 }
 
 // ---- Slots of delta, grad_query and round_query: those of forward (slot_of in blocks.h) ----
