@@ -176,6 +176,28 @@ ATTUNE_EXPORT void prepare_backward(const TensorView& grad_output, const TensorV
                                     const AttentionBias& bias = {}, const AttentionOptions& options = {},
                                     const BackwardOptions& backward = {});
 
+/// Gradients of merge_attentions with respect to every chunk: with w_i = exp(lse_i - lse), that of attn[i] is
+/// w_i grad_output and that of attn_lse[i] is w_i (grad_lse + sum_c (attn[i] - output)_c grad_output_c).
+/// `attn` and `attn_lse` are the chunks that were merged, `output` and `lse` what they merged to; grad_output
+/// has the output's shape and type and any strides, 0 included, and grad_lse, which may be null for 0, a
+/// layout of the lse. lse: float32 [B, H, >= M] or [B, G, H, >= M], any strides. grad_attn[i] has the shape
+/// and type of attn[i], grad_attn_lse[i] is float32 [B, H, M] or [B, G, H, M], contiguous. A chunk whose lse
+/// is -inf gets zeros, whatever its values. Results must not overlap each other or what is read. Of options,
+/// stream counts.
+ATTUNE_EXPORT void merge_attentions_backward(const TensorView& grad_output, const TensorView* grad_lse,
+                                             const TensorView& output, const TensorView& lse,
+                                             std::span<const TensorView> attn,
+                                             std::span<const TensorView> attn_lse,
+                                             std::span<const MutableTensorView> grad_attn,
+                                             std::span<const MutableTensorView> grad_attn_lse,
+                                             const AttentionOptions& options = {});
+
+/// The same into memory that Attune allocates, contiguous: the gradients of each chunk's output and lse.
+ATTUNE_EXPORT std::vector<Attention> merge_attentions_backward(
+    const TensorView& grad_output, const TensorView* grad_lse, const TensorView& output,
+    const TensorView& lse, std::span<const TensorView> attn, std::span<const TensorView> attn_lse,
+    const AttentionOptions& options = {});
+
 // ---- Ahead of time ----
 
 /// Compiles and loads the kernel that the same call would use, without touching the tensors' data.

@@ -169,6 +169,13 @@ ATTUNE_EXPORT attune_status attune_merge_attentions(const attune_tensor* attn, c
                                                     const attune_tensor* lse_out,
                                                     const attune_options* options);
 
+/* Gradients of the same merge, `chunks` of attn, attn_lse, grad_attn and grad_attn_lse each; grad_lse and
+ * options may be null. See merge_attentions_backward in attune.h. */
+ATTUNE_EXPORT attune_status attune_merge_attentions_backward(
+    const attune_tensor* grad_output, const attune_tensor* grad_lse, const attune_tensor* output,
+    const attune_tensor* lse, const attune_tensor* attn, const attune_tensor* attn_lse, size_t chunks,
+    const attune_tensor* grad_attn, const attune_tensor* grad_attn_lse, const attune_options* options);
+
 /* family is an attune_family. *json is a JSON array of texts, empty when the family can run the call; release
  * it with attune_free. */
 ATTUNE_EXPORT attune_status attune_not_supported_reasons(int32_t family, const attune_tensor* query,
