@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <span>
 
 namespace attune::codegen {
 namespace {
@@ -15,19 +16,23 @@ using kernel::KernelSpec;
 using kernel::Operation;
 
 /// The families that do the operation on a backend, the preferred one first.
-std::vector<Family> families_of(Operation operation, Backend backend) {
-  if (backend == Backend::cpu) return {Family::cpu};
+std::span<const Family> families_of(Operation operation, Backend backend) {
+  static constexpr Family kCpu[] = {Family::cpu};
+  static constexpr Family kMerge[] = {Family::merge};
+  static constexpr Family kRows[] = {Family::rows};
+  static constexpr Family kAttention[] = {Family::sm90, Family::mma, Family::simt};
+  if (backend == Backend::cpu) return kCpu;
   switch (operation) {
     case Operation::merge:
-    case Operation::grad_merge: return {Family::merge};
+    case Operation::grad_merge: return kMerge;
     case Operation::delta:
-    case Operation::round_query: return {Family::rows};
+    case Operation::round_query: return kRows;
     case Operation::forward:
     case Operation::grad_query:
     case Operation::grad_key_value:
-    case Operation::grad_bias: return {Family::sm90, Family::mma, Family::simt};
+    case Operation::grad_bias: break;
   }
-  return {};
+  return kAttention;
 }
 
 Backend backend_of(Family family) {

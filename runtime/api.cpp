@@ -130,6 +130,25 @@ Attention allocate_and_run(const TensorView& query, const TensorView& key, const
   return result;
 }
 
+// ---- Backward ----
+
+/// The arguments of the backward calls, which all take the same.
+runtime::BackwardCall check_backward(const TensorView& grad_output, const TensorView& output,
+                                     const TensorView& lse, const TensorView& query, const TensorView& key,
+                                     const TensorView& value, const GradientViews& gradients,
+                                     const AttentionBias& bias, const AttentionOptions& options,
+                                     const BackwardOptions& backward, bool runs) {
+  return take(runtime::check_backward(
+      {grad_output, output, lse, query, key, value, gradients, bias, options, backward, runs}));
+}
+
+void check_workspace(const BackwardOptions& backward, std::size_t needed) {
+  if (backward.workspace_bytes >= needed) return;
+  raise(invalid_argument(
+      fmt::format("workspace: {} bytes, expected at least the {} that backward_workspace_bytes() says",
+                  backward.workspace_bytes, needed)));
+}
+
 // ---- Merging ----
 
 using Views = std::span<const TensorView>;
@@ -187,6 +206,29 @@ kernel::Family kernel_family(Family family) {
   return static_cast<kernel::Family>(static_cast<int>(family) - 1);
 }
 
+/// Why the family cannot run one of the operations on a call's problem.
+std::vector<std::string> reasons_against(Family family, const Result<runtime::Call>& call,
+                                         std::initializer_list<kernel::Operation> operations) {
+  if (static_cast<unsigned>(family) > static_cast<unsigned>(Family::sm90)) {
+    raise(invalid_argument(fmt::format("unknown family {}", static_cast<int>(family))));
+  }
+  if (!call.ok()) return {call.failure().message};
+  const auto backend = runtime::backend_of(call->device);
+  if (!backend.ok()) return {backend.failure().message};
+  const codegen::Arch& arch = (*backend)->arch();
+  for (const kernel::Operation operation : operations) {
+    codegen::Problem problem = call->problem;
+    problem.operation = operation;
+    if (family != Family::automatic) {
+      const auto reasons = codegen::not_supported_reasons(kernel_family(family), problem, arch);
+      if (!reasons.empty()) return reasons;
+    } else if (const auto choice = codegen::choose(problem, arch); !choice.ok()) {
+      return {choice.failure().message};
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
 Tensor::Tensor() = default;
@@ -242,6 +284,72 @@ Attention memory_efficient_attention_partial(const TensorView& query, const Tens
   return allocate_and_run(query, key, value, /*with_lse=*/true, bias, options, DType::f32);
 }
 
+void memory_efficient_attention_backward(const TensorView& grad_output, const TensorView& output,
+                                         const TensorView& lse, const TensorView& query,
+                                         const TensorView& key, const TensorView& value,
+                                         const GradientViews& gradients, const AttentionBias& bias,
+                                         const AttentionOptions& options, const BackwardOptions& backward) {
+  runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients, bias,
+                                              options, backward, /*runs=*/true);
+  const std::size_t bytes = take(engine().plan(call)).workspace_bytes;
+  if (backward.workspace != nullptr) {
+    check_workspace(backward, bytes);
+    return take(engine().run(call));
+  }
+  constexpr std::size_t kFloat = sizeof(float);
+  const auto floats = static_cast<std::int64_t>((bytes + kFloat - 1) / kFloat);
+  const Temporary workspace(DType::f32, query.device, {floats}, options.stream);
+  call.workspace = workspace.view().data;
+  take(engine().run(call));
+}
+
+Gradients memory_efficient_attention_backward(const TensorView& grad_output, const TensorView& output,
+                                              const TensorView& lse, const TensorView& query,
+                                              const TensorView& key, const TensorView& value,
+                                              const AttentionBias& bias, const AttentionOptions& options,
+                                              const BackwardOptions& backward) {
+  if (backward.bias_gradient && !bias.tensor) {
+    raise(invalid_argument("bias_gradient: the bias has no tensor whose gradient could be computed"));
+  }
+  check_backward(grad_output, output, lse, query, key, value, {}, bias, options, backward,
+                 /*runs=*/false);  // before anything is allocated
+  const auto like = [&](const TensorView& tensor) {
+    return Tensor(tensor.dtype, tensor.device, shape_of(tensor), options.stream);
+  };
+  Gradients result{like(query), like(key), like(value), {}};
+  if (backward.bias_gradient) result.bias = like(*bias.tensor);
+  const MutableTensorView grad_query = result.query.view();
+  const MutableTensorView grad_key = result.key.view();
+  const MutableTensorView grad_value = result.value.view();
+  const MutableTensorView grad_bias = result.bias.view();
+  memory_efficient_attention_backward(
+      grad_output, output, lse, query, key, value,
+      {&grad_query, &grad_key, &grad_value, backward.bias_gradient ? &grad_bias : nullptr}, bias, options,
+      backward);
+  return result;
+}
+
+std::size_t backward_workspace_bytes(const TensorView& grad_output, const TensorView& output,
+                                     const TensorView& lse, const TensorView& query, const TensorView& key,
+                                     const TensorView& value, const GradientViews& gradients,
+                                     const AttentionBias& bias, const AttentionOptions& options,
+                                     const BackwardOptions& backward) {
+  const runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients,
+                                                    bias, options, backward, /*runs=*/false);
+  return take(engine().plan(call)).workspace_bytes;
+}
+
+void prepare_backward(const TensorView& grad_output, const TensorView& output, const TensorView& lse,
+                      const TensorView& query, const TensorView& key, const TensorView& value,
+                      const GradientViews& gradients, const AttentionBias& bias,
+                      const AttentionOptions& options, const BackwardOptions& backward) {
+  const runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients,
+                                                    bias, options, backward, /*runs=*/false);
+  for (const auto& step : take(engine().plan(call))) {
+    take(engine().prepare(step.problem, call.device, call.stream));
+  }
+}
+
 void merge_attentions(Views attn, Views lse, const MutableTensorView& output,
                       const MutableTensorView* lse_out, const AttentionOptions& options) {
   const runtime::MergeCall call = take(runtime::check_merge({attn, lse, &output, lse_out, options.stream}));
@@ -279,20 +387,16 @@ void prepare(const TensorView& query, const TensorView& key, const TensorView& v
 std::vector<std::string> not_supported_reasons(Family family, const TensorView& query, const TensorView& key,
                                                const TensorView& value, const AttentionBias& bias,
                                                const AttentionOptions& options) {
-  if (static_cast<unsigned>(family) > static_cast<unsigned>(Family::sm90)) {
-    raise(invalid_argument(fmt::format("unknown family {}", static_cast<int>(family))));
-  }
   const auto call = check_without_output(query, key, value, /*with_lse=*/false, bias, options);
-  if (!call.ok()) return {call.failure().message};
-  const auto backend = runtime::backend_of(call->device);
-  if (!backend.ok()) return {backend.failure().message};
-  const codegen::Arch& arch = (*backend)->arch();
-  if (family != Family::automatic) {
-    return codegen::not_supported_reasons(kernel_family(family), call->problem, arch);
-  }
-  const auto choice = codegen::choose(call->problem, arch);
-  if (!choice.ok()) return {choice.failure().message};
-  return {};
+  return reasons_against(family, call, {kernel::Operation::forward});
+}
+
+std::vector<std::string> backward_not_supported_reasons(Family family, const TensorView& query,
+                                                        const TensorView& key, const TensorView& value,
+                                                        const AttentionBias& bias,
+                                                        const AttentionOptions& options) {
+  const auto call = check_without_output(query, key, value, /*with_lse=*/false, bias, options);
+  return reasons_against(family, call, {kernel::Operation::grad_key_value, kernel::Operation::grad_query});
 }
 
 std::string explain(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,
@@ -300,6 +404,21 @@ std::string explain(const TensorView& query, const TensorView& key, const Tensor
   const runtime::Call call = take(check_without_output(query, key, value, with_lse, bias, options));
   const codegen::Arch& arch = take(runtime::backend_of(call.device))->arch();
   return runtime::to_json(take(engine().explain(call.problem, arch, call.device))).dump();
+}
+
+std::string explain_backward(const TensorView& grad_output, const TensorView& output, const TensorView& lse,
+                             const TensorView& query, const TensorView& key, const TensorView& value,
+                             const GradientViews& gradients, const AttentionBias& bias,
+                             const AttentionOptions& options, const BackwardOptions& backward) {
+  const runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients,
+                                                    bias, options, backward, /*runs=*/false);
+  const codegen::Arch& arch = take(runtime::backend_of(call.device))->arch();
+  const runtime::BackwardPlan plan = take(engine().plan(call));
+  nlohmann::json kernels = nlohmann::json::array();
+  for (const auto& step : plan) {
+    kernels.push_back(runtime::to_json(take(engine().explain(step.problem, arch, call.device))));
+  }
+  return nlohmann::json{{"kernels", kernels}, {"workspace_bytes", plan.workspace_bytes}}.dump();
 }
 
 Counters counters() {

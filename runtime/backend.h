@@ -32,6 +32,9 @@ class Kernel {
   /// parameters.
   virtual Result<void> forward(const kernel::ForwardParams& params, void* stream) = 0;
   virtual Result<void> merge(const kernel::MergeParams& params, void* stream) = 0;
+  /// Any of the operations that take BackwardParams. Does nothing when there is nothing to write.
+  virtual Result<void> backward(const kernel::BackwardParams& params, void* stream) = 0;
+  virtual Result<void> grad_merge(const kernel::GradMergeParams& params, void* stream) = 0;
 };
 
 class Backend {

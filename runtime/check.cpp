@@ -26,27 +26,6 @@ static_assert(static_cast<int>(Family::cpu) - 1 == static_cast<int>(kernel::Fami
 
 // ---- Tensors ----
 
-Result<void> check_rank(const char* name, const TensorView& t) {
-  if (t.rank >= 3 && t.rank <= 5) return done();
-  return invalid_argument(
-      fmt::format("{}: rank {}, expected [B, M, H, K], [B, M, K] or [B, M, G, H, K]", name, t.rank));
-}
-
-Result<void> check_like(const TensorView& query, const char* name, const TensorView& other) {
-  ATTUNE_TRY(check_kind(name, other));
-  ATTUNE_TRY(check_rank(name, other));
-  if (other.rank != query.rank) {
-    return invalid_argument(
-        fmt::format("query and {} differ in rank ({} and {}): all should be BMHK, all BMK or all BMGHK", name,
-                    query.rank, other.rank));
-  }
-  if (!(other.device == query.device)) {
-    return invalid_argument(fmt::format("query is on {} but {} is on {}: all should be on the same device",
-                                        text_of(query.device), name, text_of(other.device)));
-  }
-  return done();
-}
-
 Result<void> check_same_dtype(const TensorView& query, const char* name, const TensorView& other) {
   if (other.dtype == query.dtype) return done();
   return invalid_argument(fmt::format("query is {} but {} is {}: all should have the same dtype",

@@ -4,6 +4,7 @@
 
 #include "attune/attune.h"
 #include "base/result.h"
+#include "runtime/backward.h"
 #include "runtime/engine.h"
 
 #include <span>
@@ -19,11 +20,29 @@ struct Arguments {
   bool with_lse = false;  // when output is null
   const AttentionBias& bias;
   const AttentionOptions& options;
+  bool places_tables = false;  // of the bias, on the device: when output is null; else they are
 };
 
 /// Fails with invalid_argument or unsupported; the message says what, where and what to try. Where an output
 /// is given, the bias's tables are on the device when it returns.
 Result<Call> check(const Arguments& arguments);
+
+struct BackwardArguments {
+  const TensorView& grad_output;
+  const TensorView& output;
+  const TensorView& lse;
+  const TensorView& query;
+  const TensorView& key;
+  const TensorView& value;
+  const GradientViews& gradients;
+  const AttentionBias& bias;
+  const AttentionOptions& options;
+  const BackwardOptions& backward;
+  bool runs = false;  // else nothing is brought to the device
+};
+
+/// Likewise. The workspace is the caller's; its size is checked once the plan is known.
+Result<BackwardCall> check_backward(const BackwardArguments& arguments);
 
 struct MergeArguments {
   std::span<const TensorView> attn;

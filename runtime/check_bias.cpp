@@ -58,9 +58,9 @@ std::string expected_shapes(const TensorView& query, const kernel::ForwardParams
                      heads, rows);
 }
 
-/// The strides of a bias tensor that fits; nothing when it does not.
-std::optional<kernel::BiasStrides> fit(const TensorView& t, const TensorView& query,
-                                       const kernel::ForwardParams& p) {
+/// Of a tensor that fits, which axes it has; nothing when it does not.
+std::optional<BiasAxes> fitting_axes(const TensorView& t, const TensorView& query,
+                                     const kernel::ForwardParams& p) {
   const auto axes = bias_axes(t.rank, query.rank);
   if (!axes || t.shape[t.rank - 1] != p.len_k) return std::nullopt;
   const auto is = [&](int axis, std::int64_t size) {
@@ -72,13 +72,17 @@ std::optional<kernel::BiasStrides> fit(const TensorView& t, const TensorView& qu
       !is(t.rank - 2, p.len_q)) {
     return std::nullopt;
   }
+  return axes;
+}
+
+kernel::BiasStrides strides_of(const TensorView& t, const BiasAxes& axes, const kernel::ForwardParams& p) {
   const auto stride = [&](int axis) { return axis < 0 ? 0 : stride_of(t, axis); };
-  kernel::BiasStrides strides{.batch = stride(axes->batch),
-                              .group = stride(axes->group),
-                              .head = stride(axes->head),
+  kernel::BiasStrides strides{.batch = stride(axes.batch),
+                              .group = stride(axes.group),
+                              .head = stride(axes.head),
                               .query = stride(t.rank - 2),
                               .key = stride(t.rank - 1)};
-  if (!grouped) strides.group = strides.head * p.heads;
+  if (axes.group < 0) strides.group = strides.head * p.heads;
   return strides;
 }
 
@@ -252,16 +256,47 @@ Result<Memory> add_bias(const Arguments& a, Call& call) {
     return invalid_argument(
         fmt::format("attn_bias: rank {}, expected {}", tensor.rank, expected_shapes(a.query, p)));
   }
-  const auto strides = fit(tensor, a.query, p);
-  if (!strides) {
+  const auto axes = fitting_axes(tensor, a.query, p);
+  if (!axes) {
     return invalid_argument(
         fmt::format("attn_bias: shape {}, expected {}", shape_text(tensor), expected_shapes(a.query, p)));
   }
   ATTUNE_ASSIGN(memory, check_memory("attn_bias", tensor, LastStride::any));
   p.bias = tensor.data;
-  p.bias_strides = *strides;
+  p.bias_strides = strides_of(tensor, *axes, p);
   call.problem.bias = kind_of(tensor.dtype);
   return memory;
+}
+
+Result<void> add_bias_gradient(const TensorView& query, const TensorView& bias,
+                               const MutableTensorView& gradient, kernel::BackwardParams& p) {
+  if (bias.dtype == DType::boolean) {
+    return invalid_argument("grad_bias: attn_bias is boolean, which has no gradient; leave grad_bias out");
+  }
+  if (gradient.dtype != bias.dtype || !(gradient.device == bias.device)) {
+    return invalid_argument(fmt::format("grad_bias: is {} on {}, expected {} on {} as attn_bias",
+                                        text_of(gradient.dtype), text_of(gradient.device),
+                                        text_of(bias.dtype), text_of(bias.device)));
+  }
+  const TensorView view = gradient;
+  if (view.rank != bias.rank ||
+      !std::equal(view.shape.begin(), view.shape.begin() + view.rank, bias.shape.begin())) {
+    const bool printable = view.rank >= 0 && view.rank <= kMaxRank;
+    return invalid_argument(fmt::format("grad_bias: shape {}, expected {} as attn_bias",
+                                        printable ? shape_text(view) : "of an unknown rank",
+                                        shape_text(bias)));
+  }
+  const kernel::ForwardParams& f = p.forward;
+  const auto axes = fitting_axes(view, query, f);  // as the bias's, which have been checked
+  const auto is_single = [&](int axis) { return axis < 0 || view.shape[axis] == 1; };
+  const bool single_head = is_single(axes->head);
+  p.bias_batch = is_single(axes->batch) ? std::min(f.batch, 1) : f.batch;
+  p.bias_groups = (axes->group < 0 ? single_head : is_single(axes->group)) ? std::min(f.groups, 1) : f.groups;
+  p.bias_heads = single_head ? std::min(f.heads, 1) : f.heads;
+  p.bias_rows = static_cast<i32>(view.shape[view.rank - 2]);
+  p.grad_bias = gradient.data;
+  p.grad_bias_strides = strides_of(view, *axes, f);
+  return done();
 }
 
 Result<void> add_sequences(const Arguments& a, Call& call) {
@@ -280,7 +315,7 @@ Result<void> add_sequences(const Arguments& a, Call& call) {
     placed.table_width = key_rows == 0 ? 0 : static_cast<i32>(s.table_width);
     placed.page_size = kernel::make_divider(static_cast<i32>(s.page_size));
   }
-  return a.output == nullptr ? done() : place_tables(s, call);
+  return a.output == nullptr && !a.places_tables ? done() : place_tables(s, call);
 }
 
 }  // namespace attune::runtime

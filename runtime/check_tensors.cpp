@@ -138,6 +138,27 @@ Result<void> check_kind(const char* name, const TensorView& t, DTypes dtypes) {
   return done();
 }
 
+Result<void> check_rank(const char* name, const TensorView& t) {
+  if (t.rank >= 3 && t.rank <= 5) return done();
+  return invalid_argument(
+      fmt::format("{}: rank {}, expected [B, M, H, K], [B, M, K] or [B, M, G, H, K]", name, t.rank));
+}
+
+Result<void> check_like(const TensorView& query, const char* name, const TensorView& other) {
+  ATTUNE_TRY(check_kind(name, other));
+  ATTUNE_TRY(check_rank(name, other));
+  if (other.rank != query.rank) {
+    return invalid_argument(
+        fmt::format("query and {} differ in rank ({} and {}): all should be BMHK, all BMK or all BMGHK", name,
+                    query.rank, other.rank));
+  }
+  if (!(other.device == query.device)) {
+    return invalid_argument(fmt::format("query is on {} but {} is on {}: all should be on the same device",
+                                        text_of(query.device), name, text_of(other.device)));
+  }
+  return done();
+}
+
 Result<Memory> check_memory(const char* name, const TensorView& t, LastStride last) {
   bool empty = false;
   for (int axis = 0; axis < t.rank; ++axis) {
@@ -254,7 +275,7 @@ Result<Memory> check_lse(const char* name, const TensorView& lse, const TensorVi
   return check_memory(name, lse);
 }
 
-Result<void> check_apart(const Memory& written, std::initializer_list<const Memory*> others) {
+Result<void> check_apart(const Memory& written, std::span<const Memory* const> others) {
   for (const Memory* other : others) {
     if (overlap(written, *other)) {
       return invalid_argument(

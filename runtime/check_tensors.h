@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <span>
 #include <string>
 
 namespace attune::runtime {
@@ -31,6 +32,12 @@ enum class DTypes : unsigned {
 
 /// Is it of one of these types and on a device that can be? `name` begins every message.
 Result<void> check_kind(const char* name, const TensorView& tensor, DTypes dtypes = DTypes::floating);
+
+/// Has it the axes of attention: 3, 4 or 5 of them?
+Result<void> check_rank(const char* name, const TensorView& tensor);
+
+/// check_kind(), and is it of the query's rank and on its device?
+Result<void> check_like(const TensorView& query, const char* name, const TensorView& other);
 
 enum class LastStride { one, any };
 
@@ -77,7 +84,10 @@ Result<void> check_distinct(const Memory& written);
 Result<Memory> check_lse(const char* name, const TensorView& lse, const TensorView& expected);
 
 /// Refuses what is written where something is read.
-Result<void> check_apart(const Memory& written, std::initializer_list<const Memory*> others);
+Result<void> check_apart(const Memory& written, std::span<const Memory* const> others);
+inline Result<void> check_apart(const Memory& written, std::initializer_list<const Memory*> others) {
+  return check_apart(written, std::span(others.begin(), others.size()));
+}
 
 /// Do two tensors have a byte in common? Exact for views of common layouts, interleaved ones included; says
 /// no where finding out takes too long.

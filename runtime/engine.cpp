@@ -142,6 +142,8 @@ struct Engine::State {
   cache::Store store;
 
   std::array<HotTable, kMaxCudaDevices + 1> tables;
+  std::array<std::atomic<const codegen::Arch*>, kMaxCudaDevices + 1>
+      archs{};  // of devices that were asked for
   cache::SingleFlight<Digest, const Obtained> images;
   cache::SingleFlight<std::pair<std::size_t, Digest>, Kernel> loads;
   std::mutex loaded_mutex;
@@ -161,6 +163,7 @@ struct Engine::State {
   Result<std::shared_ptr<Kernel>> load(Backend& backend, const codegen::Unit& unit,
                                        const std::string& candidate);
   Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device, void* stream);
+  Result<const codegen::Arch*> arch_of(Device device);
   void record(const codegen::Problem& problem, const codegen::Arch& arch);
   void launched(const ReadyKernel& ready);
 };
@@ -281,6 +284,16 @@ Result<const ReadyKernel*> Engine::State::ready(const codegen::Problem& problem,
       std::make_unique<ReadyKernel>(ReadyKernel{problem, std::move(kernel), choice.candidate->name}));
 }
 
+/// Without a lock once it is known.
+Result<const codegen::Arch*> Engine::State::arch_of(Device device) {
+  ATTUNE_ASSIGN(index, table_index(device));
+  if (const codegen::Arch* known = archs[index].load(std::memory_order_acquire)) return known;
+  ATTUNE_TRY(check_allowed(options.backend, device));
+  ATTUNE_ASSIGN(backend, backend_of(device));
+  archs[index].store(&backend->arch(), std::memory_order_release);
+  return &backend->arch();
+}
+
 void Engine::State::record(const codegen::Problem& problem, const codegen::Arch& arch) {
   if (options.record_path.empty()) return;
   const std::lock_guard lock(record_mutex);
@@ -312,6 +325,34 @@ Result<void> Engine::run(const MergeCall& call) {
   ATTUNE_TRY(ready->kernel->merge(call.params, call.stream));
   state_->launched(*ready);
   return done();
+}
+
+Result<void> Engine::run(const GradMergeCall& call) {
+  if (kernel::merge_rows(call.params) == 0) return done();
+  ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device, call.stream));
+  ATTUNE_TRY(ready->kernel->grad_merge(call.params, call.stream));
+  state_->launched(*ready);
+  return done();
+}
+
+Result<void> Engine::run(const BackwardCall& call) {
+  ATTUNE_ASSIGN(plan, this->plan(call));
+  std::array<const ReadyKernel*, std::tuple_size_v<decltype(plan.steps)>> kernels{};
+  for (std::size_t i = 0; i < plan.count; ++i) {
+    ATTUNE_ASSIGN(ready, state_->ready(plan.steps[i].problem, call.device, call.stream));
+    kernels[i] = ready;
+  }
+  for (std::size_t i = 0; i < plan.count; ++i) {
+    ATTUNE_TRY(kernels[i]->kernel->backward(plan.steps[i].params, call.stream));
+    state_->launched(*kernels[i]);
+  }
+  last_name = &kernels[plan.main]->name;
+  return done();
+}
+
+Result<BackwardPlan> Engine::plan(const BackwardCall& call) {
+  ATTUNE_ASSIGN(arch, state_->arch_of(call.device));
+  return plan_of(call, *arch);
 }
 
 Result<void> Engine::prepare(const codegen::Problem& problem, Device device, void* stream) {

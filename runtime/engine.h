@@ -10,6 +10,7 @@
 #include "codegen/problem.h"
 #include "codegen/unit.h"
 #include "runtime/backend.h"
+#include "runtime/backward.h"
 #include "runtime/explanation.h"
 
 #include <cstdint>
@@ -59,6 +60,14 @@ struct MergeCall {
   void* stream = nullptr;
 };
 
+/// The gradients of one merge, likewise.
+struct GradMergeCall {
+  codegen::Problem problem;
+  kernel::GradMergeParams params;
+  Device device;
+  void* stream = nullptr;
+};
+
 /// Where a kernel's image came from.
 enum class Source { disk, compiler };
 
@@ -85,6 +94,11 @@ class Engine {
   /// Runs. On a hit: one table look-up and one launch; no string, lock, allocation or environment read.
   Result<void> run(const Call& call);
   Result<void> run(const MergeCall& call);
+  Result<void> run(const GradMergeCall& call);
+  /// Launches every kernel of the pass, or none: all are loaded before the first is launched.
+  Result<void> run(const BackwardCall& call);
+  /// The launches of a backward call on its device, and the workspace that they need.
+  Result<BackwardPlan> plan(const BackwardCall& call);
   /// Compiles and loads without launching. Refused, as run() is on a miss, while `stream` captures a graph.
   Result<void> prepare(const codegen::Problem& problem, Device device, void* stream = nullptr);
   /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune

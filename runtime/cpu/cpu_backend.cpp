@@ -1,5 +1,6 @@
 #include "runtime/cpu/cpu_backend.h"
 
+#include "attune/backward.h"
 #include "attune/blocks.h"
 #include "attune/merge.h"
 #include "base/env.h"
@@ -104,6 +105,12 @@ class CpuKernel final : public Kernel {
     return run(params, kernel::forward_slots(spec_, params));
   }
   Result<void> merge(const kernel::MergeParams& params, void* /*stream*/) override {
+    return run(params, kernel::merge_slots(spec_, params));
+  }
+  Result<void> backward(const kernel::BackwardParams& params, void* /*stream*/) override {
+    return run(params, kernel::backward_slots(spec_, params));
+  }
+  Result<void> grad_merge(const kernel::GradMergeParams& params, void* /*stream*/) override {
     return run(params, kernel::merge_slots(spec_, params));
   }
 

@@ -1,5 +1,6 @@
 #include "runtime/cuda/cuda_kernel.h"
 
+#include "attune/backward.h"
 #include "attune/blocks.h"
 #include "attune/cuda/shared.h"
 #include "attune/merge.h"
@@ -130,12 +131,24 @@ class CudaKernel final : public Kernel {
     });
   }
   Result<void> merge(const kernel::MergeParams& params, void* stream) override {
-    return with_function(kernel::merge_slots(spec_, params), [&](CUfunction function, unsigned slots) {
-      return launch(function, &params, slots, stream);
-    });
+    return launch_slots(kernel::merge_slots(spec_, params), params, stream);
+  }
+  Result<void> backward(const kernel::BackwardParams& params, void* stream) override {
+    return launch_slots(kernel::backward_slots(spec_, params), params, stream);
+  }
+  Result<void> grad_merge(const kernel::GradMergeParams& params, void* stream) override {
+    return launch_slots(kernel::merge_slots(spec_, params), params, stream);
   }
 
  private:
+  template <typename Params>
+  Result<void> launch_slots(long long slots, const Params& params, void* stream) {
+    if (slots == 0) return done();
+    return with_function(slots, [&](CUfunction function, unsigned blocks) {
+      return launch(function, &params, blocks, stream);
+    });
+  }
+
   /// Calls body(function, slots) with a context of the device current.
   template <typename Body>
   Result<void> with_function(long long slots, Body&& body) {

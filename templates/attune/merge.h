@@ -21,18 +21,21 @@ struct MergeRow {
   i32 head = 0;
 };
 
-ATTUNE_HD constexpr i64 merge_rows(const MergeParams& p) {
+/// Params are MergeParams or GradMergeParams.
+template <typename Params>
+ATTUNE_HD constexpr i64 merge_rows(const Params& p) {
   return i64{p.batch} * p.len * p.groups * p.heads;
 }
 
 /// Slots of block_m rows.
-constexpr i64 merge_slots(const KernelSpec& spec, const MergeParams& p) {
+template <typename Params>
+constexpr i64 merge_slots(const KernelSpec& spec, const Params& p) {
   return (merge_rows(p) + spec.block_m - 1) / spec.block_m;
 }
 
 /// Number is i64, or u32 where a GPU knows that it suffices: its 64-bit divisions are slow.
-template <typename Number>
-ATTUNE_HD constexpr MergeRow merge_row(const MergeParams& p, Number number) {
+template <typename Params, typename Number>
+ATTUNE_HD constexpr MergeRow merge_row(const Params& p, Number number) {
   const auto heads = static_cast<Number>(p.heads);
   const auto groups = static_cast<Number>(p.groups);
   const auto len = static_cast<Number>(p.len);
@@ -52,7 +55,8 @@ ATTUNE_HD constexpr i64 offset_of(const MergeRow& row, const Strides& strides) {
 }
 
 /// Where the merged LSE of a row goes.
-ATTUNE_HD constexpr i64 lse_offset(const MergeParams& p, const MergeRow& row) {
+template <typename Params>
+ATTUNE_HD constexpr i64 lse_offset(const Params& p, const MergeRow& row) {
   return ((i64{row.batch} * p.groups + row.group) * p.heads + row.head) * p.len + row.query;
 }
 

@@ -82,6 +82,7 @@ struct ForwardParams {
 struct QueryNumbers {
   const float* data = nullptr;
   Strides strides;
+  i32 length = 0;        // extent of its last axis: at least what is asked for, unless a table is wrong
   i32 per_sequence = 0;  // varlen: 1 has sequences in place of `batch`, whose queries count from 0
                          // ("padded"); 0 packs them like the query's rows
 };

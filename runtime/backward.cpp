@@ -1,0 +1,152 @@
+#include "runtime/backward.h"
+
+#include "codegen/choose.h"
+
+#include <fmt/format.h>
+
+namespace attune::runtime {
+namespace {
+
+using codegen::Problem;
+using kernel::BackwardParams;
+using kernel::i64;
+using kernel::Operation;
+using kernel::QueryGradient;
+
+/// The problem of one operation: of the forward pass's traits those that its kernel looks at.
+Problem problem_of(const BackwardCall& call, Operation operation) {
+  Problem problem = call.problem;
+  problem.operation = operation;
+  problem.lse = kernel::Lse::skip;
+  problem.boxes = 0;
+  if (operation == Operation::delta || operation == Operation::round_query) {
+    Problem rows{.operation = operation,
+                 .dtype = problem.dtype,
+                 .output_dtype = operation == Operation::delta ? problem.output_dtype : problem.dtype,
+                 .head_dim = problem.head_dim,
+                 .head_dim_v = operation == Operation::delta ? problem.head_dim_v : problem.head_dim,
+                 .blocks = problem.blocks,
+                 .align_bytes = problem.align_bytes};
+    return rows;
+  }
+  problem.output_dtype = problem.dtype;
+  return problem;
+}
+
+/// Hands out aligned pieces of the workspace, from the first on.
+class Pieces {
+ public:
+  explicit Pieces(void* workspace) : begin_(static_cast<std::byte*>(workspace)) {}
+
+  /// Null without a workspace.
+  template <typename T>
+  T* take(i64 count, i64 element_bytes) {
+    T* piece = begin_ == nullptr ? nullptr : reinterpret_cast<T*>(begin_ + bytes_);
+    i64 bytes = 0;
+    overflow_ = overflow_ || __builtin_mul_overflow(count, element_bytes, &bytes) ||
+                __builtin_add_overflow(bytes_, bytes, &bytes_) ||
+                __builtin_add_overflow(bytes_, i64{kWorkspaceAlignment} - 1, &bytes_);
+    bytes_ -= bytes_ % i64{kWorkspaceAlignment};
+    return piece;
+  }
+  bool overflow() const { return overflow_; }
+  i64 bytes() const { return bytes_; }
+
+ private:
+  std::byte* begin_;
+  i64 bytes_ = 0;
+  bool overflow_ = false;
+};
+
+/// Row-major [batch, len_q, groups, heads, columns].
+kernel::Strides contiguous_rows(const kernel::ForwardParams& p, i64 columns) {
+  const i64 group = p.heads * columns;
+  const i64 row = p.groups * group;
+  return {.batch = p.len_q * row, .seq = row, .group = group, .head = columns};
+}
+
+/// The launch of one operation on the call's parameters.
+class Planner {
+ public:
+  Planner(const BackwardCall& call, const BackwardParams& params) : call_(call), params_(params) {}
+
+  BackwardPlan::Step& add(Operation operation) {
+    BackwardPlan::Step& step = plan_.steps[plan_.count++];
+    step.problem = problem_of(call_, operation);
+    step.params = params_;
+    return step;
+  }
+
+  /// Gradients of key and value, which are computed together where the same query heads share both.
+  void add_key_value(bool adds_query_gradient) {
+    plan_.main = plan_.count;
+    const bool together = call_.key_heads == call_.value_heads;
+    if (params_.grad_key != nullptr || (together && params_.grad_value != nullptr)) {
+      add_key_value(call_.key_heads, /*key=*/true, /*value=*/together, adds_query_gradient);
+      adds_query_gradient = false;
+    }
+    if (!together && params_.grad_value != nullptr) {
+      add_key_value(call_.value_heads, /*key=*/false, /*value=*/true, adds_query_gradient);
+    }
+  }
+
+  BackwardPlan& plan() { return plan_; }
+
+ private:
+  void add_key_value(HeadExtents heads, bool key, bool value, bool adds_query_gradient) {
+    BackwardPlan::Step& step = add(Operation::grad_key_value);
+    step.problem.query_gradient = adds_query_gradient ? QueryGradient::atomic : QueryGradient::apart;
+    step.params.key_groups = heads.groups;
+    step.params.key_heads = heads.heads;
+    if (!key) step.params.grad_key = nullptr;
+    if (!value) step.params.grad_value = nullptr;
+  }
+
+  const BackwardCall& call_;
+  const BackwardParams& params_;
+  BackwardPlan plan_;
+};
+
+}  // namespace
+
+Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch) {
+  BackwardParams params = call.params;
+  const kernel::ForwardParams& forward = params.forward;
+  const bool wants_key_value = params.grad_key != nullptr || params.grad_value != nullptr;
+  const bool sums = params.grad_query != nullptr && wants_key_value && !call.deterministic &&
+                    codegen::adds_query_gradient(problem_of(call, Operation::grad_key_value), arch);
+
+  Pieces pieces(call.workspace);
+  i64 rows = 0;
+  const bool overflow =
+      __builtin_mul_overflow(i64{forward.groups} * forward.heads, i64{forward.len_q}, &rows) ||
+      __builtin_mul_overflow(rows, i64{forward.batch}, &rows);
+  params.lse2 = pieces.take<float>(rows, sizeof(float));
+  params.delta = pieces.take<float>(rows, sizeof(float));
+  if (call.copies_grad_output) {
+    params.grad_output_copy =
+        pieces.take<void>(rows, i64{call.problem.head_dim_v} * size_of(call.problem.dtype));
+  }
+  if (sums) params.query_sums = pieces.take<float>(rows, i64{call.problem.head_dim} * i64{sizeof(float)});
+  if (overflow || pieces.overflow()) {
+    return invalid_argument(
+        "memory_efficient_attention_backward: the workspace would be larger than any memory");
+  }
+
+  Planner planner(call, params);
+  planner.add(Operation::delta);
+  if (call.copies_grad_output) {
+    params.grad_output = params.grad_output_copy;
+    params.grad_output_strides = contiguous_rows(forward, call.problem.head_dim_v);
+    params.grad_output_column = 1;
+  }
+  planner.add_key_value(sums);
+  if (params.grad_query != nullptr) planner.add(sums ? Operation::round_query : Operation::grad_query);
+  if (params.grad_bias != nullptr) planner.add(Operation::grad_bias);
+  BackwardPlan& plan = planner.plan();
+  if (plan.main == plan.count) plan.main = plan.count - 1;
+  plan.workspace_bytes = static_cast<std::size_t>(pieces.bytes());
+  return std::move(plan);
+}
+
+}  // namespace attune::runtime

@@ -1,0 +1,59 @@
+// A backward pass: the launches that it takes, and the workspace between them (templates/attune/backward.h
+// says which kernel computes what).
+#pragma once
+
+#include "attune/attune.h"
+#include "attune/params.h"
+#include "base/result.h"
+#include "codegen/arch.h"
+#include "codegen/problem.h"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace attune::runtime {
+
+/// How many heads of a tensor there are: each axis is the query's, or 1 where the tensor serves all.
+struct HeadExtents {
+  kernel::i32 groups = 0;
+  kernel::i32 heads = 0;
+  bool operator==(const HeadExtents&) const = default;
+};
+
+/// One backward call, checked and reduced.
+struct BackwardCall {
+  codegen::Problem problem;       // that of the forward pass; output_dtype: of output and grad_output
+  kernel::BackwardParams params;  // without what lies in the workspace
+  HeadExtents key_heads;
+  HeadExtents value_heads;
+  bool copies_grad_output = false;  // into the workspace, as only delta can read it where it lies
+  bool deterministic = false;
+  Device device;
+  void* stream = nullptr;
+  void* workspace = nullptr;
+};
+
+/// What a backward pass launches, one after the other.
+struct BackwardPlan {
+  struct Step {
+    codegen::Problem problem;
+    kernel::BackwardParams params;
+  };
+  std::array<Step, 5> steps;  // delta, two of key and value, query, bias
+  std::size_t count = 0;
+  std::size_t main = 0;  // the step of key's and value's gradients, or the last one without
+  std::size_t workspace_bytes = 0;
+
+  const Step* begin() const { return steps.data(); }
+  const Step* end() const { return steps.data() + count; }
+};
+
+/// The launches of a call on an architecture, with pointers into call.workspace (none where it is null).
+/// Fails with invalid_argument when the workspace would be larger than any memory.
+Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch);
+
+/// Workspaces begin at multiples of this, as allocations of CUDA do.
+inline constexpr std::size_t kWorkspaceAlignment = 256;
+
+}  // namespace attune::runtime
