@@ -103,22 +103,27 @@ constexpr Traits kTraits[] = {
     {.blocks = Blocks::varlen, .bias = true, .dropout = Dropout::on},
     {.blocks = Blocks::varlen, .keys = Keys::paged, .bias = true, .dropout = Dropout::on}};
 
+/// The gradient of a bias tensor is that of one of numbers.
+Bias random_bias(Random& random, Operation operation, bool wanted) {
+  if (operation == Operation::grad_bias) return random.pick({Bias::f32, Bias::f16, Bias::bf16});
+  return wanted ? random.pick({Bias::f32, Bias::f16, Bias::bf16, Bias::boolean}) : Bias::none;
+}
+
 /// A problem with these traits, whatever else the row may be asked for.
 Problem random_problem(Random& random, const Candidate& row, const Traits& traits) {
   const auto random_dim = [&](int least) {
     return random.chance(0.5) ? row.head_dim_max : random.integer(least, row.head_dim_max);
   };
-  Problem problem{
-      .operation = row.operation,
-      .head_dim = random_dim(smallest_head_dim(row)),
-      .head_dim_v = random.chance(0.5) ? random_dim(smallest_head_dim(row)) : random_dim(1),
-      .window_right = random.pick({Edge::open, Edge::bounded, Edge::bounded}),
-      .blocks = traits.blocks,
-      .keys = traits.keys,
-      .bias = traits.bias ? random.pick({Bias::f32, Bias::f16, Bias::bf16, Bias::boolean}) : Bias::none,
-      .dropout = traits.dropout,
-      .lse = random.pick({Lse::write, Lse::write, Lse::skip}),
-      .boxes = 1};
+  Problem problem{.operation = row.operation,
+                  .head_dim = random_dim(smallest_head_dim(row)),
+                  .head_dim_v = random.chance(0.5) ? random_dim(smallest_head_dim(row)) : random_dim(1),
+                  .window_right = random.pick({Edge::open, Edge::bounded, Edge::bounded}),
+                  .blocks = traits.blocks,
+                  .keys = traits.keys,
+                  .bias = random_bias(random, row.operation, traits.bias),
+                  .dropout = traits.dropout,
+                  .lse = random.pick({Lse::write, Lse::write, Lse::skip}),
+                  .boxes = 1};
   problem.window_left =
       problem.window_right == Edge::bounded ? random.pick({Edge::open, Edge::bounded}) : Edge::open;
   do {
@@ -126,7 +131,7 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
   } while ((row.dtypes >> static_cast<int>(problem.dtype) & 1u) == 0);
   problem.output_dtype =
       random.chance(0.7) ? problem.dtype : random.pick({DType::bf16, DType::f16, DType::f32});
-  if (row.operation == Operation::merge) problem.head_dim = 0;
+  if (codegen::merges(row.operation)) problem.head_dim = 0;
   if (row.family == Family::sm90) {
     problem.head_dim = kernel::round_up(problem.head_dim, 8);
     problem.head_dim_v = kernel::round_up(problem.head_dim_v, 8);

@@ -34,12 +34,30 @@ ATTUNE_DEVICE u16 narrow(DType dtype, float x) {
   return dtype == DType::f16 ? ptx::cvt_rn_f16_f32(x) : float_to_bf16(x);
 }
 
+/// As it is after rounding to the dtype.
+template <DType T>
+ATTUNE_DEVICE float4 rounded4(float4 a) {
+  if constexpr (T == DType::f32) return a;
+  const auto rounded = [](float x) { return widen(T, narrow(T, x)); };
+  return {rounded(a.x), rounded(a.y), rounded(a.z), rounded(a.w)};
+}
+
+template <DType T>
+ATTUNE_DEVICE float load1(const u8* source) {
+  if constexpr (T == DType::f32) return *reinterpret_cast<const float*>(source);
+  return widen(T, *reinterpret_cast<const u16*>(source));
+}
+
+/// Of the elements of a bias tensor that holds numbers.
+ATTUNE_HD constexpr DType bias_dtype(Bias bias) {
+  return bias == Bias::f32 ? DType::f32 : bias == Bias::f16 ? DType::f16 : DType::bf16;
+}
+
 /// An element of a bias tensor, as with_bias (semantics.h) takes it.
 template <Bias B>
 ATTUNE_DEVICE float load_bias(const u8* source) {
   if constexpr (B == Bias::boolean) return *source;
-  if constexpr (B == Bias::f32) return *reinterpret_cast<const float*>(source);
-  return widen(B == Bias::f16 ? DType::f16 : DType::bf16, *reinterpret_cast<const u16*>(source));
+  return load1<bias_dtype(B)>(source);
 }
 
 /// Four elements in memory, by the widest accesses that CopyBytes allows; one element is always aligned.
@@ -86,6 +104,22 @@ ATTUNE_DEVICE float4 load4(const u8* source, i32 valid) {
     for (i32 e = 0; e < 4; ++e) x[e] = widen(T, bits[e]);
   }
   return {x[0], x[1], x[2], x[3]};
+}
+
+/// load4 of elements that lie `step` bytes apart and are read one by one.
+template <DType T>
+ATTUNE_DEVICE float4 gather4(const u8* source, i64 step, i32 valid) {
+  float x[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (i32 e = 0; e < 4; ++e) {
+    if (e < valid) x[e] = load1<T>(source + e * step);
+  }
+  return {x[0], x[1], x[2], x[3]};
+}
+
+/// The widest access that every row of a contiguous tensor is aligned for.
+ATTUNE_HD constexpr i32 packed_alignment(i32 row_bytes) {
+  return min(row_bytes & -row_bytes, 16);
 }
 
 /// Writes the first `valid` of four elements; more than 4 means all. Callers do not clamp (see
