@@ -4,6 +4,7 @@
 #include "attune/version.h"
 
 #include <math.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -392,6 +393,81 @@ static void test_prepare_and_explain(void) {
   attune_free(NULL);
 }
 
+/* Weights w of the keys, v - output = -2 w1 and 2 w0: what the gradients of two queries with grad_output 1
+ * are. */
+static void test_backward(void) {
+  const double scale = 1;
+  const double w1 = exp(1) / (1 + exp(1)), w0 = 1 - w1;
+  float grad_output_data[] = {1}, grad_lse_data[] = {0};
+  float grad_query_data[5], grad_key_data[5], grad_value_data[3];
+  char workspace_memory[1024 + 256];
+  attune_tensor grad_output = tensor(grad_output_data, 4, 1, 2, 1, 1);
+  attune_tensor grad_lse = tensor(grad_lse_data, 3, 1, 1, 2, 0);
+  attune_tensor grad_query = tensor(grad_query_data, 4, 1, 2, 1, 2);
+  attune_tensor grad_key = tensor(grad_key_data, 4, 1, 2, 1, 2);
+  attune_tensor grad_value = tensor(grad_value_data, 4, 1, 2, 1, 1);
+  attune_gradients gradients = ATTUNE_GRADIENTS_INIT;
+  attune_options options = ATTUNE_OPTIONS_INIT;
+  attune_backward_options backward = ATTUNE_BACKWARD_OPTIONS_INIT;
+  size_t bytes = 0;
+  char* json = NULL;
+  int i;
+
+  options.scale = &scale;
+  grad_output.strides[1] = 0; /* an expanded scalar */
+  grad_lse.strides[2] = 0;
+  gradients.query = &grad_query;
+  gradients.key = &grad_key;
+  gradients.value = &grad_value;
+  backward.grad_lse = &grad_lse;
+  backward.deterministic = 1;
+  for (i = 0; i < 5; ++i) grad_query_data[i] = grad_key_data[i] = 99;
+  for (i = 0; i < 3; ++i) grad_value_data[i] = 99;
+  CHECK(forward(NULL, &options) == ATTUNE_OK);
+
+  CHECK(attune_backward_workspace_bytes(&grad_output, &output, &lse, &query, &key, &value, &gradients, NULL,
+                                        &options, &backward, &bytes) == ATTUNE_OK);
+  CHECK(bytes > 0 && bytes <= 1024);
+  backward.workspace = workspace_memory + (256 - (uintptr_t)workspace_memory % 256) % 256;
+  backward.workspace_bytes = bytes;
+  CHECK(attune_memory_efficient_attention_backward(&grad_output, &output, &lse, &query, &key, &value,
+                                                   &gradients, NULL, &options, &backward) == ATTUNE_OK);
+  for (i = 0; i < 2; ++i) {
+    CHECK(near(grad_query_data[2 * i], 2 * w0 * w1) && grad_query_data[2 * i + 1] == 0);
+    CHECK(near(grad_key_data[2 * i], (i == 0 ? -4 : 4) * w0 * w1) && grad_key_data[2 * i + 1] == 0);
+    CHECK(near(grad_value_data[i], 2 * (i == 0 ? w0 : w1)));
+  }
+  CHECK(grad_query_data[4] == 99 && grad_key_data[4] == 99 && grad_value_data[2] == 99);
+
+  backward.workspace_bytes = bytes - 1;
+  CHECK(attune_memory_efficient_attention_backward(&grad_output, &output, &lse, &query, &key, &value,
+                                                   &gradients, NULL, &options,
+                                                   &backward) == ATTUNE_INVALID_ARGUMENT);
+  CHECK(strstr(attune_last_error(), "backward_workspace_bytes() says") != NULL);
+  CHECK_REFUSED(attune_memory_efficient_attention_backward(NULL, &output, &lse, &query, &key, &value,
+                                                           &gradients, NULL, &options, NULL),
+                "grad_output: null tensor");
+  gradients.struct_size = 0;
+  CHECK_REFUSED(attune_memory_efficient_attention_backward(&grad_output, &output, &lse, &query, &key, &value,
+                                                           &gradients, NULL, &options, NULL),
+                "gradients: struct_size 0 is not set; start from its INIT macro");
+  gradients.struct_size = sizeof gradients;
+  CHECK_REFUSED(attune_backward_workspace_bytes(&grad_output, &output, &lse, &query, &key, &value, &gradients,
+                                                NULL, &options, NULL, NULL),
+                "backward_workspace_bytes: null bytes");
+
+  CHECK(attune_prepare_backward(&grad_output, &output, &lse, &query, &key, &value, &gradients, NULL, &options,
+                                NULL) == ATTUNE_OK);
+  CHECK(attune_explain_backward(&grad_output, &output, &lse, &query, &key, &value, &gradients, NULL, &options,
+                                NULL, &json) == ATTUNE_OK);
+  CHECK(json != NULL && strstr(json, "operation=grad_key_value") != NULL);
+  attune_free(json);
+  CHECK(attune_backward_not_supported_reasons(ATTUNE_FAMILY_CPU, &query, &key, &value, NULL, &options,
+                                              &json) == ATTUNE_OK);
+  CHECK_TEXT(json, "[]");
+  attune_free(json);
+}
+
 int main(void) {
   make_tensors();
   CHECK_TEXT(attune_last_error(), "");
@@ -405,6 +481,7 @@ int main(void) {
   test_sequences();
   test_dropout();
   test_merge();
+  test_backward();
   test_prepare_and_explain();
 #else
   puts("built without LLVM: no kernel was run");
@@ -413,6 +490,7 @@ int main(void) {
   (void)test_sequences;
   (void)test_dropout;
   (void)test_merge;
+  (void)test_backward;
   (void)test_prepare_and_explain;
 #endif
   if (failures == 0) puts("ok");

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Attune's GPU backward against PyTorch's fused attention, in one process, on the same random tensors.
+
+gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--special] [--json FILE]
+
+Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Only the backward pass is timed: CUDA-event medians of runs taken
+in turns. FLOPs are 2.5 * 4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and H * K = 2048. "det" is our
+deterministic mode over the default one; "ratio" ours over a peer's, FA2 first. --special adds what a bias tensor, its
+gradient, dropout, fewer key heads, a window and packed sequences cost, as a ratio to our plain backward of the same FLOPs.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+
+import attune
+from attune import _library
+from attune.ops import LowerTriangularMask, fmha
+from attune.ops.fmha import attn_bias
+from gpu_forward import race
+
+TOKENS, WIDTH = 16384, 2048
+PEERS = {
+    "FA2": SDPBackend.FLASH_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "xFormers": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+def random(*shape, dtype=torch.bfloat16):
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+class Problem:
+    """Random tensors, and calls that compute their gradients."""
+
+    def __init__(self, head_dim, length, dtype=torch.bfloat16, key_heads=None, batch=None):
+        heads = WIDTH // head_dim
+        batch = TOKENS // length if batch is None else batch
+        self.query = random(batch, length, heads, head_dim, dtype=dtype)
+        self.key, self.value = (random(batch, length, key_heads or heads, head_dim, dtype=dtype) for _ in range(2))
+        self.grad = random(*self.query.shape, dtype=dtype)
+        self.inputs = (self.query, self.key, self.value)
+
+    def ours(self, bias=None, p=0.0, **arguments):
+        """A call of Attune's backward; what it gives is not looked at here."""
+        op = arguments.pop("op", None)
+        generator = attune.Generator(1) if p else None
+        output, lse = fmha.memory_efficient_attention_forward_requires_grad(
+            *self.inputs, bias, p, generator=generator
+        )
+        if p:
+            arguments["generator"] = attune.Generator(1)
+        return lambda: fmha.memory_efficient_attention_backward(
+            self.grad, output, lse, *self.inputs, bias, p, op=op, **arguments
+        )
+
+    def peer(self, backend, **arguments):
+        """The same of PyTorch's kernel; None where it does not run."""
+        leaves = [x.transpose(1, 2).detach().requires_grad_() for x in self.inputs]
+        try:
+            with sdpa_kernel(backend):
+                output = F.scaled_dot_product_attention(*leaves, **arguments)
+            gradients = [x for x in leaves]
+            if arguments.get("attn_mask") is not None and arguments["attn_mask"].requires_grad:
+                gradients.append(arguments["attn_mask"])
+            grad = self.grad.transpose(1, 2)
+
+            def call():
+                return torch.autograd.grad(output, gradients, grad, retain_graph=True)
+
+            call()
+        except RuntimeError:
+            return None
+        return call
+
+    def flops(self, visible=1.0):
+        batch, length, heads, head_dim = self.query.shape
+        return 2.5 * 4 * batch * heads * length * self.key.shape[1] * head_dim * visible
+
+
+def tflops(problem, calls, visible=1.0):
+    """TFLOP/s of each call, None for those that are None."""
+    times = iter(race(*[call for call in calls if call is not None]))
+    return [None if call is None else problem.flops(visible) / (next(times) * 1e9) for call in calls]
+
+
+def text_of(number, form="{:5.0f}"):
+    return "    -" if number is None else form.format(number)
+
+
+def measure(dtype, head_dim, length, causal):
+    problem = Problem(head_dim, length, getattr(torch, dtype))
+    bias = LowerTriangularMask() if causal else None
+    ours = problem.ours(bias)
+    ours()
+    kernel = attune.last_kernel()
+    peers = {name: problem.peer(backend, is_causal=causal) for name, backend in PEERS.items()}
+    measured = tflops(problem, [ours, problem.ours(bias, deterministic=True), *peers.values()], 0.5 if causal else 1)
+    return {
+        "dtype": dtype, "head_dim": head_dim, "length": length, "causal": causal, "kernel": kernel,
+        "tflops": measured[0], "deterministic": measured[1] / measured[0], "peers": dict(zip(peers, measured[2:])),
+    }  # fmt: skip
+
+
+def dense(arguments):
+    print(f"{'case':34} {'kernel':30}  ours   det  ratio: {', '.join(PEERS)} (TFLOP/s)")
+    for dtype in arguments.dtype:
+        for head_dim in arguments.head_dim:
+            for causal in (False, True):
+                for length in arguments.length:
+                    row = measure(dtype, head_dim, length, causal)
+                    peers = ", ".join(
+                        "-" if speed is None else f"{row['tflops'] / speed:.2f} ({speed:.0f})"
+                        for speed in row["peers"].values()
+                    )
+                    name = f"{dtype} K={head_dim} S={length}{' causal' if causal else ''}"
+                    print(
+                        f"{name:34} {row['kernel']:30} {row['tflops']:5.0f}  {row['deterministic']:4.2f}  {peers}",
+                        flush=True,
+                    )
+                    yield row
+
+
+def special_cases(head_dim, length=4096):
+    """(name, problem, visible part of the pairs, our call, {peer: call})"""
+    problem = Problem(head_dim, length)
+    heads = WIDTH // head_dim
+    yield "plain", problem, 1, problem.ours(), {"FA2": problem.peer(PEERS["FA2"])}
+    yield "dropout 0.1", problem, 1, problem.ours(p=0.1), {
+        name: problem.peer(PEERS[name], dropout_p=0.1) for name in ("FA2", "cuDNN")
+    }
+    bias = random(1, heads, length, length)
+    peers = {name: problem.peer(PEERS[name], attn_mask=bias.expand(problem.query.shape[0], -1, -1, -1))
+             for name in ("cuDNN", "xFormers")}  # fmt: skip
+    yield "bias", problem, 1, problem.ours(bias), peers
+    full = random(problem.query.shape[0], heads, length, length).requires_grad_()
+    yield "bias and its gradient", problem, 1, problem.ours(full.detach(), bias_gradient=True), {
+        name: problem.peer(PEERS[name], attn_mask=full) for name in ("cuDNN", "xFormers")
+    }
+    yield "gradient of a broadcast bias", problem, 1, problem.ours(bias, bias_gradient=True), {}
+    window = attn_bias.LocalAttentionFromBottomRightMask(window_left=512, window_right=511)
+    yield "window 1024", problem, 1024 / length, problem.ours(window), {}
+    packed = Problem(head_dim, TOKENS, batch=1)
+    lengths = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]
+    blocks = attn_bias.BlockDiagonalMask.from_seqlens(lengths)
+    yield "16 sequences", packed, sum(n * n for n in lengths) / TOKENS**2, packed.ours(blocks), {}
+    if heads >= 8:
+        grouped = Problem(head_dim, length, key_heads=heads // 4)
+        yield f"GQA {heads}/{heads // 4}", grouped, 1, grouped.ours(), {
+            "FA2": grouped.peer(PEERS["FA2"], enable_gqa=True),
+            "cuDNN": grouped.peer(PEERS["cuDNN"], enable_gqa=True),
+        }
+
+
+def special(arguments):
+    print(f"\n{'case, bfloat16 S=4096':34} ours  speed  ratio to peers (TFLOP/s)")
+    for head_dim in arguments.head_dim:
+        plain = None
+        for name, problem, visible, ours, peers in special_cases(head_dim):
+            measured = tflops(problem, [ours, *peers.values()], visible)
+            plain = plain or measured[0]
+            ratios = ", ".join(
+                f"{peer} -" if speed is None else f"{peer} {measured[0] / speed:.2f} ({speed:.0f})"
+                for peer, speed in zip(peers, measured[1:])
+            )
+            print(f"K={head_dim} {name:29} {measured[0]:4.0f}  {measured[0] / plain:5.2f}  {ratios}", flush=True)
+            yield {"head_dim": head_dim, "case": name, "tflops": measured[0], "speed": measured[0] / plain,
+                   "peers": dict(zip(peers, measured[1:]))}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library")
+    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--length", type=int, nargs="+", default=[512, 4096, 16384])
+    parser.add_argument("--special", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    _library.load(arguments.library)
+    torch.manual_seed(0)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, backward TFLOP/s")
+    rows = list(dense(arguments))
+    if arguments.special:
+        rows += special(arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
