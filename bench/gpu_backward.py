@@ -10,13 +10,12 @@ gradient, dropout, fewer key heads, a window and packed sequences cost, as a rat
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
@@ -25,15 +24,7 @@ import attune
 from attune import _library
 from attune.ops import LowerTriangularMask, fmha
 from attune.ops.fmha import attn_bias
-from gpu_forward import race
-
-TOKENS, WIDTH = 16384, 2048
-PEERS = {
-    "FA2": SDPBackend.FLASH_ATTENTION,
-    "cuDNN": SDPBackend.CUDNN_ATTENTION,
-    "xFormers": SDPBackend.EFFICIENT_ATTENTION,
-}
-
+from gpu_bench import PEERS, TOKENS, WIDTH, race, write
 
 def random(*shape, dtype=torch.bfloat16):
     return torch.randn(shape, device="cuda", dtype=dtype)
@@ -193,7 +184,7 @@ def main():
     if arguments.special:
         rows += special(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        write(arguments.json, "backward", rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ own CUTLASS kernel as PyTorch ships it), each where it runs. "ratio" is ours ove
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -18,43 +17,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
 import attune
 from attune import _library
 from attune.ops import LowerTriangularMask, fmha, memory_efficient_attention
+from gpu_bench import PEERS, TOKENS, WIDTH, race, write
 
-TOKENS = 16384
-TURNS, CALLS = 11, 6
-HALF_PEERS = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "FA2": SDPBackend.FLASH_ATTENTION}
-F32_PEERS = {"xFormers": SDPBackend.EFFICIENT_ATTENTION}
-
-
-def milliseconds(call):
-    """One turn: the mean of a few calls. One call goes before them, so that the GPU never waits for the host."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    call()
-    begin.record()
-    for _ in range(CALLS):
-        call()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / CALLS
-
-
-def race(*calls):
-    """Medians in milliseconds, turn by turn."""
-    for call in calls:
-        for _ in range(3):
-            call()
-    turns = [[milliseconds(call) for call in calls] for _ in range(TURNS)]
-    return [statistics.median(side) for side in zip(*turns)]
+HALF_PEERS = ("cuDNN", "FA2")
+F32_PEERS = ("xFormers",)
 
 
 def measure(dtype, head_dim, length, causal, op):
-    width = 3072 if head_dim % 96 == 0 else 2048
+    width = 3072 if head_dim % 96 == 0 else WIDTH
     shape = (TOKENS // length, length, width // head_dim, head_dim)
     query, key, value = (torch.randn(shape, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3))
     transposed = [x.transpose(1, 2) for x in (query, key, value)]
@@ -70,7 +48,7 @@ def measure(dtype, head_dim, length, causal, op):
 
         return call
 
-    peers = {name: peer(backend) for name, backend in (F32_PEERS if dtype == "float32" else HALF_PEERS).items()}
+    peers = {name: peer(PEERS[name]) for name in (F32_PEERS if dtype == "float32" else HALF_PEERS)}
     output = ours()
     kernel = attune.last_kernel()
     difference = max((output.float() - p().transpose(1, 2).float()).abs().max().item() for p in peers.values())
@@ -114,7 +92,7 @@ def main():
     mean = math.exp(statistics.fmean(math.log(row["ratio"]) for row in rows))
     print(f"ratio to the best peer: geometric mean {mean:.2f}, smallest {min(row['ratio'] for row in rows):.2f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        write(arguments.json, "forward", rows)
 
 
 if __name__ == "__main__":

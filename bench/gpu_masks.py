@@ -25,9 +25,9 @@ import attune
 from attune import _library
 from attune.ops import memory_efficient_attention
 from attune.ops.fmha import attn_bias
-from gpu_forward import race
+from gpu_bench import TOKENS, WIDTH, race
 
-TOKENS, WIDTH, WINDOW, LENGTH = 16384, 2048, 1024, 4096
+WINDOW, LENGTH = 1024, 4096
 # 16 uneven sequences, 16384 tokens together.
 SEQUENCES = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]
 assert sum(SEQUENCES) == TOKENS
