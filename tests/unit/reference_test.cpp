@@ -6,6 +6,7 @@
 #include "attune/philox.h"
 #include "codegen/arch.h"
 #include "tests/support/random.h"
+#include "tests/unit/small_problems.h"
 #include "tools/reference/element.h"
 #include "tools/reference/mask.h"
 #include "tools/reference/plain.h"
@@ -27,36 +28,11 @@
 using namespace attune;
 using namespace attune::reference;
 using namespace attune::verify;
-using attune::test::test_seed;
+using namespace attune::test;
 
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
-
-/// One batch, one head, float32: query 2 x 2, key 3 x 2, value 3 x 1.
-struct Small {
-  std::array<float, 4> query{1, 0, 0, 1};
-  std::array<float, 6> key{0, 0, 1, 2, 2, 1};
-  std::array<float, 3> value{1, 10, 100};
-
-  Inputs inputs(const AttentionBias& bias = {}, std::optional<double> scale = 1.0) const {
-    return {.query = {query.data(), DType::f32, {1, 2, 1, 2}},
-            .key = {key.data(), DType::f32, {1, 3, 1, 2}},
-            .value = {value.data(), DType::f32, {1, 3, 1, 1}},
-            .bias = bias,
-            .scale = scale};
-  }
-};
-
-TensorView view_of(const std::vector<float>& numbers, std::initializer_list<std::int64_t> shape) {
-  return {numbers.data(), DType::f32, shape};
-}
-
-std::vector<float> random_numbers(Random& random, int count) {
-  std::vector<float> numbers(count);
-  for (float& number : numbers) number = static_cast<float>(random.normal());
-  return numbers;
-}
 
 /// One element of a tensor with any strides, for a query's head; axes of fewer heads serve several.
 double element(const TensorView& t, const TensorView& query, int b, int row, int head, int d) {
@@ -132,11 +108,6 @@ bool equal(const std::vector<double>& a, const std::vector<double>& b) {
 void check_equal(const Values& a, const Values& b) {
   CHECK(equal(a.output, b.output));
   CHECK(equal(a.lse, b.lse));
-}
-
-std::vector<KernelClass> cpu_classes(Random& random, int count) {
-  const kernel::Family families[] = {kernel::Family::cpu};
-  return *random_classes(random, count, *codegen::cpu_arch(codegen::Isa::avx512), families);
 }
 
 }  // namespace

@@ -32,4 +32,8 @@ Judgement judge(const MergeInputs& inputs, const Values& reference, std::span<co
   return judge(plain_merge(inputs), reference, output, lse);
 }
 
+Comparison judge(const Gradient& plain, const Gradient& reference, std::span<const double> gradient) {
+  return compare(gradient, plain.values, reference.values, largest_magnitude(reference.tiny));
+}
+
 }  // namespace attune::reference

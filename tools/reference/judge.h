@@ -21,4 +21,7 @@ Judgement judge(const Inputs& inputs, const Values& reference, std::span<const d
 Judgement judge(const MergeInputs& inputs, const Values& reference, std::span<const double> output,
                 std::span<const double> lse);
 
+/// One of the gradients of reference_backward() and of plain_backward(), for the same inputs.
+Comparison judge(const Gradient& plain, const Gradient& reference, std::span<const double> gradient);
+
 }  // namespace attune::reference

@@ -1,6 +1,7 @@
 #include "tools/reference/reference.h"
 
 #include "tools/reference/rows.h"
+#include "tools/reference/tolerance.h"
 
 #include <algorithm>
 #include <cmath>
@@ -11,9 +12,18 @@ namespace {
 
 constexpr double kNothing = -std::numeric_limits<double>::infinity();
 
-double dot(const float* a, const float* b, int count) {
+template <typename A, typename B>
+double dot(const A* a, const B* b, int count) {
   double sum = 0;
   for (int d = 0; d < count; ++d) sum += double{a[d]} * b[d];
+  return sum;
+}
+
+/// The same of the elements' magnitudes: what a sum's rounding errors are in proportion to.
+template <typename A, typename B>
+double magnitude_of_dot(const A* a, const B* b, int count) {
+  double sum = 0;
+  for (int d = 0; d < count; ++d) sum += std::abs(double{a[d]} * b[d]);
   return sum;
 }
 
@@ -25,43 +35,124 @@ void keep_largest_magnitude(double& largest, const float* elements, int count) {
   for (int d = 0; d < count; ++d) keep_largest(largest, std::abs(double{elements[d]}));
 }
 
+/// The scores of a query's keys.
+class Scores {
+ public:
+  explicit Scores(const Inputs& inputs) : scale_(scale_of(inputs)), head_dim_(extents_of(inputs).head_dim) {}
+
+  void read(const QueryRow& row) {
+    product_.clear();
+    score_.clear();
+    largest_ = kNothing;
+    for (const SeenKey& seen : row.keys) {
+      product_.push_back(scale_ * dot(row.query, seen.key, head_dim_));
+      score_.push_back(product_.back() + seen.bias);
+      keep_largest(largest_, score_.back());
+    }
+  }
+
+  /// -inf where the query sees nothing.
+  double largest() const { return largest_; }
+  /// exp(score - largest)
+  double weight(std::size_t j) const { return std::exp(score_[j] - largest_); }
+  /// What a float32 score's error is in proportion to.
+  double magnitude(std::size_t j, const SeenKey& seen) const {
+    return std::abs(product_[j]) + std::abs(seen.bias);
+  }
+
+ private:
+  double scale_;
+  int head_dim_;
+  std::vector<double> product_, score_;
+  double largest_ = kNothing;
+};
+
+Gradient zero_gradient(std::size_t count) {
+  return {std::vector<double>(count), std::vector<double>(count)};
+}
+
+/// Adds factor * row to a row of the gradient; each term may lose `tiny` in proportion to its element.
+template <typename Element>
+void add_row(Gradient& gradient, std::size_t at, const Element* row, int count, double factor, double tiny) {
+  for (int d = 0; d < count; ++d) {
+    gradient.values[at + d] += factor * row[d];
+    gradient.tiny[at + d] += tiny * std::abs(double{row[d]});
+  }
+}
+
 }  // namespace
 
 Values reference_attention(const Inputs& inputs) {
   const Extents e = extents_of(inputs);
-  const double scale = scale_of(inputs);
   const double rescale = rescale_of(inputs);
   Values result = zeros(e);
-  std::vector<double> product, score;
+  Scores scores(inputs);
   for_each_row(inputs, [&](const QueryRow& row) {
-    product.clear();
-    score.clear();
-    double largest = kNothing;
-    for (const SeenKey& seen : row.keys) {
-      product.push_back(scale * dot(row.query, seen.key, e.head_dim));
-      score.push_back(product.back() + seen.bias);
-      keep_largest(largest, score.back());
-    }
+    scores.read(row);
     result.lse[row.lse] = kNothing;
-    if (largest == kNothing) return;
+    if (scores.largest() == kNothing) return;
 
     double* out = result.output.data() + row.output;
     double sum = 0, magnitude = 0;
     for (std::size_t j = 0; j < row.keys.size(); ++j) {
       const SeenKey& seen = row.keys[j];
-      const double weight = std::exp(score[j] - largest);
+      const double weight = scores.weight(j);
       if (weight == 0) continue;
       sum += weight;
-      magnitude += weight * (std::abs(product[j]) + std::abs(seen.bias));
+      magnitude += weight * scores.magnitude(j, seen);
       if (!seen.kept) continue;
       for (int d = 0; d < e.head_dim_v; ++d) out[d] += rescale * weight * seen.value[d];
       keep_largest_magnitude(result.value_magnitude, seen.value, e.head_dim_v);
     }
     for (int d = 0; d < e.head_dim_v; ++d) out[d] /= sum;
-    result.lse[row.lse] = largest + std::log(sum);
+    result.lse[row.lse] = scores.largest() + std::log(sum);
     keep_largest(result.score_magnitude, magnitude / sum);
   });
   result.value_magnitude *= rescale;
+  return result;
+}
+
+GradientValues reference_backward(const BackwardInputs& inputs) {
+  const Inputs& forward = inputs.forward;
+  const Extents e = extents_of(forward);
+  const double scale = scale_of(forward);
+  const double rescale = rescale_of(forward);
+  const Values values = reference_attention(forward);
+  GradientValues result{zero_gradient(count_of(forward.query)),
+                        zero_gradient(count_of(forward.key)),
+                        zero_gradient(count_of(forward.value)),
+                        {}};
+  if (has_bias_gradient(forward)) result.bias = zero_gradient(count_of(*forward.bias.tensor));
+  Scores scores(forward);
+  for_each_row(forward, [&](const QueryRow& row) {
+    scores.read(row);
+    const double lse = values.lse[row.lse];
+    if (lse == kNothing) return;
+
+    const double* grad = inputs.grad_output.data() + row.output;
+    const double* out = values.output.data() + row.output;
+    const double grad_lse = inputs.grad_lse.empty() ? 0 : inputs.grad_lse[row.lse];
+    const double delta = dot(grad, out, e.head_dim_v) - grad_lse;
+    const double delta_magnitude = magnitude_of_dot(grad, out, e.head_dim_v) + std::abs(grad_lse);
+    for (std::size_t j = 0; j < row.keys.size(); ++j) {
+      const SeenKey& seen = row.keys[j];
+      const double probability = scores.weight(j) * std::exp(scores.largest() - lse);
+      if (probability == 0) continue;
+      const double kept = seen.kept ? rescale : 0;
+      const double grad_score = probability * (kept * dot(grad, seen.value, e.head_dim_v) - delta);
+      const double score = scores.magnitude(j, seen) + std::abs(lse);
+      const double tiny = tiny_of(
+          score, probability * (kept * magnitude_of_dot(grad, seen.value, e.head_dim_v) + delta_magnitude));
+      add_row(result.value, seen.value_row, grad, e.head_dim_v, probability * kept,
+              tiny_of(score, probability * kept));
+      add_row(result.query, row.query_row, seen.key, e.head_dim, scale * grad_score, std::abs(scale) * tiny);
+      add_row(result.key, seen.key_row, row.query, e.head_dim, scale * grad_score, std::abs(scale) * tiny);
+      if (has_bias_gradient(forward)) {
+        result.bias.values[seen.bias_at] += grad_score;
+        result.bias.tiny[seen.bias_at] += tiny;
+      }
+    }
+  });
   return result;
 }
 

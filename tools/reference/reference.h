@@ -5,7 +5,8 @@
 //   output = attn @ value
 //
 // with the two rows that the formula leaves undefined decided: a query that sees no key gets output 0 and
-// lse -inf. A query whose visible keys all have the score -inf is such a query.
+// lse -inf. A query whose visible keys all have the score -inf is such a query. And its gradients, as
+// attune/backward.h has them; those of such a query are 0.
 #pragma once
 
 #include "attune/attune.h"
@@ -51,6 +52,30 @@ struct Values {
 
 Values reference_attention(const Inputs& inputs);
 Values reference_merge(const MergeInputs& inputs);
+
+/// A backward pass: gradients of attention, given those of its results. Vectors are dense, in the order of
+/// Values.
+struct BackwardInputs {
+  Inputs forward;
+  std::vector<double> grad_output;
+  std::vector<double> grad_lse;  // empty: 0
+  std::vector<double> output;    // forward's as the caller has it, rounded: plain.h takes delta from it
+};
+
+/// Of a tensor, row-major in its own shape: summed up over whatever shares one of its elements.
+struct Gradient {
+  std::vector<double> values;
+  /// By the reference alone, for tolerance.h: tiny_of() of all terms of an element, summed up. It is 0 where
+  /// every term is 0, and there alone.
+  std::vector<double> tiny;
+};
+
+struct GradientValues {
+  Gradient query, key, value;
+  Gradient bias;  // empty unless there is a bias tensor of numbers
+};
+
+GradientValues reference_backward(const BackwardInputs& inputs);
 
 /// The sizes that the documentation names. `heads` are the query's, over all groups.
 struct Extents {

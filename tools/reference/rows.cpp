@@ -35,9 +35,11 @@ class Rows {
   explicit Rows(const TensorView& t)
       : elements_(dense(t)), len_(size(t.shape[1])), heads_(heads_of(t)), dim_(size(t.shape[t.rank - 1])) {}
 
-  const float* at(int batch, int row, int head) const {
-    return elements_.data() + ((std::size_t(batch) * len_ + row) * heads_ + head) * dim_;
+  /// Where the row begins, row-major.
+  std::size_t offset(int batch, int row, int head) const {
+    return ((std::size_t(batch) * len_ + row) * heads_ + head) * dim_;
   }
+  const float* at(std::size_t offset) const { return elements_.data() + offset; }
 
  private:
   std::vector<float> elements_;
@@ -69,23 +71,27 @@ class BiasTensor {
                 extent(t.rank >= 4 ? t.rank - 3 : -1), extent(t.rank - 2), extent(t.rank - 1)};
   }
 
-  /// What is added to the score of a query row and a key row.
-  float at(int batch, int head, int query, int key) const {
-    if (elements_.empty()) return 0;
+  /// The element of a query row and a key row, row-major.
+  std::size_t offset(int batch, int head, int query, int key) const {
     const std::array index{batch, head / heads_of_group_, head % heads_of_group_, query, key};
     std::size_t at = 0;
     for (std::size_t axis = 0; axis < index.size(); ++axis) {
       at = at * extents_[axis] + (extents_[axis] == 1 ? 0 : index[axis]);
     }
-    if (!hides_) return elements_[at];
-    return elements_[at] != 0 ? 0 : -std::numeric_limits<float>::infinity();
+    return at;
+  }
+  /// What it adds to the score.
+  float at(std::size_t offset) const {
+    if (elements_.empty()) return 0;
+    if (!hides_) return elements_[offset];
+    return elements_[offset] != 0 ? 0 : -std::numeric_limits<float>::infinity();
   }
 
  private:
   std::vector<float> elements_;
   bool hides_ = false;
   int heads_of_group_ = 1;
-  std::array<int, 5> extents_{};  // batch, group, head, query, key
+  std::array<int, 5> extents_{1, 1, 1, 1, 1};  // batch, group, head, query, key
 };
 
 kernel::DropoutParams dropout_of(const Inputs& inputs) {
@@ -107,18 +113,22 @@ void for_each_row(const Inputs& inputs, const std::function<void(const QueryRow&
       const int value_head = serving_head(inputs.value, inputs.query, head);
       for (int i = 0; i < block.len_q; ++i) {
         const int query_row = block.q_begin + i;
-        row.query = query.at(block.batch, query_row, head);
+        row.query_row = query.offset(block.batch, query_row, head);
+        row.query = query.at(row.query_row);
         row.output = ((std::size_t(block.batch) * e.len_q + query_row) * e.heads + head) * e.head_dim_v;
         row.lse = (std::size_t(block.batch) * e.heads + head) * e.len_q + query_row;
         row.keys.clear();
         for (int j = 0; j < block.len_k; ++j) {
           if (!mask.visible(block, i, j)) continue;
           const int key_row = mask.key_row(block, j);
-          row.keys.push_back(
-              {.key = key.at(block.batch, key_row, key_head),
-               .value = value.at(block.batch, key_row, value_head),
-               .bias = bias.at(block.batch, head, query_row, key_row),
-               .kept = dropout.threshold == 0 || dropout_keeps(dropout, block.index, head, i, j)});
+          SeenKey seen{.kept = dropout.threshold == 0 || dropout_keeps(dropout, block.index, head, i, j),
+                       .key_row = key.offset(block.batch, key_row, key_head),
+                       .value_row = value.offset(block.batch, key_row, value_head),
+                       .bias_at = bias.offset(block.batch, head, query_row, key_row)};
+          seen.key = key.at(seen.key_row);
+          seen.value = value.at(seen.value_row);
+          seen.bias = bias.at(seen.bias_at);
+          row.keys.push_back(seen);
         }
         visit(row);
       }
@@ -141,7 +151,7 @@ void for_each_row(const MergeInputs& inputs, const std::function<void(const Merg
         for (std::size_t chunk = 0; chunk < attn.size(); ++chunk) {
           const TensorView& own = inputs.lse[chunk];
           const float one = lse[chunk][(std::size_t(b) * e.heads + head) * own.shape[own.rank - 1] + i];
-          if (std::isfinite(one)) row.chunks.push_back({attn[chunk].at(b, i, head), one});
+          if (std::isfinite(one)) row.chunks.push_back({attn[chunk].at(attn[chunk].offset(b, i, head)), one});
         }
         visit(row);
       }
@@ -174,6 +184,16 @@ Values zeros(const Extents& e) {
   values.output.resize(std::size_t(e.batch) * e.len_q * e.heads * e.head_dim_v);
   values.lse.resize(std::size_t(e.batch) * e.heads * e.len_q);
   return values;
+}
+
+std::size_t count_of(const TensorView& tensor) {
+  std::size_t count = 1;
+  for (int axis = 0; axis < tensor.rank; ++axis) count *= static_cast<std::size_t>(tensor.shape[axis]);
+  return count;
+}
+
+bool has_bias_gradient(const Inputs& inputs) {
+  return inputs.bias.tensor && inputs.bias.tensor->dtype != DType::boolean;
 }
 
 }  // namespace attune::reference

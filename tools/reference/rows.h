@@ -15,16 +15,20 @@ namespace attune::reference {
 struct SeenKey {
   const float* key = nullptr;
   const float* value = nullptr;
-  float bias = 0;    // added to the score
-  bool kept = true;  // by dropout
+  float bias = 0;             // added to the score
+  bool kept = true;           // by dropout
+  std::size_t key_row = 0;    // where its row of GradientValues::key begins
+  std::size_t value_row = 0;  // likewise
+  std::size_t bias_at = 0;    // where its element of GradientValues::bias is; 0 without a bias tensor
 };
 
 /// A query of one head.
 struct QueryRow {
   const float* query = nullptr;
   std::vector<SeenKey> keys;
-  std::size_t output = 0;  // where its row of Values::output begins
-  std::size_t lse = 0;     // where its element of Values::lse is
+  std::size_t query_row = 0;  // where its row of GradientValues::query begins
+  std::size_t output = 0;     // where its row of Values::output begins
+  std::size_t lse = 0;        // where its element of Values::lse is
 };
 
 void for_each_row(const Inputs& inputs, const std::function<void(const QueryRow&)>& visit);
@@ -47,5 +51,11 @@ double rescale_of(const Inputs& inputs);
 
 /// Zeros: the output and lse of a problem of these extents.
 Values zeros(const Extents& extents);
+
+/// Elements of a tensor.
+std::size_t count_of(const TensorView& tensor);
+
+/// Is there a bias tensor of numbers? A boolean one has no gradient.
+bool has_bias_gradient(const Inputs& inputs);
 
 }  // namespace attune::reference

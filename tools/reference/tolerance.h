@@ -16,6 +16,13 @@
 // largest |value|, over 1 - p with dropout. The lse is judged alike: |lse| counts as a score, and 1 stands in
 // place of the value. A merge's scores are its chunks' lse. In 16 bit, tiny is far below an ulp and does not
 // loosen the bound.
+//
+// An element of a gradient is a sum of terms, one of each pair of a query and a key (attune/backward.h), and
+// its tiny is the sum of the terms': tiny_of(score, value) with the pair's own score, as each term has a
+// weight of its own for a factor, and the term's magnitude for a value. The weight is taken from the caller's
+// lse, a float32 number, so |lse| counts as a score, too. dS = P (Z dO V^T - delta) is a difference of two
+// sums over the columns; where they cancel, their errors stay: its magnitude is that of the sums' terms,
+// P (Z sum |dO V| + sum |dO O| + |dLSE|). Of a tensor, the element with the largest tiny counts.
 #pragma once
 
 #include <cstddef>
