@@ -23,64 +23,78 @@ constexpr KernelSpec kLeft{.window_left = Edge::bounded};
 constexpr KernelSpec kRight{.window_right = Edge::bounded};
 constexpr KernelSpec kBoth{.window_left = Edge::bounded, .window_right = Edge::bounded};
 
-/// The keys that a row sees, found by asking for every one: they are neighbours.
-struct Row {
-  int first, last, count;
+/// What a query sees of the keys, or what sees a key of the queries, found by asking for every one: they are
+/// neighbours.
+struct Line {
+  int first, last;
 };
 
-template <KernelSpec S>
-Row row_of(Window w, int len_k, int i) {
-  Row row{len_k, -1, 0};
-  for (int j = 0; j < len_k; ++j) {
-    if (!visible<S>(w, len_k, i, j)) continue;
-    row.first = std::min(row.first, j);
-    row.last = std::max(row.last, j);
-    ++row.count;
+/// `seen(n)` for the numbers below `count`.
+template <typename Seen>
+Line line_of(int count, Seen&& seen) {
+  Line line{count, -1};
+  int members = 0;
+  for (int n = 0; n < count; ++n) {
+    if (!seen(n)) continue;
+    line.first = std::min(line.first, n);
+    line.last = std::max(line.last, n);
+    ++members;
   }
-  return row;
+  if (members != std::max(0, line.last - line.first + 1)) FAIL("a line has a gap");
+  return line;
 }
 
-/// What is wrong with the two ranges of the queries [begin, end); empty when nothing is.
-template <KernelSpec S>
-std::string check_ranges(Window w, const std::vector<Row>& rows, int len_k, int begin, int end) {
-  Row some{len_k, -1, 0};    // the union of the rows
-  Row all{0, len_k - 1, 0};  // their intersection
-  for (int i = begin; i < end; ++i) {
-    some.first = std::min(some.first, rows[i].first);
-    some.last = std::max(some.last, rows[i].last);
-    all.first = std::max(all.first, rows[i].first);
-    all.last = std::min(all.last, rows[i].last);
+/// What is wrong with the two ranges of the lines [begin, end), `count` numbers each; empty when nothing is.
+template <typename Range>
+std::string check_ranges(const std::vector<Line>& lines, int count, int begin, int end, Range visited,
+                         Range unmasked) {
+  Line some{count, -1};    // the union of the lines
+  Line all{0, count - 1};  // their intersection
+  for (int n = begin; n < end; ++n) {
+    some.first = std::min(some.first, lines[n].first);
+    some.last = std::max(some.last, lines[n].last);
+    all.first = std::max(all.first, lines[n].first);
+    all.last = std::min(all.last, lines[n].last);
   }
-  const KeyRange visited = visited_keys<S>(w, len_k, begin, end);
-  const KeyRange unmasked = unmasked_keys<S>(w, len_k, begin, end);
-  const auto same = [](KeyRange range, Row expected) {
+  const auto same = [](Range range, Line expected) {
     if (expected.first > expected.last) return range.begin >= range.end;
     return range.begin == expected.first && range.end == expected.last + 1;
   };
-  if (!same(visited, some)) return "visited_keys";
-  if (!same(unmasked, all)) return "unmasked_keys";
+  if (!same(visited, some)) return "visited";
+  if (!same(unmasked, all)) return "unmasked";
   return "";
 }
 
-/// Compares both spellings for every range of queries; returns how many ranges it compared.
+/// Compares both spellings for every range of queries and every range of keys; returns how many it compared.
 template <KernelSpec S>
 int check_window(Window w, int len_q, int len_k) {
-  std::vector<Row> rows;
+  std::vector<Line> rows, columns;
   for (int i = 0; i < len_q; ++i) {
-    rows.push_back(row_of<S>(w, len_k, i));
-    if (rows[i].count != std::max(0, rows[i].last - rows[i].first + 1)) FAIL("a row has a gap");
+    rows.push_back(line_of(len_k, [&](int j) { return visible<S>(w, len_k, i, j); }));
+  }
+  for (int j = 0; j < len_k; ++j) {
+    columns.push_back(line_of(len_q, [&](int i) { return visible<S>(w, len_k, i, j); }));
   }
   int compared = 0;
-  for (int begin = 0; begin < len_q; ++begin) {
-    for (int end = begin + 1; end <= len_q; ++end, ++compared) {
-      const std::string wrong = check_ranges<S>(w, rows, len_k, begin, end);
-      if (!wrong.empty()) {
-        FAIL(fmt::format("{} of queries [{}, {}) with len_q {}, len_k {}, window [{}, {}], edges {}{}", wrong,
+  const auto check_all = [&](int lines, const char* name, const auto& check) {
+    for (int begin = 0; begin < lines; ++begin) {
+      for (int end = begin + 1; end <= lines; ++end, ++compared) {
+        const std::string wrong = check(begin, end);
+        if (wrong.empty()) continue;
+        FAIL(fmt::format("{} {} [{}, {}) with len_q {}, len_k {}, window [{}, {}], edges {}{}", wrong, name,
                          begin, end, len_q, len_k, w.lower, w.upper, static_cast<int>(S.window_left),
                          static_cast<int>(S.window_right)));
       }
     }
-  }
+  };
+  check_all(len_q, "keys of queries", [&](int begin, int end) {
+    return check_ranges(rows, len_k, begin, end, visited_keys<S>(w, len_k, begin, end),
+                        unmasked_keys<S>(w, len_k, begin, end));
+  });
+  check_all(len_k, "queries of keys", [&](int begin, int end) {
+    return check_ranges(columns, len_q, begin, end, visiting_queries<S>(w, len_q, begin, end),
+                        unmasked_queries<S>(w, len_q, begin, end));
+  });
   return compared;
 }
 
@@ -111,13 +125,15 @@ TEST_CASE("tile ranges equal visible() for every geometry up to 9 x 9") {
       }
     }
   }
-  CHECK(compared > 100'000);
+  CHECK(compared > 200'000);
 }
 
 TEST_CASE("a tile's ranges ignore what lies behind the last key") {
   CHECK(visited_keys<kOpen>({}, 5, 0, 64).end == 5);
   CHECK(unmasked_keys<kRight>({.upper = 100}, 5, 0, 64).end == 5);
   CHECK_FALSE(visible<kOpen>({}, 5, 0, 5));
+  CHECK(visiting_queries<kOpen>({}, 5, 0, 64).end == 5);
+  CHECK(unmasked_queries<kLeft>({.lower = -100}, 5, 0, 64).end == 5);
 }
 
 TEST_CASE("LowerTriangularMask stands at the first query and the first key") {
@@ -234,3 +250,6 @@ static_assert(visited_keys<kBoth>(kWidest, kMaxLength, kMaxLength - 1, kMaxLengt
 static_assert(unmasked_keys<kBoth>(kWidest, kMaxLength, kMaxLength - 1, kMaxLength + 512).end == kMaxLength);
 static_assert(visible<kBoth>(kAhead, kMaxLength, 0, kMaxLength - 1));
 static_assert(visited_keys<kBoth>(kBehind, 0, 0, kMaxLength).end <= 0);
+static_assert(visiting_queries<kBoth>(kWidest, kMaxLength, 0, kMaxLength).end == kMaxLength);
+static_assert(unmasked_queries<kBoth>(kWidest, kMaxLength, kMaxLength - 1, kMaxLength + 512).begin == 511);
+static_assert(visiting_queries<kBoth>(kBehind, kMaxLength, 0, 512).begin == kMaxLength);
