@@ -79,6 +79,10 @@ constexpr Candidate kCandidates[] = {
     {"merge_16x4_d64",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   16,   0,    0,    0,  0,  4,  4,  0},
     {"merge_8x4_d128",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  8,    0,    0,    0,  0,  4,  4,  0},
     {"merge_4x4_d512",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  4,    0,    0,    0,  0,  4,  4,  0},
+    {"grad_merge_32x4_d32", kGradMerge,Family::merge,60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 32,   32,   0,    0,    0,  0,  4,  4,  0},
+    {"grad_merge_16x4_d64", kGradMerge,Family::merge,60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   16,   0,    0,    0,  0,  4,  4,  0},
+    {"grad_merge_8x4_d128", kGradMerge,Family::merge,60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  8,    0,    0,    0,  0,  4,  4,  0},
+    {"grad_merge_4x4_d512", kGradMerge,Family::merge,60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  4,    0,    0,    0,  0,  4,  4,  0},
     {"delta_32x8_d128",     kDelta,   Family::rows,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  32,   0,    0,    0,  0,  8,  0,  0},
     {"delta_16x8_d256",     kDelta,   Family::rows,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 256,  16,   0,    0,    0,  0,  8,  0,  0},
     {"delta_8x8_d512",      kDelta,   Family::rows,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  8,    0,    0,    0,  0,  8,  0,  0},
@@ -93,6 +97,8 @@ constexpr Candidate kCandidates[] = {
     {"cpu_avx2_d512",       kForward, Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512,  32,   96,   0,    2,  6,  0,  0,  8},
     {"cpu_avx512_merge",    kMerge,   Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  16},
     {"cpu_avx2_merge",      kMerge,   Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  8},
+    {"cpu_avx512_grad_merge",kGradMerge,Family::cpu,  0,  0,        Isa::avx512,  kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  16},
+    {"cpu_avx2_grad_merge", kGradMerge,Family::cpu,   0,  0,        Isa::avx2,    kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  8},
 };
 // clang-format on
 

@@ -378,6 +378,41 @@ Attention merge_attentions(const TensorView& attn, const TensorView& lse, bool w
   return merge_attentions(attn_chunks, lse_chunks, write_lse, options);
 }
 
+void merge_attentions_backward(const TensorView& grad_output, const TensorView* grad_lse,
+                               const TensorView& output, const TensorView& lse, Views attn, Views attn_lse,
+                               std::span<const MutableTensorView> grad_attn,
+                               std::span<const MutableTensorView> grad_attn_lse,
+                               const AttentionOptions& options) {
+  take(engine().run(take(runtime::check_grad_merge(
+      {grad_output, grad_lse, output, lse, attn, attn_lse, grad_attn, grad_attn_lse, options.stream}))));
+}
+
+std::vector<Attention> merge_attentions_backward(const TensorView& grad_output, const TensorView* grad_lse,
+                                                 const TensorView& output, const TensorView& lse, Views attn,
+                                                 Views attn_lse, const AttentionOptions& options) {
+  // Checked before anything is allocated.
+  take(runtime::check_grad_merge({.grad_output = grad_output,
+                                  .grad_lse = grad_lse,
+                                  .output = output,
+                                  .lse = lse,
+                                  .attn = attn,
+                                  .attn_lse = attn_lse,
+                                  .with_gradients = false}));
+  std::vector<Attention> gradients;
+  std::vector<MutableTensorView> grad_attn, grad_attn_lse;
+  for (const TensorView& chunk : attn) {
+    const auto allocate_like = [&](const TensorView& tensor) {
+      return Tensor(tensor.dtype, tensor.device, shape_of(tensor), options.stream);
+    };
+    gradients.push_back({allocate_like(chunk), allocate_like(runtime::lse_like(chunk))});
+    grad_attn.push_back(gradients.back().output.view());
+    grad_attn_lse.push_back(gradients.back().lse.view());
+  }
+  merge_attentions_backward(grad_output, grad_lse, output, lse, attn, attn_lse, grad_attn, grad_attn_lse,
+                            options);
+  return gradients;
+}
+
 void prepare(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,
              const AttentionBias& bias, const AttentionOptions& options) {
   const runtime::Call call = take(check_without_output(query, key, value, with_lse, bias, options));

@@ -195,10 +195,11 @@ struct Backward {
   }
 };
 
-std::vector<attune::TensorView> views_of(const char* name, const attune_tensor* tensors, size_t count) {
-  std::vector<attune::TensorView> views;
+template <typename View = attune::TensorView>
+std::vector<View> views_of(const char* name, const attune_tensor* tensors, size_t count) {
+  std::vector<View> views;
   for (size_t i = 0; i < count; ++i) {
-    views.push_back(view_of<attune::TensorView>(name, tensors == nullptr ? nullptr : tensors + i));
+    views.push_back(view_of<View>(name, tensors == nullptr ? nullptr : tensors + i));
   }
   return views;
 }
@@ -332,6 +333,23 @@ attune_status attune_merge_attentions(const attune_tensor* attn, const attune_te
     const auto lse_views = views_of("lse", lse, chunks);
     attune::merge_attentions(attn_views, lse_views, view_of<attune::MutableTensorView>("output", output),
                              lse_out != nullptr ? &lse_view : nullptr, options_of(options));
+  });
+}
+
+attune_status attune_merge_attentions_backward(
+    const attune_tensor* grad_output, const attune_tensor* grad_lse, const attune_tensor* output,
+    const attune_tensor* lse, const attune_tensor* attn, const attune_tensor* attn_lse, size_t chunks,
+    const attune_tensor* grad_attn, const attune_tensor* grad_attn_lse, const attune_options* options) {
+  return guarded([&] {
+    using Mutable = attune::MutableTensorView;
+    attune::TensorView grad_lse_view;
+    if (grad_lse != nullptr) grad_lse_view = view_of<attune::TensorView>("grad_lse", grad_lse);
+    attune::merge_attentions_backward(
+        view_of<attune::TensorView>("grad_output", grad_output),
+        grad_lse != nullptr ? &grad_lse_view : nullptr, view_of<attune::TensorView>("output", output),
+        view_of<attune::TensorView>("lse", lse), views_of("attn", attn, chunks),
+        views_of("attn_lse", attn_lse, chunks), views_of<Mutable>("grad_attn", grad_attn, chunks),
+        views_of<Mutable>("grad_attn_lse", grad_attn_lse, chunks), options_of(options));
   });
 }
 

@@ -56,4 +56,19 @@ struct MergeArguments {
 /// are no more, and otherwise the caller merges in rounds.
 Result<MergeCall> check_merge(const MergeArguments& arguments);
 
+struct GradMergeArguments {
+  const TensorView& grad_output;
+  const TensorView* grad_lse = nullptr;
+  const TensorView& output;
+  const TensorView& lse;
+  std::span<const TensorView> attn;
+  std::span<const TensorView> attn_lse;
+  std::span<const MutableTensorView> grad_attn;
+  std::span<const MutableTensorView> grad_attn_lse;
+  void* stream = nullptr;
+  bool with_gradients = true;  // false: only what is read is checked
+};
+
+Result<GradMergeCall> check_grad_merge(const GradMergeArguments& arguments);
+
 }  // namespace attune::runtime

@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <deque>
+#include <utility>
+#include <vector>
 
 namespace attune::runtime {
 namespace {
@@ -31,12 +34,6 @@ kernel::Strides lse_strides(const TensorView& lse) {
 
 bool same_shape(const TensorView& a, const TensorView& b) {
   return a.rank == b.rank && std::equal(a.shape.begin(), a.shape.begin() + a.rank, b.shape.begin());
-}
-
-Result<void> check_rank(const char* name, const TensorView& attn) {
-  if (attn.rank >= 3 && attn.rank <= 5) return done();
-  return invalid_argument(
-      fmt::format("{}: rank {}, expected [B, M, H, K], [B, M, K] or [B, M, G, H, K]", name, attn.rank));
 }
 
 Result<void> check_device(const char* name, const TensorView& tensor, const TensorView& first) {
@@ -74,17 +71,17 @@ Result<Memory> check_chunk_lse(const char* name, const TensorView& lse, const Te
   return check_memory(name, lse, LastStride::any);
 }
 
-Result<Memory> check_output(const TensorView& output, const TensorView& first) {
-  ATTUNE_TRY(check_kind("output", output));
-  ATTUNE_TRY(check_rank("output", output));
-  if (!same_shape(output, first)) {
+/// What chunks are merged to, or its gradient; of any type.
+Result<Memory> check_merged(const char* name, const TensorView& merged, const TensorView& first,
+                            LastStride last = LastStride::one) {
+  ATTUNE_TRY(check_kind(name, merged));
+  ATTUNE_TRY(check_rank(name, merged));
+  if (!same_shape(merged, first)) {
     return invalid_argument(
-        fmt::format("output: shape {}, expected {}, that of attn", shape_text(output), shape_text(first)));
+        fmt::format("{}: shape {}, expected {}, that of attn", name, shape_text(merged), shape_text(first)));
   }
-  ATTUNE_TRY(check_device("output", output, first));
-  ATTUNE_ASSIGN(memory, check_memory("output", output));
-  ATTUNE_TRY(check_distinct(memory));
-  return memory;
+  ATTUNE_TRY(check_device(name, merged, first));
+  return check_memory(name, merged, last);
 }
 
 /// "attn[3]", for messages; lives as long as the object.
@@ -95,15 +92,154 @@ struct Name {
   char text[32];
 };
 
+Result<void> check_counts(const char* function, std::size_t attn, std::size_t lse) {
+  if (attn > 0 && attn == lse) return done();
+  return invalid_argument(fmt::format(
+      "{}: {} attention chunks and {} lse chunks, expected equally many, at least one", function, attn, lse));
+}
+
+// ---- Gradients ----
+
+/// Everything that a call reads and writes. There may be thousands of chunks, so tensors are compared with
+/// those alone that begin before they end.
+class Touched {
+ public:
+  void add_read(const Memory& memory) { all_.push_back({memory, false}); }
+  void add_written(const Memory& memory) { all_.push_back({memory, true}); }
+
+  /// Refuses what is written where something else is.
+  Result<void> check_all_apart() {
+    std::ranges::stable_sort(all_, {}, [](const One& one) { return one.memory.begin; });
+    for (auto one = all_.begin(); one != all_.end(); ++one) {
+      for (auto next = one + 1; next != all_.end() && next->memory.begin < one->memory.end; ++next) {
+        if (next->written) {
+          ATTUNE_TRY(check_apart(next->memory, {&one->memory}));
+        } else if (one->written) {
+          ATTUNE_TRY(check_apart(one->memory, {&next->memory}));
+        }
+      }
+    }
+    return done();
+  }
+
+ private:
+  struct One {
+    Memory memory;
+    bool written;
+  };
+  std::vector<One> all_;
+};
+
+class GradMergeCheck {
+ public:
+  explicit GradMergeCheck(const GradMergeArguments& arguments)
+      : a_(arguments),
+        first_(arguments.attn[0]),
+        grad_attn_(arguments.grad_attn.begin(), arguments.grad_attn.end()),
+        grad_attn_lse_(arguments.grad_attn_lse.begin(), arguments.grad_attn_lse.end()) {}
+
+  Result<GradMergeCall> run() {
+    ATTUNE_TRY(check_attn("attn[0]", first_, first_));
+    ATTUNE_TRY(add_merged());
+    call_.chunks.resize(a_.attn.size());
+    for (std::size_t i = 0; i < a_.attn.size(); ++i) {
+      ATTUNE_TRY(add_chunk(i));
+      if (a_.with_gradients) ATTUNE_TRY(add_gradient(i));
+    }
+    ATTUNE_TRY(touched_.check_all_apart());
+    call_.problem = {.operation = kernel::Operation::grad_merge,
+                     .dtype = static_cast<kernel::DType>(first_.dtype),
+                     .output_dtype = static_cast<kernel::DType>(a_.output.dtype),
+                     .head_dim_v = static_cast<int>(axes_of(first_).dim),
+                     .align_bytes = alignment_.bytes()};
+    call_.device = first_.device;
+    call_.stream = a_.stream;
+    return std::move(call_);
+  }
+
+ private:
+  Result<void> add_merged() {
+    const Axes axes = axes_of(first_);
+    if (axes.dim == 0) return invalid_argument("merge_attentions_backward: head_dim_v must be at least 1");
+    kernel::GradMergeParams& p = call_.params;
+    p.batch = static_cast<i32>(axes.batch);
+    p.groups = static_cast<i32>(axes.groups);
+    p.heads = static_cast<i32>(axes.heads);
+    p.len = static_cast<i32>(axes.len);
+
+    ATTUNE_ASSIGN(output, check_merged("output", a_.output, first_));
+    touched_.add_read(output);
+    alignment_.include(a_.output);
+    p.output = a_.output.data;
+    p.output_strides = axes_of(a_.output).strides;
+
+    ATTUNE_ASSIGN(grad_output, check_merged("grad_output", a_.grad_output, first_, LastStride::any));
+    if (a_.grad_output.dtype != a_.output.dtype) {
+      return invalid_argument(
+          fmt::format("output is {} but grad_output is {}: both should have the same dtype",
+                      text_of(a_.output.dtype), text_of(a_.grad_output.dtype)));
+    }
+    touched_.add_read(grad_output);
+    p.grad_output = a_.grad_output.data;
+    p.grad_output_strides = axes_of(a_.grad_output).strides;
+    if (axes.dim > 1) p.grad_output_column = stride_of(a_.grad_output, a_.grad_output.rank - 1);
+    if (p.grad_output_column == 1) alignment_.include(a_.grad_output);  // else it is read one by one
+
+    ATTUNE_TRY(add_lse("lse", a_.lse, p.lse, p.lse_strides));
+    if (a_.grad_lse != nullptr) {
+      ATTUNE_TRY(add_lse("grad_lse", *a_.grad_lse, p.grad_lse, p.grad_lse_strides));
+    }
+    return done();
+  }
+
+  Result<void> add_lse(const char* name, const TensorView& lse, const float*& data,
+                       kernel::Strides& strides) {
+    ATTUNE_ASSIGN(memory, check_chunk_lse(name, lse, first_));
+    touched_.add_read(memory);
+    data = static_cast<const float*>(lse.data);
+    strides = lse_strides(lse);
+    return done();
+  }
+
+  Result<void> add_chunk(std::size_t i) {
+    kernel::Chunk& chunk = call_.chunks[i].chunk;
+    ATTUNE_ASSIGN(attn, check_attn(name("attn", i), a_.attn[i], first_));
+    touched_.add_read(attn);
+    alignment_.include(a_.attn[i]);
+    chunk.output = a_.attn[i].data;
+    chunk.output_strides = axes_of(a_.attn[i]).strides;
+    return add_lse(name("attn_lse", i), a_.attn_lse[i], chunk.lse, chunk.lse_strides);
+  }
+
+  Result<void> add_gradient(std::size_t i) {
+    kernel::GradChunk& chunk = call_.chunks[i];
+    ATTUNE_ASSIGN(attn, check_attn(name("grad_attn", i), grad_attn_[i], first_));
+    ATTUNE_TRY(check_distinct(attn));
+    touched_.add_written(attn);
+    alignment_.include(grad_attn_[i]);
+    chunk.grad_output = a_.grad_attn[i].data;
+    chunk.grad_output_strides = axes_of(grad_attn_[i]).strides;
+    ATTUNE_ASSIGN(lse, check_lse(name("grad_attn_lse", i), grad_attn_lse_[i], lse_like(first_)));
+    touched_.add_written(lse);
+    chunk.grad_lse = static_cast<float*>(a_.grad_attn_lse[i].data);
+    return done();
+  }
+
+  const char* name(const char* list, std::size_t index) { return names_.emplace_back(list, index).text; }
+
+  const GradMergeArguments& a_;
+  const TensorView& first_;
+  const std::vector<TensorView> grad_attn_, grad_attn_lse_;
+  std::deque<Name> names_;  // what `touched_` calls them
+  Touched touched_;
+  Alignment alignment_;
+  GradMergeCall call_;
+};
+
 }  // namespace
 
 Result<MergeCall> check_merge(const MergeArguments& a) {
-  if (a.attn.empty() || a.attn.size() != a.lse.size()) {
-    return invalid_argument(
-        fmt::format("merge_attentions: {} attention chunks and {} lse chunks, expected "
-                    "equally many, at least one",
-                    a.attn.size(), a.lse.size()));
-  }
+  ATTUNE_TRY(check_counts("merge_attentions", a.attn.size(), a.lse.size()));
   const TensorView& first = a.attn[0];
   ATTUNE_TRY(check_attn("attn[0]", first, first));
   const Axes axes = axes_of(first);
@@ -124,7 +260,8 @@ Result<MergeCall> check_merge(const MergeArguments& a) {
   Memory output_memory, lse_out_memory;
   if (a.output != nullptr) {
     output = *a.output;
-    ATTUNE_ASSIGN(memory, check_output(output, first));
+    ATTUNE_ASSIGN(memory, check_merged("output", output, first));
+    ATTUNE_TRY(check_distinct(memory));
     output_memory = memory;
     params.output = a.output->data;
     params.output_strides = axes_of(output).strides;
@@ -158,6 +295,17 @@ Result<MergeCall> check_merge(const MergeArguments& a) {
                   .lse = a.lse_out != nullptr ? kernel::Lse::write : kernel::Lse::skip,
                   .align_bytes = alignment.bytes()};
   return call;
+}
+
+Result<GradMergeCall> check_grad_merge(const GradMergeArguments& a) {
+  const std::size_t chunks = a.attn.size();
+  ATTUNE_TRY(check_counts("merge_attentions_backward", chunks, a.attn_lse.size()));
+  if (a.with_gradients && (a.grad_attn.size() != chunks || a.grad_attn_lse.size() != chunks)) {
+    return invalid_argument(
+        fmt::format("merge_attentions_backward: {} gradients of attention and {} of lse, expected {} each",
+                    a.grad_attn.size(), a.grad_attn_lse.size(), chunks));
+  }
+  return GradMergeCheck(a).run();
 }
 
 }  // namespace attune::runtime

@@ -14,12 +14,14 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <span>
 #include <utility>
 
 namespace attune::runtime {
@@ -330,8 +332,15 @@ Result<void> Engine::run(const MergeCall& call) {
 Result<void> Engine::run(const GradMergeCall& call) {
   if (kernel::merge_rows(call.params) == 0) return done();
   ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device, call.stream));
-  ATTUNE_TRY(ready->kernel->grad_merge(call.params, call.stream));
-  state_->launched(*ready);
+  kernel::GradMergeParams params = call.params;
+  for (std::span rest(call.chunks); !rest.empty();) {
+    const auto now = rest.first(std::min<std::size_t>(rest.size(), kernel::kMaxGradChunks));
+    std::ranges::copy(now, params.chunk);
+    params.chunks = static_cast<int>(now.size());
+    ATTUNE_TRY(ready->kernel->grad_merge(params, call.stream));
+    state_->launched(*ready);
+    rest = rest.subspan(now.size());
+  }
   return done();
 }
 

@@ -60,10 +60,11 @@ struct MergeCall {
   void* stream = nullptr;
 };
 
-/// The gradients of one merge, likewise.
+/// The gradients of one merge, likewise. Launches share out the chunks: those of `params` are not looked at.
 struct GradMergeCall {
   codegen::Problem problem;
   kernel::GradMergeParams params;
+  std::vector<kernel::GradChunk> chunks;
   Device device;
   void* stream = nullptr;
 };

@@ -3,8 +3,16 @@
 //   output = sum_i w_i output_i / sum_i w_i        lse = m + ln sum_i w_i
 //
 // A chunk whose lse is -inf saw no key: it weighs nothing and its output is not even read, NaN or not.
-// A row of which no chunk saw a key has output 0 and lse -inf. An lse of NaN or +inf,
-// which attention over finite numbers never gives, makes the row NaN, as the formula does in IEEE arithmetic.
+// A row of which no chunk saw a key has output 0 and lse -inf. An lse of NaN or +inf, which attention over
+// finite numbers never gives, makes the row NaN, as the formula does in IEEE arithmetic.
+//
+// Backward: with w_i = exp(lse_i - lse), which d lse / d lse_i also is, and dO and dLSE the gradients of
+// output and lse,
+//
+//   dO_i = w_i dO        dLSE_i = w_i (dLSE + sum_c (output_i - output)_c dO_c)
+//
+// A chunk that saw no key, or whose row has the merged lse -inf, gets gradients of 0: w_i is 0, and neither
+// dO nor anything else of the row that could be NaN is multiplied by it.
 #pragma once
 
 #include "attune/hd.h"

@@ -223,15 +223,16 @@ TEST_CASE("every problem finds a candidate on every architecture, within its sha
   }
 }
 
-TEST_CASE("every merge finds a candidate on every architecture") {
-  for (const char* name : kArchs) {
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      for (int head_dim_v = 1; head_dim_v <= kernel::kMaxHeadDim; ++head_dim_v) {
-        const Problem problem{
-            .operation = kernel::Operation::merge, .dtype = dtype, .head_dim_v = head_dim_v};
-        const auto choice = choose(problem, *arch_from_name(name));
-        REQUIRE_MESSAGE(choice.ok(), to_string(problem), " on ", name);
-        CHECK(choice->spec.operation == kernel::Operation::merge);
+TEST_CASE("every merge and its backward find a candidate on every architecture") {
+  for (const auto operation : {kernel::Operation::merge, kernel::Operation::grad_merge}) {
+    for (const char* name : kArchs) {
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        for (int head_dim_v = 1; head_dim_v <= kernel::kMaxHeadDim; ++head_dim_v) {
+          const Problem problem{.operation = operation, .dtype = dtype, .head_dim_v = head_dim_v};
+          const auto choice = choose(problem, *arch_from_name(name));
+          REQUIRE_MESSAGE(choice.ok(), to_string(problem), " on ", name);
+          CHECK(choice->spec.operation == operation);
+        }
       }
     }
   }
@@ -246,11 +247,13 @@ TEST_CASE("candidate names are unique and every row is the choice for something"
     const Arch arch = *arch_from_name(name);
     std::vector<Problem> problems = everything();
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      problems.push_back({.operation = kernel::Operation::merge, .dtype = dtype, .output_dtype = dtype});
+      for (const auto operation : {kernel::Operation::merge, kernel::Operation::grad_merge}) {
+        problems.push_back({.operation = operation, .dtype = dtype, .output_dtype = dtype});
+      }
     }
     for (Problem problem : problems) {
       for (int head_dim = 1; head_dim <= kernel::kMaxHeadDim; ++head_dim) {
-        problem.head_dim = problem.operation == kernel::Operation::merge ? 0 : head_dim;
+        problem.head_dim = merges(problem.operation) ? 0 : head_dim;
         problem.head_dim_v = head_dim;
         chosen.insert(choose(problem, arch)->candidate->name);
       }

@@ -606,3 +606,109 @@ TEST_CASE("chunks are merged by their lse; those that saw no key are not read") 
     CHECK(wrong == 0);
   });
 }
+
+TEST_CASE("a merge gives its chunks their gradients; nothing is read where no key was seen") {
+  constexpr int kChunks = kMaxGradChunks, kLen = 13, kHeads = 3, kDim = 41, kRows = 2 * kLen * kHeads;
+  on_every_isa([](const codegen::Arch& arch) {
+    Random random(test::test_seed());
+    GradMergeParams p;
+    p.batch = 2;
+    p.len = kLen;
+    p.groups = 1;
+    p.heads = kHeads;
+    p.chunks = kChunks;
+    const Strides rows = dense(kLen, 1, kHeads, kDim);
+    const Strides numbers{.batch = kLen * kHeads, .seq = 1, .head = kLen};
+    p.output_strides = rows;
+    p.grad_output_strides = {.batch = 1, .seq = 2, .head = 2 * kLen};  // its columns come first
+    p.grad_output_column = 2 * kLen * kHeads;
+    p.lse_strides = p.grad_lse_strides = numbers;
+
+    // Queries 0: no chunk saw a key. 1: only the last. Others: all but every fifth chunk.
+    const auto saw = [&](const MergeRow& at, int n) {
+      return at.query > 1 ? n % 5 != 2 : at.query == 1 && n == kChunks - 1;
+    };
+    std::vector<Floats> outputs, lses, grads, grad_lses;
+    Floats output(kRows * kDim), grad_output = random_floats(kRows * kDim, random);
+    Floats lse(kRows), grad_lse = random_floats(kRows, random);
+    for (int n = 0; n < kChunks; ++n) {
+      outputs.push_back(random_floats(kRows * kDim, random));
+      lses.push_back(random_floats(kRows, random));
+      grads.push_back(Floats(kRows * kDim, kUntouched));
+      grad_lses.push_back(Floats(kRows, kUntouched));
+      p.chunk[n] = {
+          {outputs[n].data(), lses[n].data(), rows, numbers}, grads[n].data(), grad_lses[n].data(), rows};
+    }
+    for (int row = 0; row < kRows; ++row) {
+      const MergeRow at = merge_row(p, row);
+      const i64 number = offset_of(at, numbers), first = offset_of(at, rows);
+      double sum = 0;
+      for (int n = 0; n < kChunks; ++n) {
+        if (saw(at, n)) {
+          sum += std::exp(double{lses[n][number]});
+        } else {
+          lses[n][number] = -kInf;
+          std::fill_n(outputs[n].begin() + first, kDim, kNan);
+        }
+      }
+      lse[number] = static_cast<float>(std::log(sum));
+      for (int c = 0; c < kDim; ++c) {
+        double weighted = 0;
+        for (int n = 0; n < kChunks; ++n) {
+          if (saw(at, n)) weighted += std::exp(double{lses[n][number]}) / sum * outputs[n][first + c];
+        }
+        output[first + c] = at.query == 0 ? kNan : static_cast<float>(weighted);
+        if (at.query == 0)
+          grad_output[offset_of(at, p.grad_output_strides) + c * p.grad_output_column] = kNan;
+      }
+    }
+    p.output = output.data();
+    p.grad_output = grad_output.data();
+    p.lse = lse.data();
+    p.grad_lse = grad_lse.data();
+    Problem problem{.operation = Operation::grad_merge, .head_dim_v = kDim};
+    REQUIRE(kernel_of(problem, arch).grad_merge(p, nullptr).ok());
+
+    double worst = 0;
+    int wrong = 0;
+    for (int row = 0; row < kRows; ++row) {
+      const MergeRow at = merge_row(p, row);
+      const i64 number = offset_of(at, numbers), first = offset_of(at, rows);
+      const float* grad = grad_output.data() + offset_of(at, p.grad_output_strides);
+      for (int n = 0; n < kChunks; ++n) {
+        const double weight = saw(at, n) ? std::exp(double{lses[n][number]} - lse[number]) : 0;
+        double product = grad_lse[number];
+        for (int c = 0; c < kDim; ++c) {
+          const double one = weight == 0 ? 0 : grad[c * p.grad_output_column];
+          wrong += weight == 0 && grads[n][first + c] != 0;
+          worst = std::max(worst, std::abs(grads[n][first + c] - weight * one));
+          if (weight != 0) product += (double{outputs[n][first + c]} - output[first + c]) * one;
+        }
+        wrong += weight == 0 && grad_lses[n][number] != 0;
+        worst = std::max(worst, std::abs(grad_lses[n][number] - weight * product));
+      }
+    }
+    CHECK(worst < 1e-5);
+    CHECK(wrong == 0);
+
+    // Without a gradient of the lse, and rounded.
+    problem.dtype = DType::bf16;
+    p.chunks = 1;
+    std::vector<std::uint16_t> halves(kRows * kDim), chunk(kRows * kDim);
+    for (std::size_t i = 0; i < chunk.size(); ++i) chunk[i] = float_to_bf16(outputs[0][i]);
+    p.chunk[0].chunk.output = chunk.data();
+    p.chunk[0].grad_output = halves.data();
+    p.grad_lse = nullptr;
+    Floats without(kRows);
+    p.chunk[0].grad_lse = without.data();
+    REQUIRE(kernel_of(problem, arch).grad_merge(p, nullptr).ok());
+    for (std::size_t i = 0; i < halves.size(); ++i) wrong += halves[i] != float_to_bf16(grads[0][i]);
+    CHECK(wrong == 0);
+    for (int row = 0; row < kRows; ++row) {
+      const i64 number = offset_of(merge_row(p, row), numbers);
+      const double weight = std::exp(double{lses[0][number]} - lse[number]);
+      const double expected = grad_lses[0][number] - (weight > 0 ? weight * grad_lse[number] : 0);
+      CHECK(without[number] == doctest::Approx(expected).epsilon(0.02).scale(1));
+    }
+  });
+}
