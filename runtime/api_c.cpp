@@ -344,12 +344,15 @@ attune_status attune_merge_attentions_backward(
     using Mutable = attune::MutableTensorView;
     attune::TensorView grad_lse_view;
     if (grad_lse != nullptr) grad_lse_view = view_of<attune::TensorView>("grad_lse", grad_lse);
-    attune::merge_attentions_backward(
-        view_of<attune::TensorView>("grad_output", grad_output),
-        grad_lse != nullptr ? &grad_lse_view : nullptr, view_of<attune::TensorView>("output", output),
-        view_of<attune::TensorView>("lse", lse), views_of("attn", attn, chunks),
-        views_of("attn_lse", attn_lse, chunks), views_of<Mutable>("grad_attn", grad_attn, chunks),
-        views_of<Mutable>("grad_attn_lse", grad_attn_lse, chunks), options_of(options));
+    const auto attn_views = views_of("attn", attn, chunks);
+    const auto attn_lse_views = views_of("attn_lse", attn_lse, chunks);
+    const auto grad_attn_views = views_of<Mutable>("grad_attn", grad_attn, chunks);
+    const auto grad_attn_lse_views = views_of<Mutable>("grad_attn_lse", grad_attn_lse, chunks);
+    attune::merge_attentions_backward(view_of<attune::TensorView>("grad_output", grad_output),
+                                      grad_lse != nullptr ? &grad_lse_view : nullptr,
+                                      view_of<attune::TensorView>("output", output),
+                                      view_of<attune::TensorView>("lse", lse), attn_views, attn_lse_views,
+                                      grad_attn_views, grad_attn_lse_views, options_of(options));
   });
 }
 

@@ -133,6 +133,9 @@ static void test_refusals(void) {
   CHECK_REFUSED(attune_merge_attentions(NULL, NULL, 1, &output, NULL, NULL), "attn: null tensor");
   CHECK_REFUSED(attune_merge_attentions(&value, NULL, 1, &output, NULL, NULL), "lse: null tensor");
   CHECK_REFUSED(attune_merge_attentions(&value, &lse, 1, NULL, NULL, NULL), "output: null tensor");
+  CHECK_REFUSED(
+      attune_merge_attentions_backward(&output, NULL, &output, &lse, &value, &lse, 1, NULL, NULL, NULL),
+      "grad_attn: null tensor");
   CHECK_REFUSED(attune_merge_attentions(&value, &lse, 0, &output, NULL, NULL),
                 "merge_attentions: 0 attention chunks and 0 lse chunks, expected equally many, at least one");
   CHECK(json == NULL);
@@ -365,6 +368,44 @@ static void test_merge(void) {
   CHECK(near(merged[0], 3.5));
 }
 
+/* The same merge: the first query's chunks weigh 1/4 and 3/4. */
+static void test_merge_backward(void) {
+  float attn_data[2][2] = {{2, 7}, {4, 9}};
+  float chunk_lse[2][2];
+  float merged[2] = {3.5f, 9}, merged_lse[2];
+  float one = 1, two = 2;
+  float grad_data[2][2], grad_lse_data[2][2];
+  attune_tensor attn[2], lses[2], grads[2], grad_lses[2], out, out_lse, grad_output, grad_lse;
+  int i;
+  chunk_lse[0][0] = 0;
+  chunk_lse[1][0] = (float)log(3.0);
+  chunk_lse[0][1] = -INFINITY;
+  chunk_lse[1][1] = 1;
+  merged_lse[0] = (float)log(4.0);
+  merged_lse[1] = 1;
+  for (i = 0; i < 2; ++i) {
+    attn[i] = tensor(attn_data[i], 4, 1, 2, 1, 1);
+    lses[i] = tensor(chunk_lse[i], 3, 1, 1, 2, 0);
+    grads[i] = tensor(grad_data[i], 4, 1, 2, 1, 1);
+    grad_lses[i] = tensor(grad_lse_data[i], 3, 1, 1, 2, 0);
+  }
+  out = tensor(merged, 4, 1, 2, 1, 1);
+  out_lse = tensor(merged_lse, 3, 1, 1, 2, 0);
+  grad_output = tensor(&one, 4, 1, 2, 1, 1);
+  grad_output.strides[1] = 0;
+  grad_lse = tensor(&two, 3, 1, 1, 2, 0);
+  grad_lse.strides[2] = 0;
+  CHECK(attune_merge_attentions_backward(&grad_output, &grad_lse, &out, &out_lse, attn, lses, 2, grads,
+                                         grad_lses, NULL) == ATTUNE_OK);
+  CHECK(near(grad_data[0][0], 0.25) && near(grad_data[1][0], 0.75));
+  CHECK(near(grad_lse_data[0][0], 0.25 * (2 - 1.5)) && near(grad_lse_data[1][0], 0.75 * (2 + 0.5)));
+  CHECK(grad_data[0][1] == 0 && grad_lse_data[0][1] == 0);
+  CHECK(near(grad_data[1][1], 1) && near(grad_lse_data[1][1], 2));
+  CHECK(attune_merge_attentions_backward(&grad_output, NULL, &out, &out_lse, attn, lses, 2, grads, grad_lses,
+                                         NULL) == ATTUNE_OK);
+  CHECK(near(grad_lse_data[0][0], 0.25 * -1.5) && grad_lse_data[1][1] == 0);
+}
+
 static void test_prepare_and_explain(void) {
   char* json = NULL;
   attune_counters before = {sizeof(attune_counters), 0, 0, 0, 0, 0, 0, 0};
@@ -481,6 +522,7 @@ int main(void) {
   test_sequences();
   test_dropout();
   test_merge();
+  test_merge_backward();
   test_backward();
   test_prepare_and_explain();
 #else
@@ -490,6 +532,7 @@ int main(void) {
   (void)test_sequences;
   (void)test_dropout;
   (void)test_merge;
+  (void)test_merge_backward;
   (void)test_backward;
   (void)test_prepare_and_explain;
 #endif
