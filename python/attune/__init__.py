@@ -16,7 +16,7 @@ from typing import Any, Dict, NamedTuple, Optional
 __version__ = "0.1.0"
 
 from attune import _library, ops
-from attune._call import Call
+from attune._call import Call, Wanted
 from attune._library import EnvironmentFailure
 from attune._random import Generator, manual_seed
 
@@ -26,10 +26,12 @@ __all__ = [
     "Generator",
     "counters",
     "explain",
+    "explain_backward",
     "last_kernel",
     "manual_seed",
     "ops",
     "prepare",
+    "prepare_backward",
 ]
 
 
@@ -53,7 +55,8 @@ def counters() -> Counters:
 
 
 def last_kernel() -> str:
-    """The candidate that the calling thread's last attention call ran, "mma_128x64x4"; empty before the first."""
+    """The candidate that the calling thread's last call ran, "mma_128x64x4"; of a backward call the one for key and value.
+    Empty before the first. Autograd runs the gradients of CUDA tensors in threads of its own."""
     return _library.library().attune_last_kernel().decode()
 
 
@@ -86,3 +89,38 @@ def prepare(
 ) -> None:
     """Compiles and loads the kernel that the same call would use, without touching the tensors' data."""
     Call(query, key, value, attn_bias, p, scale, output_dtype).prepare(with_lse)
+
+
+def explain_backward(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_bias: Any = None,
+    p: float = 0.0,
+    scale: Optional[float] = None,
+    *,
+    output_dtype: Any = None,
+    bias_gradient: bool = False,
+    deterministic: bool = False,
+) -> Dict[str, Any]:
+    """The kernels that the gradients of the same call would run, in order, "kernels", each as `explain` has it, and the bytes
+    of scratch memory, "workspace_bytes". Memory for the results is allocated and freed."""
+    call = Call(query, key, value, attn_bias, p, scale, output_dtype)
+    return call.explain_backward(Wanted(bias=bias_gradient), deterministic)
+
+
+def prepare_backward(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_bias: Any = None,
+    p: float = 0.0,
+    scale: Optional[float] = None,
+    *,
+    output_dtype: Any = None,
+    bias_gradient: bool = False,
+    deterministic: bool = False,
+) -> None:
+    """Compiles and loads the kernels that the gradients of the same call would use, without touching the tensors' data."""
+    call = Call(query, key, value, attn_bias, p, scale, output_dtype)
+    call.prepare_backward(Wanted(bias=bias_gradient), deterministic)

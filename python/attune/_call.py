@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, List, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 from attune import _library, _random, _tensor
 from attune.ops.fmha.attn_bias import AttentionBias
+
+
+class Wanted(NamedTuple):
+    """Which gradients to compute."""
+
+    query: bool = True
+    key: bool = True
+    value: bool = True
+    bias: bool = False
+
+
+@dataclass
+class Backward:
+    """What a backward pass is given besides the inputs of its forward pass."""
+
+    grad: Any  # of the output; any strides
+    output: Any
+    lse: Any
+    grad_lse: Any = None  # of any strides; None: 0
+    wanted: Wanted = Wanted()
+    deterministic: bool = False  # torch.use_deterministic_algorithms asks for it, too
+    generator: Any = None  # in the state in which forward's was
 
 
 class Call:
@@ -39,18 +62,28 @@ class Call:
         """Output [B, Mq, (G,) H, Kv] and, if asked for, LSE [B, (G,) H, Mq]; both without heads [B, M, K] and with one."""
         if self._options.p > 0:
             self._options.seed, self._options.offset = _random.state_of(generator, self.query.value)
-        shape = self.query.shape
-        output = self.query.empty_like("output", shape[:-1] + self.value.shape[-1:], self.output_dtype)
-        lse = None
-        if with_lse:
-            heads = shape[2:-1] if len(shape) > 3 else (1,)
-            lse = self.query.empty_like("lse", shape[:1] + heads + shape[1:2], "float32")
+        output, lse = self._results(with_lse)
         _library.check(
             _library.library().attune_memory_efficient_attention_forward(
                 *self._inputs, output.c, None if lse is None else lse.c, *self._settings
             )
         )
         return output.value, None if lse is None else lse.value
+
+    def backward(self, b: Backward) -> List[Any]:
+        """Gradients of query, key, value and the bias tensor, each in its own framework; None where not wanted."""
+        if 0 < self._options.p <= 1:
+            if b.generator is None:
+                raise ValueError(
+                    f"p={self._options.p}: what forward dropped is a function of its generator's state; pass a "
+                    "generator in that state, such as attune.Generator(seed, offset)"
+                )
+            self._options.seed, self._options.offset = _random.state_of(b.generator, self.query.value)
+        arguments = _BackwardArguments(self, b)
+        workspace = arguments.use_workspace_of_torch()
+        _library.check(_library.library().attune_memory_efficient_attention_backward(*arguments.c))
+        del workspace  # it had to live until here
+        return [None if gradient is None else gradient.value for gradient in arguments.gradients]
 
     def prepare(self, with_lse: bool) -> None:
         _library.check(_library.library().attune_prepare(*self._inputs, with_lse, *self._settings))
@@ -60,13 +93,42 @@ class Call:
         _library.check(_library.library().attune_explain(*self._inputs, with_lse, *self._settings, text))
         return _library.json_of(text)
 
+    def prepare_backward(self, wanted: Wanted, deterministic: bool) -> None:
+        arguments = self._typical_backward(wanted, deterministic)
+        _library.check(_library.library().attune_prepare_backward(*arguments.c))
+
+    def explain_backward(self, wanted: Wanted, deterministic: bool) -> Any:
+        arguments, text = self._typical_backward(wanted, deterministic), ctypes.c_void_p()
+        _library.check(_library.library().attune_explain_backward(*arguments.c, text))
+        return _library.json_of(text)
+
     def reasons_against(self, family: int) -> List[str]:
         """Why a kernel family cannot run the call; empty when it can."""
+        return self._reasons(_library.library().attune_not_supported_reasons, family)
+
+    def reasons_against_backward(self, family: int) -> List[str]:
+        """Why a kernel family cannot compute the gradients of query, key and value."""
+        return self._reasons(_library.library().attune_backward_not_supported_reasons, family)
+
+    def _reasons(self, ask: Any, family: int) -> List[str]:
         text = ctypes.c_void_p()
-        _library.check(
-            _library.library().attune_not_supported_reasons(family, *self._inputs, *self._settings, text)
-        )
+        _library.check(ask(family, *self._inputs, *self._settings, text))
         return _library.json_of(text)
+
+    def _results(self, with_lse: bool) -> Tuple[_tensor.View, Optional[_tensor.View]]:
+        """Where the output and the LSE go."""
+        shape = self.query.shape
+        output = self.query.empty_like("output", shape[:-1] + self.value.shape[-1:], self.output_dtype)
+        if not with_lse:
+            return output, None
+        heads = shape[2:-1] if len(shape) > 3 else (1,)
+        return output, self.query.empty_like("lse", shape[:1] + heads + shape[1:2], "float32")
+
+    def _typical_backward(self, wanted: Wanted, deterministic: bool) -> _BackwardArguments:
+        """With results as forward makes them, and a contiguous gradient. Nothing looks into them."""
+        output, lse = self._results(with_lse=True)
+        b = Backward(output.value, output.value, lse.value, wanted=wanted, deterministic=deterministic)
+        return _BackwardArguments(self, b)
 
     @property
     def _inputs(self) -> Tuple[_library.Tensor, ...]:
@@ -77,8 +139,56 @@ class Call:
         return ctypes.byref(self._bias.c), ctypes.byref(self._options)
 
 
+class _BackwardArguments:
+    """What the C ABI's functions about gradients are called with."""
+
+    def __init__(self, call: Call, b: Backward):
+        bias = call._bias.tensor
+        if b.wanted.bias and (bias is None or bias.dtype == "bool"):
+            raise ValueError(
+                "bias_gradient: attn_bias has no tensor of numbers, so there is no gradient of one"
+            )
+        self._call = call
+        self._given = [
+            _tensor.view_of("grad", b.grad),
+            _tensor.view_of("output", b.output),
+            _tensor.view_of("lse", b.lse, _tensor.LSES),
+        ]
+        self.gradients = [
+            view.empty_like(f"gradient of {name}", view.shape) if wanted else None
+            for wanted, name, view in zip(b.wanted, Wanted._fields, (call.query, call.key, call.value, bias))
+        ]
+        self._gradients = _library.Gradients()
+        for name, view in zip(Wanted._fields, self.gradients):
+            if view is not None:
+                setattr(self._gradients, name, ctypes.pointer(view.c))
+        deterministic = b.deterministic or _tensor.torch_wants_determinism(call.query.value)
+        self._options = _library.BackwardOptions(deterministic=deterministic)
+        if b.grad_lse is not None:
+            self._given.append(_tensor.view_of("grad_lse", b.grad_lse, _tensor.LSES))
+            self._options.grad_lse = ctypes.pointer(self._given[-1].c)
+
+    @property
+    def c(self) -> Tuple[Any, ...]:
+        given = (view.c for view in self._given[:3])
+        return (*given, *self._call._inputs, self._gradients, *self._call._settings, self._options)
+
+    def use_workspace_of_torch(self) -> Any:
+        """On a GPU torch's allocator counts its memory and knows graphs. Elsewhere the library allocates."""
+        query = self._call.query
+        if query.stream is None:
+            return None
+        size = ctypes.c_size_t()
+        _library.check(_library.library().attune_backward_workspace_bytes(*self.c, size))
+        workspace = query.empty((size.value,), "uint8")
+        self._options.workspace, self._options.workspace_bytes = workspace.data_ptr(), size.value
+        return workspace
+
+
 class _CBias:
     """attune_bias of a call."""
+
+    tensor: Optional[_tensor.View] = None  # the dense part
 
     def __init__(self, attn_bias: Any, query: _tensor.View, key: _tensor.View):
         self.c = _library.Bias(window_left=-1, window_right=-1)
@@ -103,8 +213,8 @@ class _CBias:
             self._set_blocks(blocks, query.device)
 
     def _set_tensor(self, tensor: Any) -> None:
-        self._tensor = _tensor.view_of("attn_bias", tensor, _tensor.BIASES)
-        self.c.tensor = ctypes.pointer(self._tensor.c)
+        self.tensor = _tensor.view_of("attn_bias", tensor, _tensor.BIASES)
+        self.c.tensor = ctypes.pointer(self.tensor.c)
 
     def _set_blocks(self, blocks: Any, device: Tuple[int, int]) -> None:
         self.c.sequences, self.c.page_size = blocks.count, blocks.page_size

@@ -85,6 +85,30 @@ class Options(_Sized):
     ]
 
 
+class Gradients(_Sized):
+    """attune_gradients; null: not wanted."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("query", POINTER(Tensor)),
+        ("key", POINTER(Tensor)),
+        ("value", POINTER(Tensor)),
+        ("bias", POINTER(Tensor)),
+    ]
+
+
+class BackwardOptions(_Sized):
+    """attune_backward_options; a null workspace is allocated by the library."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("grad_lse", POINTER(Tensor)),
+        ("deterministic", c_int32),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
+    ]
+
+
 class Counters(_Sized):
     """attune_counters"""
 
@@ -104,18 +128,28 @@ class Counters(_Sized):
 
 _INPUTS = [POINTER(Tensor)] * 3
 _SETTINGS = [POINTER(Bias), POINTER(Options)]
+_BACKWARD = [POINTER(Tensor)] * 3 + _INPUTS + [POINTER(Gradients)] + _SETTINGS + [POINTER(BackwardOptions)]
 _FUNCTIONS = {
     "attune_version": (c_char_p, []),
     "attune_last_error": (c_char_p, []),
     "attune_last_kernel": (c_char_p, []),
     "attune_free": (None, [c_void_p]),
     "attune_memory_efficient_attention_forward": (c_int, _INPUTS + [POINTER(Tensor)] * 2 + _SETTINGS),
+    "attune_memory_efficient_attention_backward": (c_int, _BACKWARD),
+    "attune_backward_workspace_bytes": (c_int, _BACKWARD + [POINTER(c_size_t)]),
+    "attune_prepare_backward": (c_int, _BACKWARD),
+    "attune_explain_backward": (c_int, _BACKWARD + [POINTER(c_void_p)]),
     "attune_prepare": (c_int, _INPUTS + [c_int] + _SETTINGS),
     "attune_merge_attentions": (
         c_int,
         [POINTER(Tensor)] * 2 + [c_size_t] + [POINTER(Tensor)] * 2 + _SETTINGS[1:],
     ),
+    "attune_merge_attentions_backward": (
+        c_int,
+        [POINTER(Tensor)] * 6 + [c_size_t] + [POINTER(Tensor)] * 2 + _SETTINGS[1:],
+    ),
     "attune_not_supported_reasons": (c_int, [c_int] + _INPUTS + _SETTINGS + [POINTER(c_void_p)]),
+    "attune_backward_not_supported_reasons": (c_int, [c_int] + _INPUTS + _SETTINGS + [POINTER(c_void_p)]),
     "attune_explain": (c_int, _INPUTS + [c_int] + _SETTINGS + [POINTER(c_void_p)]),
     "attune_get_counters": (c_int, [POINTER(Counters)]),
 }

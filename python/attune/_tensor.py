@@ -6,6 +6,7 @@ framework: NumPy for NumPy and for other CPU tensors, torch for torch, the produ
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Callable, List, Optional, Tuple
@@ -34,6 +35,7 @@ _DLPACK_DTYPES = {
 # What an argument may hold.
 FLOATS = ("float32", "float16", "bfloat16")
 BIASES = FLOATS + ("bool",)
+LSES = ("float32",)
 TABLES = ("int32",)
 _DLPACK_DEVICES = {
     _dlpack.CPU: _library.CPU,
@@ -113,6 +115,11 @@ def is_tensor(value: Any) -> bool:
 
 def is_torch_tensor(tensor: Any) -> bool:
     return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(tensor).__mro__)
+
+
+def torch_wants_determinism(tensor: Any) -> bool:
+    """Is it torch's, under torch.use_deterministic_algorithms(True)?"""
+    return is_torch_tensor(tensor) and sys.modules["torch"].are_deterministic_algorithms_enabled()
 
 
 @lru_cache(maxsize=None)

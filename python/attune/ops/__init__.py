@@ -14,10 +14,12 @@ from attune.ops.fmha import (
     MemoryEfficientAttentionFlashAttentionOp,
     MemoryEfficientAttentionOp,
     memory_efficient_attention,
+    memory_efficient_attention_backward,
     memory_efficient_attention_forward,
     memory_efficient_attention_forward_requires_grad,
     memory_efficient_attention_partial,
     merge_attentions,
+    merge_attentions_backward,
 )
 from attune.ops.fmha.attn_bias import (
     LocalAttentionFromBottomRightMask,

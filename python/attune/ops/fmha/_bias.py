@@ -109,6 +109,11 @@ class AttentionBias:
     _blocks: Optional[Blocks] = None  # none: a block is a batch entry
     _dense: Any = None  # a tensor that is added, or a boolean one
 
+    @property
+    def _mask(self) -> AttentionBias:
+        """The bias without its tensor: add_bias is the inverse."""
+        return self
+
     def to(self, device: Any) -> AttentionBias:
         """The same bias with its tables on `device`, of the same type."""
         return self
@@ -195,8 +200,26 @@ class _WithTensorBias(AttentionBias):
     def _dense(self) -> Any:
         return self.bias
 
+    @property
+    def _mask(self) -> AttentionBias:
+        return self.mask
+
     def to(self, device: Any) -> AttentionBias:
         return replace(self, mask=self.mask.to(device), bias=moved(self.bias, device))
+
+
+def taken_apart(attn_bias: Any) -> Tuple[Any, Any]:
+    """The mask and the tensor that an `attn_bias` holds, each None where there is none."""
+    if isinstance(attn_bias, AttentionBias):
+        return attn_bias._mask, attn_bias._dense
+    return None, attn_bias
+
+
+def put_together(mask: Any, tensor: Any) -> Any:
+    """The inverse."""
+    if mask is None or tensor is None:
+        return tensor if mask is None else mask
+    return mask.add_bias(tensor)
 
 
 def moved(tensor: Any, device: Any) -> Any:

@@ -58,6 +58,10 @@ class LowerTriangularMaskWithTensorBias(LowerTriangularMask):
     def __init__(self, bias: Any):
         self._dense = bias
 
+    @property
+    def _mask(self) -> AttentionBias:
+        return LowerTriangularMask()
+
     def add_bias(self, bias: Any) -> LowerTriangularMaskWithTensorBias:
         raise ValueError("add_bias: the mask has a tensor already; add the two and give their sum")
 

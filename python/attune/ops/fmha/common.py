@@ -7,12 +7,12 @@ documentation gives it. docs/operators.md has the table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple, Type
+from typing import Any, Callable, List, Optional, Tuple, Type
 
 import numpy as np
 
 from attune import _library, _tensor
-from attune._call import Call
+from attune._call import Backward, Call
 
 
 @dataclass
@@ -53,26 +53,18 @@ class Inputs:
 
 
 class AttentionOpBase:
-    """Base class of all operators. They are never instantiated."""
+    """Base class of all operators: kernel families, the most general last, and limits of its own. They are never
+    instantiated."""
 
     NAME: str = ""
+    OPERATOR: str = ""  # what it does, in messages
+    FAMILIES: Tuple[Tuple[str, int], ...] = ()
+    SUPPORTED_DEVICES = {"cuda"}
 
     @classmethod
     def not_supported_reasons(cls, d: Inputs) -> List[str]:
         """Why the operator cannot run these inputs, the most useful reason first. It can run them only if the list is
         empty."""
-        raise NotImplementedError
-
-
-class AttentionFwOpBase(AttentionOpBase):
-    """A forward operator: kernel families, the most general last, and limits of its own."""
-
-    FAMILIES: Tuple[Tuple[str, int], ...] = ()
-    SUPPORTED_DEVICES = {"cuda"}
-    MAX_QUERIES: Optional[int] = None  # of one sequence; None: any number
-
-    @classmethod
-    def not_supported_reasons(cls, d: Inputs) -> List[str]:
         try:
             own = cls.limits(d)
             return own or cls._reasons_of_families(d.call())
@@ -82,9 +74,61 @@ class AttentionFwOpBase(AttentionOpBase):
     @classmethod
     def limits(cls, d: Inputs) -> List[str]:
         """What the operator refuses although its families might run it."""
+        if d.device in cls.SUPPORTED_DEVICES:
+            return []
+        return [f"device={d.device} (supported: {cls.SUPPORTED_DEVICES})"]
+
+    @classmethod
+    def check(cls, d: Inputs) -> None:
+        """Raises ValueError with all reasons where the operator cannot run the inputs."""
+        reasons = cls.not_supported_reasons(d)
+        if not reasons:
+            return
+        lines = [f"Operator `{cls.OPERATOR}` does not support inputs:"]
+        for name in ("query", "key", "value"):
+            tensor = getattr(d, name)
+            lines.append(f"     {name:<9} : shape={tuple(tensor.shape)} ({tensor.dtype})")
+        lines.append(f"     attn_bias : {type(d.attn_bias)}")
+        lines.append(f"     p         : {d.p}")
+        lines.append(f"`{cls.NAME}` is not supported because:")
+        raise ValueError("\n".join(lines + [f"    {reason}" for reason in reasons]))
+
+    @classmethod
+    def _run(cls, d: Inputs, run: Callable[[Call], Any]) -> Any:
+        """What `run` makes of the call, restricted to the operator's families."""
+        call = d.call(tuple(number for _, number in cls.FAMILIES))
+        if cls.limits(d):
+            cls.check(d)
+        try:
+            return run(call)
+        except NotImplementedError:
+            cls.check(d)  # says more, where it is the operator that refuses
+            raise
+
+    @classmethod
+    def _reasons_of_families(cls, call: Call) -> List[str]:
         reasons = []
-        if d.device not in cls.SUPPORTED_DEVICES:
-            reasons.append(f"device={d.device} (supported: {cls.SUPPORTED_DEVICES})")
+        for name, number in reversed(cls.FAMILIES):  # the last one refuses least, so its reasons say most
+            against = cls._reasons_against(call, number)
+            if not against:
+                return []
+            reasons += [reason if len(cls.FAMILIES) == 1 else f"{name}: {reason}" for reason in against]
+        return reasons
+
+    @classmethod
+    def _reasons_against(cls, call: Call, family: int) -> List[str]:
+        raise NotImplementedError
+
+
+class AttentionFwOpBase(AttentionOpBase):
+    """A forward operator."""
+
+    OPERATOR = "memory_efficient_attention"
+    MAX_QUERIES: Optional[int] = None  # of one sequence; None: any number
+
+    @classmethod
+    def limits(cls, d: Inputs) -> List[str]:
+        reasons = super().limits(d)
         if cls.MAX_QUERIES is not None:
             queries = d.max_queries()
             if queries is not None and queries > cls.MAX_QUERIES:
@@ -94,47 +138,45 @@ class AttentionFwOpBase(AttentionOpBase):
     @classmethod
     def forward(cls, d: Inputs, with_lse: bool, generator: Any) -> Tuple[Any, Any]:
         """Output and LSE. Raises ValueError with all reasons where the operator cannot run the inputs."""
-        call = d.call(tuple(number for _, number in cls.FAMILIES))
-        if cls.limits(d):
-            raise cls._refused(d)
-        try:
-            return call.forward(with_lse, generator)
-        except NotImplementedError:
-            raise cls._refused(d) from None
+        return cls._run(d, lambda call: call.forward(with_lse, generator))
 
     @classmethod
-    def _reasons_of_families(cls, call: Call) -> List[str]:
-        reasons = []
-        for name, number in reversed(cls.FAMILIES):  # the last one refuses least, so its reasons say most
-            against = call.reasons_against(number)
-            if not against:
-                return []
-            reasons += [reason if len(cls.FAMILIES) == 1 else f"{name}: {reason}" for reason in against]
-        return reasons
-
-    @classmethod
-    def _refused(cls, d: Inputs) -> ValueError:
-        lines = ["Operator `memory_efficient_attention` does not support inputs:"]
-        for name in ("query", "key", "value"):
-            tensor = getattr(d, name)
-            lines.append(f"     {name:<9} : shape={tuple(tensor.shape)} ({tensor.dtype})")
-        lines.append(f"     attn_bias : {type(d.attn_bias)}")
-        lines.append(f"     p         : {d.p}")
-        lines.append(f"`{cls.NAME}` is not supported because:")
-        return ValueError("\n".join(lines + [f"    {reason}" for reason in cls.not_supported_reasons(d)]))
+    def _reasons_against(cls, call: Call, family: int) -> List[str]:
+        return call.reasons_against(family)
 
 
 class AttentionBwOpBase(AttentionOpBase):
     """A backward operator."""
 
+    OPERATOR = "memory_efficient_attention_backward"
+
     @classmethod
-    def not_supported_reasons(cls, d: Inputs) -> List[str]:
-        return ["gradients are not supported in this version"]
+    def backward(cls, d: Inputs, b: Backward) -> List[Any]:
+        """Gradients of query, key, value and the bias tensor. Raises ValueError with all reasons where the operator
+        cannot run the inputs."""
+        return cls._run(d, lambda call: call.backward(b))
+
+    @classmethod
+    def _reasons_against(cls, call: Call, family: int) -> List[str]:
+        return call.reasons_against_backward(family)
 
 
 # A forward and a backward operator; None leaves the choice to Attune.
 AttentionOp = Tuple[Optional[Type[AttentionFwOpBase]], Optional[Type[AttentionBwOpBase]]]
 AttentionOpDispatch = AttentionOp
+
+
+def run_forward(
+    d: Inputs, op: Optional[Type[AttentionFwOpBase]], with_lse: bool, generator: Any
+) -> Tuple[Any, Any]:
+    """Output and LSE, by `op` or Attune's choice."""
+    return d.call().forward(with_lse, generator) if op is None else op.forward(d, with_lse, generator)
+
+
+def run_backward(d: Inputs, op: Optional[Type[AttentionBwOpBase]], b: Backward) -> List[Any]:
+    """Gradients of query, key, value and the bias tensor, by `op` or Attune's choice."""
+    return d.call().backward(b) if op is None else op.backward(d, b)
+
 
 # Kernel families: their names in messages, their numbers in the C ABI.
 SM90 = ("sm90", _library.FAMILY_SM90)

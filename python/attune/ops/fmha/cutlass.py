@@ -1,4 +1,4 @@
-"""The documentation's general operator: every dtype and head dim."""
+"""The documentation's general operators: every dtype and head dim."""
 
 from attune.ops.fmha.common import MMA, SIMT, SM90, AttentionBwOpBase, AttentionFwOpBase
 
@@ -11,4 +11,7 @@ class FwOp(AttentionFwOpBase):
 
 
 class BwOp(AttentionBwOpBase):
+    """Tensor cores where the inputs and the GPU have them, else ordinary units."""
+
     NAME = "cutlassB"
+    FAMILIES = (MMA, SIMT)

@@ -1,4 +1,4 @@
-"""The documentation's operator for tensor cores."""
+"""The documentation's operators for tensor cores."""
 
 from attune.ops.fmha.common import MMA, SM90, AttentionBwOpBase, AttentionFwOpBase
 
@@ -11,4 +11,7 @@ class FwOp(AttentionFwOpBase):
 
 
 class BwOp(AttentionBwOpBase):
+    """float16 and bfloat16, compute capability 8.0 and up."""
+
     NAME = "flshattB"
+    FAMILIES = (MMA,)

@@ -1,16 +1,13 @@
-"""The documentation's operator for small head dims in float32. Deprecated there."""
+"""The documentation's operators for small head dims in float32. Deprecated there."""
 
 from __future__ import annotations
 
 from typing import List
 
-from attune.ops.fmha.common import SIMT, AttentionBwOpBase, AttentionFwOpBase, Inputs
+from attune.ops.fmha.common import SIMT, AttentionBwOpBase, AttentionFwOpBase, AttentionOpBase, Inputs
 
 
-class FwOp(AttentionFwOpBase):
-    """float32, head dims up to 32."""
-
-    NAME = "smallkF"
+class _SmallK(AttentionOpBase):
     FAMILIES = (SIMT,)
 
     @classmethod
@@ -24,5 +21,13 @@ class FwOp(AttentionFwOpBase):
         return reasons
 
 
-class BwOp(AttentionBwOpBase):
+class FwOp(_SmallK, AttentionFwOpBase):
+    """float32, head dims up to 32."""
+
+    NAME = "smallkF"
+
+
+class BwOp(_SmallK, AttentionBwOpBase):
+    """float32, head dims up to 32."""
+
     NAME = "smallkB"
