@@ -24,12 +24,15 @@ def expand_heads(query, key, value):
     return [query] + [np.repeat(x, query.shape[2] // max(x.shape[2], 1), axis=2) for x in (key, value)]
 
 
-def dense_scores(attn_bias, shape):
-    """What a bias adds to scores [B, H, Mq, Mkv], in float64."""
+def dense_scores(attn_bias, shape, heads):
+    """What a bias adds to scores [B, H, Mq, Mkv], in float64; `heads` are (H,) or (G, H) of the query."""
     if attn_bias is None:
         return np.zeros(shape)
     if not isinstance(attn_bias, np.ndarray):
         return attn_bias.materialize(shape, dtype=np.float64)
+    if attn_bias.ndim == 5:
+        attn_bias = np.broadcast_to(attn_bias, attn_bias.shape[:1] + heads + attn_bias.shape[3:])
+        attn_bias = attn_bias.reshape(attn_bias.shape[0], -1, *attn_bias.shape[3:])
     if attn_bias.dtype == bool:
         attn_bias = np.where(attn_bias, 0, -np.inf)
     if attn_bias.ndim == 3:  # [B or 1, Mq, Mkv]
@@ -37,40 +40,118 @@ def dense_scores(attn_bias, shape):
     return np.broadcast_to(attn_bias.astype(np.float64), shape)
 
 
-def reference(query, key, value, attn_bias=None, scale=None, rounded=lambda x: x):
-    """Output [B, Mq, H, Kv] and LSE [B, H, Mq] in float64, as the documentation's equivalent code computes them; with
-    groups [B, Mq, G, H, Kv] and [B, G, H, Mq].
-
-    `rounded` is applied to every intermediate result: the identity, or what a plain implementation in a smaller type
-    would keep. NaN in keys and values that no query sees is poison, which the reference does not look at.
-    """
-    shape = query.shape
-    query, key, value = (
-        np.nan_to_num(np.asarray(x).astype(np.float64)) for x in expand_heads(query, key, value)
-    )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+def softmax(query, key, attn_bias, scale, heads, rounded):
+    """Weights [B, H, Mq, Mkv] and LSE [B, H, Mq] of heads that were expanded."""
     scores = rounded(np.einsum("bihk,bjhk->bhij", rounded(query * scale), key))
-    scores = scores + dense_scores(attn_bias, scores.shape)
+    scores = scores + dense_scores(attn_bias, scores.shape, heads)
     highest = scores.max(-1, keepdims=True, initial=-np.inf)
     weights = np.exp(scores - np.where(np.isfinite(highest), highest, 0))
     total = weights.sum(-1, keepdims=True)
     with np.errstate(divide="ignore"):
         lse = (np.log(total) + np.where(np.isfinite(highest), highest, 0))[..., 0]
-    p = rounded(np.divide(weights, total, out=np.zeros_like(weights), where=total > 0))
+    return rounded(np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)), lse
+
+
+def exact_inputs(query, key, value):
+    """The inputs in float64, without NaN: where no query looks it is poison, which a reference does not look at."""
+    return [np.nan_to_num(np.asarray(x).astype(np.float64)) for x in expand_heads(query, key, value)]
+
+
+def reference(query, key, value, attn_bias=None, scale=None, rounded=lambda x: x):
+    """Output [B, Mq, H, Kv] and LSE [B, H, Mq] in float64, as the documentation's equivalent code computes them; with
+    groups [B, Mq, G, H, Kv] and [B, G, H, Mq].
+
+    `rounded` is applied to every intermediate result: the identity, or what a plain implementation in a smaller type
+    would keep.
+    """
+    shape = query.shape
+    query, key, value = exact_inputs(query, key, value)
+    scale = shape[-1] ** -0.5 if scale is None else scale
+    p, lse = softmax(query, key, attn_bias, scale, shape[2:-1], rounded)
     output = rounded(np.einsum("bhij,bjhk->bihk", p, value))
     return output.reshape(*shape[:-1], -1), lse.reshape(shape[0], *shape[2:-1], shape[1])
 
 
-def assert_close(test, actual, query, key, value, attn_bias=None, scale=None, output_dtype=None):
+def reference_gradients(
+    grad, query, key, value, attn_bias=None, scale=None, grad_lse=None, keep=1, rounded=lambda x: x
+):
+    """Gradients of query, key and value, and of the scores [B, H, Mq, Mkv], in float64: what the chain rule makes of the
+    reference. `keep` multiplies the weights: dropout's decisions."""
+    shapes = query.shape, key.shape, value.shape
+    q, k, v = exact_inputs(query, key, value)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    p, lse = softmax(q, k, attn_bias, scale, query.shape[2:-1], rounded)
+    grad = np.asarray(grad).astype(np.float64).reshape(*q.shape[:3], v.shape[-1])
+    grad_value = np.einsum("bhij,bihk->bjhk", rounded(p * keep), grad)
+    grad_p = rounded(np.einsum("bihk,bjhk->bhij", grad, v)) * keep
+    delta = (p * grad_p).sum(-1, keepdims=True)
+    if grad_lse is not None:
+        delta = delta - np.asarray(grad_lse, np.float64).reshape(lse.shape)[..., None]
+    grad_scores = rounded(p * (grad_p - delta))
+    grad_query = scale * np.einsum("bhij,bjhk->bihk", grad_scores, k)
+    grad_key = scale * np.einsum("bhij,bihk->bjhk", grad_scores, q)
+    gradients = [
+        sum_heads(x, shapes[0], shape) for x, shape in zip((grad_query, grad_key, grad_value), shapes)
+    ]
+    return [rounded(x) for x in gradients] + [grad_scores]
+
+
+def sum_heads(gradient, query_shape, shape):
+    """The gradient of a tensor of this shape whose heads expand_heads expanded."""
+    if len(shape) == 5:
+        return sum_to(shape, gradient.reshape(*shape[:2], *query_shape[2:4], shape[4]))
+    return gradient.reshape(*shape[:3], query_shape[2] // max(shape[2], 1), shape[3]).sum(3)
+
+
+def sum_to(shape, gradient):
+    """The gradient of a tensor of this shape that was broadcast."""
+    axes = tuple(axis for axis, extent in enumerate(shape) if extent == 1)
+    return gradient.sum(axes, keepdims=True)
+
+
+def bias_gradient(bias, query, grad_scores):
+    """The gradient of a bias tensor."""
+    if query.ndim == 5:
+        grad_scores = grad_scores.reshape(query.shape[0], *query.shape[2:4], *grad_scores.shape[2:])
+    batch = bias.shape[:1] if bias.ndim == 3 else ()  # [B or 1, Mq, Mkv]
+    shape = batch + (1,) * (grad_scores.ndim - bias.ndim) + bias.shape[len(batch) :]
+    return sum_to(shape, grad_scores).reshape(bias.shape)
+
+
+def plain_rounding(*dtypes):
+    """What a plain implementation in the coarsest of these types does to each of its results."""
+    coarsest = max(dtypes, key=lambda d: TINY[d.name])
+    return lambda x: x.astype(coarsest).astype(np.float64), TINY[coarsest.name]
+
+
+def assert_within(test, actual, exact, plain, tiny):
     """The project's tolerance: within twice the error that a plain implementation in the same dtype makes."""
-    dtype = np.dtype(output_dtype or query.dtype)
-    coarser = max(dtype, query.dtype, key=lambda d: TINY[d.name])
-    exact, _ = reference(query, key, value, attn_bias, scale)
-    plain, _ = reference(
-        query, key, value, attn_bias, scale, rounded=lambda x: x.astype(coarser).astype(np.float64)
-    )
     test.assertEqual(actual.shape, exact.shape)
-    test.assertEqual(actual.dtype, dtype)
     error = np.abs(actual.astype(np.float64) - exact).max(initial=0)
-    allowed = 2 * np.abs(plain - exact).max(initial=0) + TINY[coarser.name]
-    test.assertLessEqual(error, allowed)
+    test.assertLessEqual(error, 2 * np.abs(plain - exact).max(initial=0) + tiny)
+
+
+def assert_close(test, actual, query, key, value, attn_bias=None, scale=None, output_dtype=None):
+    """An output of attention, within the project's tolerance."""
+    dtype = np.dtype(output_dtype or query.dtype)
+    rounded, tiny = plain_rounding(dtype, query.dtype)
+    exact, plain = (reference(query, key, value, attn_bias, scale, r)[0] for r in (lambda x: x, rounded))
+    test.assertEqual(actual.dtype, dtype)
+    assert_within(test, actual, exact, plain, tiny)
+
+
+def assert_gradients_close(test, actual, grad, query, key, value, attn_bias=None, scale=None, **arguments):
+    """Gradients of query, key and value and, if there are four, of the bias tensor, within the project's tolerance."""
+    rounded, tiny = plain_rounding(query.dtype, grad.dtype)
+    exact, plain = (
+        reference_gradients(grad, query, key, value, attn_bias, scale, rounded=r, **arguments)
+        for r in (lambda x: x, rounded)
+    )
+    sources = [query, key, value]
+    if len(actual) == 4:
+        bias = attn_bias if isinstance(attn_bias, np.ndarray) else attn_bias._dense
+        sources.append(bias)
+        exact[3], plain[3] = (bias_gradient(bias, query, x[3]) for x in (exact, plain))
+    for gradient, source, x, y in zip(actual, sources, exact, plain):
+        test.assertEqual(gradient.dtype, source.dtype)
+        assert_within(test, gradient, x, y, tiny * np.abs(x).max(initial=1))

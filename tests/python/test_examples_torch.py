@@ -90,9 +90,8 @@ class Examples(unittest.TestCase):
         attn_bias, x = fmha.BlockDiagonalMask.from_tensor_list(list_x)
         linear = torch.nn.Linear(K, K * 3).to(device=device, dtype=dtype)
 
-        with torch.no_grad():  # this version has no gradients
-            q, k, v = linear(x).reshape([1, -1, 1, 3, K]).unbind(-2)
-            out = fmha.memory_efficient_attention(q, k, v, attn_bias=attn_bias)
+        q, k, v = linear(x).reshape([1, -1, 1, 3, K]).unbind(-2)
+        out = fmha.memory_efficient_attention(q, k, v, attn_bias=attn_bias)
         list_out = attn_bias.split(out)
         self.assertEqual(tuple(list_out[0].shape), (1, 3, 1, K))
         for piece, *inputs in zip(list_out, *(attn_bias.split(x.float()) for x in (q, k, v))):

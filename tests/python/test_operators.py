@@ -76,13 +76,30 @@ class Reasons(unittest.TestCase):
         self.assertRegex(first, "no kernel for .*: head_dim 600 is outside 1 to 512")
         self.assertRegex(others[0], "cpu: head_dim 600 is outside 1 to 512; head_dim_v 600")
 
-    def test_backward_operators_say_that_they_do_not_exist_yet(self):
-        for op in fmha.ALL_BW_OPS:
-            self.assertTrue(issubclass(op, fmha.AttentionBwOpBase))
-            self.assertEqual(
-                op.not_supported_reasons(Inputs(*self.inputs)),
-                ["gradients are not supported in this version"],
-            )
+    def test_backward_operators(self):
+        amd = "it is for AMD GPUs, which this version has no kernels for"
+        self.assertEqual(fmha.cpu.BwOp.not_supported_reasons(Inputs(*self.inputs)), [])
+        for mask, key_rows in sequence_masks.make_all().values():
+            inputs = Inputs(*sequence_masks.inputs(key_rows), mask, p=0.1, output_dtype=np.float16)
+            self.assertEqual(fmha.cpu.BwOp.not_supported_reasons(inputs), [])
+        for op, expected in [
+            (fmha.flash, [ON_CUDA]),
+            (fmha.cutlass, [ON_CUDA]),
+            (fmha.small_k, [ON_CUDA]),
+            (fmha.ck, [ON_CUDA, amd]),
+            (fmha.mma, [ON_CUDA]),
+            (fmha.simt, [ON_CUDA]),
+        ]:
+            with self.subTest(op.__name__):
+                self.assertIn(op.BwOp, fmha.ALL_BW_OPS)
+                self.assertTrue(issubclass(op.BwOp, fmha.AttentionBwOpBase))
+                self.assertEqual(op.BwOp.not_supported_reasons(Inputs(*self.inputs)), expected)
+        wide = Inputs(*random_inputs(4, head_dim=40, dtype=np.float16))
+        self.assertEqual(
+            fmha.small_k.BwOp.not_supported_reasons(wide), fmha.small_k.FwOp.not_supported_reasons(wide)
+        )
+        reasons = fmha.cpu.BwOp.not_supported_reasons(Inputs(*random_inputs(4, head_dim=600)))
+        self.assertIn("head_dim 600 is outside 1 to 512", reasons[0])
 
 
 class Forced(unittest.TestCase):

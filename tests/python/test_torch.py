@@ -81,26 +81,6 @@ class OnTheCpu(unittest.TestCase):
         output = memory_efficient_attention(negated, key, value)
         torch.testing.assert_close(output, memory_efficient_attention(-query, key, value))
 
-    def test_gradients_are_refused_not_dropped(self):
-        query, key, value = tensors(3, self.device)
-        key.requires_grad_()
-        with self.assertRaisesRegex(NotImplementedError, "gradients are not supported in this version"):
-            memory_efficient_attention(query, key, value)
-        with torch.no_grad():
-            expected = memory_efficient_attention(query, key, value)
-        output = memory_efficient_attention_forward(query, key, value)
-        self.assertFalse(output.requires_grad)
-        torch.testing.assert_close(output, expected)
-        bias = torch.zeros(37, 45, device=self.device, requires_grad=True)
-        query, key, value = (x.detach() for x in (query, key, value))
-        for attn_bias in (bias, LowerTriangularMask().add_bias(bias)):
-            for function in (memory_efficient_attention, fmha.memory_efficient_attention_partial):
-                with self.assertRaisesRegex(NotImplementedError, "gradients are not supported"):
-                    function(query, key, value, attn_bias)
-        attn, lse = fmha.memory_efficient_attention_partial(query, key, value)
-        with self.assertRaisesRegex(NotImplementedError, "gradients are not supported"):
-            merge_attentions([attn.requires_grad_()], [lse])
-
     def test_what_is_refused(self):
         query, key, value = tensors(4, self.device)
         with self.assertRaisesRegex(NotImplementedError, "dtype float64 is not supported"):
