@@ -63,12 +63,12 @@ ATTUNE_HD constexpr bool visible(Window w, i32 len_k, i32 i, i32 j) {
   return true;
 }
 
-/// visible() for a vector of queries i and a key j < len_k: the mask of a comparison, all ones where visible.
+/// visible() for vectors of queries i and of keys j < len_k: the mask of a comparison, all ones where visible.
 template <KernelSpec S, typename Lanes>
-ATTUNE_HD constexpr Lanes visible_lanes(Window w, Lanes i, i32 j) {
+ATTUNE_HD constexpr Lanes visible_lanes(Window w, Lanes i, Lanes j) {
   Lanes seen = Lanes(-1);
-  if constexpr (S.window_left == Edge::bounded) seen = seen & (Lanes(j) >= i + Lanes(w.lower));
-  if constexpr (S.window_right == Edge::bounded) seen = seen & (Lanes(j) <= i + Lanes(w.upper));
+  if constexpr (S.window_left == Edge::bounded) seen = seen & (j >= i + Lanes(w.lower));
+  if constexpr (S.window_right == Edge::bounded) seen = seen & (j <= i + Lanes(w.upper));
   return seen;
 }
 

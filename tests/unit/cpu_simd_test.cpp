@@ -51,7 +51,7 @@ extern "C" void transpose_of(float* x) {
 }
 constexpr KernelSpec kBoth{.window_left = Edge::bounded, .window_right = Edge::bounded};
 extern "C" void seen(const Window* window, int i, int j, int* y) {
-  store(y, visible_lanes<kBoth>(*window, lane_numbers<L>() + i, j));
+  store(y, visible_lanes<kBoth>(*window, lane_numbers<L>() + i, Ints<L>(j)));
 }
 extern "C" void widen_boolean(const u8* x, float* y) { store(y, load_bias_as_float<Bias::boolean, L>(x)); }
 /// Four words of bits for each of L queries from `first` on, word by word; then who is kept by its odd half.

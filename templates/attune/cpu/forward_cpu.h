@@ -16,107 +16,63 @@
 #pragma once
 
 #include "attune/blocks.h"
+#include "attune/cpu/products.h"
+#include "attune/cpu/query_lanes.h"
+#include "attune/cpu/rows.h"
 #include "attune/cpu/simd.h"
-#include "attune/cpu/softmax.h"
 #include "attune/cpu/task.h"
 #include "attune/params.h"
 #include "attune/semantics.h"
 
 namespace attune::kernel {
 
-/// Rows of float32: a block of keys or values.
-struct Rows {
-  const float* data;
-  i64 stride;
-  i32 count;
+/// What a task keeps in memory: small enough for the level-1 or, with a large head_dim, the level-2 cache.
+template <KernelSpec S>
+struct alignas(64) ForwardScratch {
+  float query[S.head_dim][S.block_m];  // times scale * log2(e): scores are then in base 2
+  PairNumbers<S> scores;               // of one register tile of queries; then probabilities
+  float output[S.head_dim_v][S.block_m];
+  float row_max[S.block_m];
+  float row_sum[S.block_m];
+  float rescale[Task<S>::kTileQueries];
+  float key[Task<S>::kCopiedRows][S.head_dim];
+  float value[Task<S>::kCopiedRows][S.head_dim_v];
 };
 
-/// Q^T into scratch, times scale * log2(e): scores are then in base 2. Lanes without a query become 0.
-template <KernelSpec S>
-ATTUNE_HD void load_query(const Element<S.dtype>* query, i64 stride, i32 count, float factor,
-                          ForwardScratch<S>& scratch) {
-  constexpr i32 L = S.lanes;
-  constexpr i32 kWhole = S.head_dim / L * L;
-#pragma clang loop unroll(disable)
-  for (i32 m = 0; m < count; m += L) {
-    const i32 rows = min(L, count - m);
-    const Element<S.dtype>* first = query + m * stride;
-#pragma clang loop unroll(disable)
-    for (i32 c = 0; c < kWhole; c += L) {
-      Floats<L> tile[L];
-#pragma clang loop unroll(full)
-      for (i32 i = 0; i < L; ++i) {
-        tile[i] = i < rows ? load_as_float<S.dtype, L>(first + i * stride + c) * factor : Floats<L>(0.0f);
-      }
-      transpose<L>(tile);
-#pragma clang loop unroll(full)
-      for (i32 i = 0; i < L; ++i) store(&scratch.query[c + i][m], tile[i]);
-    }
-#pragma clang loop unroll(disable) vectorize(disable)
-    for (i32 c = kWhole; c < S.head_dim; ++c) {
-#pragma clang loop unroll(disable) vectorize(disable)
-      for (i32 i = 0; i < L; ++i) {
-        scratch.query[c][m + i] = i < rows ? load_as_float<S.dtype>(first + i * stride + c) * factor : 0.0f;
-      }
-    }
-  }
-}
-
-/// Rows of keys or values of the task's block as float32: in place, or copied into `buffer`.
-template <KernelSpec S, i32 kDim>
-ATTUNE_HD Rows fetch(const ForwardTask<S>& task, const Element<S.dtype>* data, i64 stride, KeyRange keys,
-                     float (*buffer)[kDim]) {
-  constexpr i32 L = S.lanes;
-  const i32 count = keys.end - keys.begin;
-  const auto row_of = [&](i32 j) { return data + key_row<S>(task.params, task.slot.block, j) * stride; };
-  if constexpr (!ForwardScratch<S>::kCopied) {
-    return {row_of(keys.begin), stride, count};
-  } else {
-#pragma clang loop unroll(disable)
-    for (i32 n = 0; n < count; ++n) {
-      const auto* row = row_of(keys.begin + n);
-      if constexpr (kDim >= L) {
-        for (i32 c = 0; c + L <= kDim; c += L) store(&buffer[n][c], load_as_float<S.dtype, L>(row + c));
-        // The last vector overlaps the one before it.
-        store(&buffer[n][kDim - L], load_as_float<S.dtype, L>(row + kDim - L));
-      } else {
-        for (i32 c = 0; c < kDim; ++c) buffer[n][c] = load_as_float<S.dtype>(row + c);
-      }
-    }
-    return {&buffer[0][0], kDim, count};
-  }
-}
-
-/// S^T of tile_n keys from key n on and V vectors of queries from query m on. Keys beyond the block repeat
-/// its last one; their scores are never read.
+/// One step of the online softmax for V vectors of queries: scores become probabilities relative to the new
+/// maximum, and `rescale` what earlier sums and outputs are multiplied with.
 template <KernelSpec S, i32 V>
-__attribute__((noinline)) void score_tile(Rows keys, i32 n, i32 m, ForwardScratch<S>& scratch) {
-  using F = Floats<S.lanes>;
-  const float* key[S.tile_n];
-  F score[S.tile_n][V];
+ATTUNE_HD void softmax_step(i32 count, i32 m, ForwardScratch<S>& scratch) {
+  constexpr i32 L = S.lanes;
+  using F = Floats<L>;
+  F old_max[V], new_max[V], subtrahend[V], sum[V];
 #pragma clang loop unroll(full)
-  for (i32 r = 0; r < S.tile_n; ++r) {
-    key[r] = keys.data + min(n + r, keys.count - 1) * keys.stride;
+  for (i32 v = 0; v < V; ++v) new_max[v] = old_max[v] = load<F>(&scratch.row_max[m + v * L]);
+#pragma clang loop unroll_count(2)
+  for (i32 n = 0; n < count; ++n) {
 #pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) score[r][v] = F(0.0f);
+    for (i32 v = 0; v < V; ++v) new_max[v] = max<L>(load<F>(&scratch.scores[n][v * L]), new_max[v]);
+  }
+#pragma clang loop unroll(full)
+  for (i32 v = 0; v < V; ++v) {
+    subtrahend[v] = safe_max(new_max[v]);
+    const F rescale = exp2<L>(old_max[v] - subtrahend[v]);
+    sum[v] = load<F>(&scratch.row_sum[m + v * L]) * rescale;
+    store(&scratch.rescale[v * L], rescale);
+    store(&scratch.row_max[m + v * L], new_max[v]);
   }
 #pragma clang loop unroll_count(2)
-  for (i32 c = 0; c < S.head_dim; ++c) {
-    F query[V];
+  for (i32 n = 0; n < count; ++n) {
 #pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) query[v] = load<F>(&scratch.query[c][m + v * S.lanes]);
-#pragma clang loop unroll(full)
-    for (i32 r = 0; r < S.tile_n; ++r) {
-      const F element = F(key[r][c]);
-#pragma clang loop unroll(full)
-      for (i32 v = 0; v < V; ++v) score[r][v] = fma<S.lanes>(element, query[v], score[r][v]);
+    for (i32 v = 0; v < V; ++v) {
+      float* score = &scratch.scores[n][v * L];
+      const F probability = exp2<L>(load<F>(score) - subtrahend[v]);
+      store(score, probability);
+      sum[v] += probability;
     }
   }
 #pragma clang loop unroll(full)
-  for (i32 r = 0; r < S.tile_n; ++r) {
-#pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) store(&scratch.scores[n + r][v * S.lanes], score[r][v]);
-  }
+  for (i32 v = 0; v < V; ++v) store(&scratch.row_sum[m + v * L], sum[v]);
 }
 
 /// O^T of C value columns from column c on and V vectors of queries from query m on: O^T * rescale + V^T P^T.
@@ -130,19 +86,7 @@ __attribute__((noinline)) void accumulate_tile(Rows values, i32 c, i32 m, Forwar
 #pragma clang loop unroll(full)
     for (i32 r = 0; r < C; ++r) output[r][v] = load<F>(&scratch.output[c + r][m + v * S.lanes]) * rescale;
   }
-  const float* row = values.data + c;
-#pragma clang loop unroll_count(2)
-  for (i32 n = 0; n < values.count; ++n, row += values.stride) {
-    F probability[V];
-#pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) probability[v] = load<F>(&scratch.scores[n][v * S.lanes]);
-#pragma clang loop unroll(full)
-    for (i32 r = 0; r < C; ++r) {
-      const F element = F(row[r]);
-#pragma clang loop unroll(full)
-      for (i32 v = 0; v < V; ++v) output[r][v] = fma<S.lanes>(element, probability[v], output[r][v]);
-    }
-  }
+  add_products<S.lanes>(values, c, scratch.scores, output);
 #pragma clang loop unroll(full)
   for (i32 r = 0; r < C; ++r) {
 #pragma clang loop unroll(full)
@@ -150,48 +94,29 @@ __attribute__((noinline)) void accumulate_tile(Rows values, i32 c, i32 m, Forwar
   }
 }
 
-/// The part of a block's rows that belongs to some of its keys.
-ATTUNE_HD Rows slice(Rows rows, KeyRange block, KeyRange part) {
-  return {rows.data + (part.begin - block.begin) * rows.stride, rows.stride, part.end - part.begin};
-}
-
 /// A block of keys and values for V vectors of queries, which visit only the keys that they see.
 template <KernelSpec S, i32 V>
-ATTUNE_HD void attend(const ForwardTask<S>& task, KeyRange block, Rows keys, Rows values, Queries queries) {
+ATTUNE_HD void attend(const Task<S>& task, KeyRange block, Rows keys, Rows values, Queries queries,
+                      ForwardScratch<S>& scratch) {
   const i32 begin = queries.begin, end = queries.begin + queries.count;
   const i32 len_k = task.slot.block.len_k;
   const KeyRange visited = visited_keys<S>(task.window, len_k, begin, end);
   const KeyRange unmasked = unmasked_keys<S>(task.window, len_k, begin, end);
   const KeyRange seen{max(block.begin, visited.begin), min(block.end, visited.end)};
   if (seen.begin >= seen.end) return;
-  keys = slice(keys, block, seen);
-  values = slice(values, block, seen);
+  keys = slice(keys, seen.begin - block.begin, seen.end - block.begin);
+  values = slice(values, seen.begin - block.begin, seen.end - block.begin);
 
-#pragma clang loop unroll(disable)
-  for (i32 n = 0; n < keys.count; n += S.tile_n) score_tile<S, V>(keys, n, queries.m, task.scratch);
-  if constexpr (S.bias != Bias::none) add_bias<S>(task, queries, seen);
+  multiply<S.lanes, S.tile_n, V>(keys, queries.m, scratch.query, scratch.scores);
+  if constexpr (S.bias != Bias::none) add_bias<S>(task, queries, seen, scratch.scores);
   mask_scores<S, V>(task.window, begin, seen.begin, {seen.begin, min(seen.end, unmasked.begin)},
-                    task.scratch);
-  mask_scores<S, V>(task.window, begin, seen.begin, {max(seen.begin, unmasked.end), seen.end}, task.scratch);
-  softmax_step<S, V>(keys.count, queries.m, task.scratch);
-  if constexpr (S.dropout == Dropout::on) drop<S>(task, queries, seen);
-
-  constexpr i32 kWhole = S.head_dim_v / S.tile_n * S.tile_n;
-#pragma clang loop unroll(disable)
-  for (i32 c = 0; c < kWhole; c += S.tile_n) {
-    accumulate_tile<S, V, S.tile_n>(values, c, queries.m, task.scratch);
-  }
-  if constexpr (kWhole < S.head_dim_v) {
-    accumulate_tile<S, V, S.head_dim_v - kWhole>(values, kWhole, queries.m, task.scratch);
-  }
-}
-
-/// The keys that some query of the task sees. With dropout they begin with a group that shares its bits.
-template <KernelSpec S>
-ATTUNE_HD KeyRange keys_of(const ForwardTask<S>& task) {
-  KeyRange keys = visited_keys<S>(task.window, task.slot.block.len_k, task.slot.begin, task.slot.end);
-  if constexpr (S.dropout == Dropout::on) keys.begin = keys.begin / kDropoutGroup * kDropoutGroup;
-  return keys;
+                    scratch.scores);
+  mask_scores<S, V>(task.window, begin, seen.begin, {max(seen.begin, unmasked.end), seen.end},
+                    scratch.scores);
+  softmax_step<S, V>(keys.count, queries.m, scratch);
+  if constexpr (S.dropout == Dropout::on) drop<S>(task, queries, seen, scratch.scores);
+  for_each_column_tile<S.head_dim_v, S.tile_n>(
+      [&]<i32 C>(i32 c) { accumulate_tile<S, V, C>(values, c, queries.m, scratch); });
 }
 
 /// What the output's rows are multiplied with, for the vector of queries at m.
@@ -200,38 +125,6 @@ ATTUNE_HD Floats<S.lanes> output_factor(const ForwardParams& params, i32 m,
                                         const ForwardScratch<S>& scratch) {
   const auto factor = inverse_sum(load<Floats<S.lanes>>(&scratch.row_sum[m]));
   return S.dropout == Dropout::on ? factor * params.dropout.rescale : factor;
-}
-
-/// O = O^T transposed, each row divided by its sum.
-template <KernelSpec S>
-ATTUNE_HD void store_output(const ForwardParams& params, Element<S.output_dtype>* output, i32 count,
-                            const ForwardScratch<S>& scratch) {
-  const i64 stride = params.output_strides.seq;
-  constexpr i32 L = S.lanes;
-  constexpr i32 kWhole = S.head_dim_v / L * L;
-#pragma clang loop unroll(disable)
-  for (i32 m = 0; m < count; m += L) {
-    const i32 rows = min(L, count - m);
-    const Floats<L> factor = output_factor<S>(params, m, scratch);
-#pragma clang loop unroll(disable)
-    for (i32 c = 0; c < kWhole; c += L) {
-      Floats<L> tile[L];
-#pragma clang loop unroll(full)
-      for (i32 i = 0; i < L; ++i) tile[i] = load<Floats<L>>(&scratch.output[c + i][m]) * factor;
-      transpose<L>(tile);
-#pragma clang loop unroll(full)
-      for (i32 i = 0; i < L; ++i) {
-        if (i < rows) store_as<S.output_dtype, L>(output + (m + i) * stride + c, tile[i]);
-      }
-    }
-#pragma clang loop unroll(disable) vectorize(disable)
-    for (i32 c = kWhole; c < S.head_dim_v; ++c) {
-#pragma clang loop unroll(disable) vectorize(disable)
-      for (i32 i = 0; i < rows; ++i) {
-        store_as<S.output_dtype>(output + (m + i) * stride + c, scratch.output[c][m + i] * factor[i]);
-      }
-    }
-  }
 }
 
 /// Natural log of the sum of exponentials; -inf for a row that saw no key.
@@ -275,9 +168,8 @@ ATTUNE_HD void forward_cpu(const ForwardParams& params, i64 number, void* memory
   using T = Element<S.dtype>;
   const Slot slot = slot_of<S>(params, number);
   if (slot.begin >= slot.end) return;
-  const ForwardTask<S> task{params, slot, window_of_block<S>(params, slot.block),
-                            *static_cast<ForwardScratch<S>*>(memory)};
-  ForwardScratch<S>& scratch = task.scratch;
+  const Task<S> task{params, slot, window_of_block<S>(params, slot.block)};
+  auto& scratch = *static_cast<ForwardScratch<S>*>(memory);
   const i32 count = slot.end - slot.begin;
   const i64 first_row = slot.block.q_begin + slot.begin;
   const T* query = static_cast<const T*>(params.query) + head_offset(slot, params.query_strides);
@@ -287,28 +179,22 @@ ATTUNE_HD void forward_cpu(const ForwardParams& params, i64 number, void* memory
       static_cast<Element<S.output_dtype>*>(params.output) + head_offset(slot, params.output_strides);
 
   clear(scratch);
-  load_query<S>(query + first_row * params.query_strides.seq, params.query_strides.seq, count,
-                params.scale * kLog2e, scratch);
+  load_transposed<S.dtype, S.lanes>(query + first_row * params.query_strides.seq, params.query_strides.seq,
+                                    count, params.scale * kLog2e, scratch.query);
 
   const KeyRange all = keys_of<S>(task);
 #pragma clang loop unroll(disable)
   for (i32 n0 = all.begin; n0 < all.end; n0 += S.block_n) {
     const KeyRange block{n0, min(n0 + S.block_n, all.end)};
-    const Rows keys = fetch<S>(task, key, params.key_strides.seq, block, scratch.key);
-    const Rows values = fetch<S>(task, value, params.value_strides.seq, block, scratch.value);
-    i32 m = 0;
-#pragma clang loop unroll(disable)
-    for (; m + (S.tile_m - 1) * S.lanes < count; m += S.tile_m * S.lanes) {
-      attend<S, S.tile_m>(task, block, keys, values, {slot.begin + m, min(S.tile_m * S.lanes, count - m), m});
-    }
-    // What is left, at most tile_m - 1 vectors, goes one by one.
-#pragma clang loop unroll(disable)
-    for (; m < count; m += S.lanes) {
-      attend<S, 1>(task, block, keys, values, {slot.begin + m, min(S.lanes, count - m), m});
-    }
+    const Rows keys = fetch_keys<S>(task, key, params.key_strides.seq, block, scratch.key);
+    const Rows values = fetch_keys<S>(task, value, params.value_strides.seq, block, scratch.value);
+    for_each_register_tile<S>(
+        task, [&]<i32 V>(Queries queries) { attend<S, V>(task, block, keys, values, queries, scratch); });
   }
 
-  store_output<S>(params, output + first_row * params.output_strides.seq, count, scratch);
+  store_transposed<S.output_dtype, S.lanes>(scratch.output, output + first_row * params.output_strides.seq,
+                                            params.output_strides.seq, count,
+                                            [&](i32 m) { return output_factor<S>(params, m, scratch); });
   if constexpr (S.lse == Lse::write) {
     store_lse<S>(params.lse + lse_offset(params, slot, slot.begin), count, scratch);
   }

@@ -1,7 +1,8 @@
-// A task of forward_cpu.h: one tile of queries of one head, and what is kept in memory for it.
+// A task whose lanes are queries: a tile of queries of one head (forward_cpu.h, grad_query_cpu.h).
 #pragma once
 
 #include "attune/blocks.h"
+#include "attune/cpu/rows.h"
 #include "attune/cpu/simd.h"
 #include "attune/params.h"
 #include "attune/philox.h"
@@ -9,13 +10,14 @@
 
 namespace attune::kernel {
 
-/// Small enough for the level-1 or, with a large head_dim, the level-2 cache.
+/// A slot with what follows from it.
 template <KernelSpec S>
-struct alignas(64) ForwardScratch {
+struct Task {
   static_assert(S.head_dim >= 1 && S.head_dim <= kMaxHeadDim && S.head_dim_v >= 1 &&
                     S.head_dim_v <= kMaxHeadDim,
                 "head dims are 1 to 512");
-  static_assert(S.block_v == S.head_dim_v, "a task computes whole rows of the output");
+  static_assert(S.block_v == result_columns(S.operation, S.head_dim, S.head_dim_v),
+                "a task computes whole rows of the result");
   static_assert(S.block_m % (S.lanes * S.tile_m) == 0, "a block holds whole register tiles of queries");
   static_assert(S.block_n % S.tile_n == 0, "a block holds whole register tiles of keys");
   static_assert(S.dropout == Dropout::off || S.block_n % kDropoutGroup == 0,
@@ -25,24 +27,14 @@ struct alignas(64) ForwardScratch {
   static constexpr bool kCopied = S.dtype != DType::f32 || S.keys == Keys::paged;
   static constexpr i32 kCopiedRows = kCopied ? S.block_n : 1;
 
-  float query[S.head_dim][S.block_m];
-  float scores[S.block_n][kTileQueries];  // of one register tile of queries; then probabilities
-  float output[S.head_dim_v][S.block_m];
-  float row_max[S.block_m];
-  float row_sum[S.block_m];
-  float rescale[kTileQueries];
-  float key[kCopiedRows][S.head_dim];
-  float value[kCopiedRows][S.head_dim_v];
-};
-
-/// A slot with what follows from it.
-template <KernelSpec S>
-struct ForwardTask {
   const ForwardParams& params;
   const Slot slot;
   const Window window;
-  ForwardScratch<S>& scratch;
 };
+
+/// One number of each pair of a key, which counts in its block of keys, and a query of a register tile.
+template <KernelSpec S>
+using PairNumbers = float[S.block_n][Task<S>::kTileQueries];
 
 /// The queries [begin, begin + count) of the task's block: columns m onwards of the scratch, at most
 /// kTileQueries of them.
@@ -51,5 +43,38 @@ struct Queries {
   i32 count;
   i32 m;
 };
+
+/// Rows of keys or values of the task's block as float32: in place, or copied into `buffer`.
+template <KernelSpec S, i32 kDim>
+ATTUNE_HD Rows fetch_keys(const Task<S>& task, const Element<S.dtype>* data, i64 stride, KeyRange keys,
+                          float (*buffer)[kDim]) {
+  const auto row_of = [&](i32 n) {
+    return data + key_row<S>(task.params, task.slot.block, keys.begin + n) * stride;
+  };
+  return fetch<S.dtype, S.lanes, Task<S>::kCopied>(row_of, stride, keys.end - keys.begin, buffer);
+}
+
+/// The keys that some query of the task sees. With dropout they begin with a group that shares its bits.
+template <KernelSpec S>
+ATTUNE_HD KeyRange keys_of(const Task<S>& task) {
+  KeyRange keys = visited_keys<S>(task.window, task.slot.block.len_k, task.slot.begin, task.slot.end);
+  if constexpr (S.dropout == Dropout::on) keys.begin = keys.begin / kDropoutGroup * kDropoutGroup;
+  return keys;
+}
+
+/// Calls visit.template operator()<V>(queries) for all queries of the task, tile_m vectors at a time; what is
+/// left, at most tile_m - 1 vectors, goes one by one.
+template <KernelSpec S, typename Visit>
+ATTUNE_HD void for_each_register_tile(const Task<S>& task, Visit&& visit) {
+  constexpr i32 kTile = Task<S>::kTileQueries;
+  const i32 begin = task.slot.begin, count = task.slot.end - begin;
+  i32 m = 0;
+#pragma clang loop unroll(disable)
+  for (; m + kTile - S.lanes < count; m += kTile) {
+    visit.template operator()<S.tile_m>({begin + m, min(kTile, count - m), m});
+  }
+#pragma clang loop unroll(disable)
+  for (; m < count; m += S.lanes) visit.template operator()<1>({begin + m, min(S.lanes, count - m), m});
+}
 
 }  // namespace attune::kernel

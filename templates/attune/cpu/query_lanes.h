@@ -1,8 +1,5 @@
-// Between the two products of forward_cpu.h: the scores of one register tile of queries become probabilities.
-//
-//   + bias  ->  mask  ->  online softmax  ->  dropout
-//
-// Row j - keys.begin of the scratch's scores is key j of the task's block; its lanes are queries.
+// What a task whose lanes are queries does to numbers of pairs: scores get their bias and mask, and dropout
+// drops. Row j - keys.begin of the numbers is key j of the task's block.
 #pragma once
 
 #include "attune/cpu/simd.h"
@@ -15,7 +12,7 @@ namespace attune::kernel {
 /// The bias of `lanes` keys from key j on, a vector of queries each. Neither keys from `columns` on nor
 /// queries from `rows` on are read: those repeat the last, these are 0.
 template <KernelSpec S>
-ATTUNE_HD void load_bias(const ForwardTask<S>& task, i32 i, i32 rows, i32 j, i32 columns,
+ATTUNE_HD void load_bias(const Task<S>& task, i32 i, i32 rows, i32 j, i32 columns,
                          Floats<S.lanes> (&tile)[S.lanes]) {
   constexpr i32 L = S.lanes;
   const Block& block = task.slot.block;
@@ -52,7 +49,8 @@ ATTUNE_HD void load_bias(const ForwardTask<S>& task, i32 i, i32 rows, i32 j, i32
 
 /// Scores of the keys [begin, end) with their bias.
 template <KernelSpec S>
-__attribute__((noinline)) void add_bias(const ForwardTask<S>& task, Queries queries, KeyRange keys) {
+__attribute__((noinline)) void add_bias(const Task<S>& task, Queries queries, KeyRange keys,
+                                        PairNumbers<S>& scores) {
   constexpr i32 L = S.lanes;
 #pragma clang loop unroll(disable)
   for (i32 m = 0; m < queries.count; m += L) {
@@ -63,7 +61,7 @@ __attribute__((noinline)) void add_bias(const ForwardTask<S>& task, Queries quer
       load_bias<S>(task, queries.begin + m, min(L, queries.count - m), j, columns, bias);
 #pragma clang loop unroll(disable)
       for (i32 n = 0; n < columns; ++n) {
-        float* score = &task.scratch.scores[j - keys.begin + n][m];
+        float* score = &scores[j - keys.begin + n][m];
         store(score, with_bias<S.bias>(load<Floats<L>>(score), bias[n]));
       }
     }
@@ -73,59 +71,24 @@ __attribute__((noinline)) void add_bias(const ForwardTask<S>& task, Queries quer
 /// Scores of the keys [keys.begin, keys.end) become -inf for queries that do not see the key. The scores are
 /// those of key j0 and query i0 onwards.
 template <KernelSpec S, i32 V>
-ATTUNE_HD void mask_scores(Window window, i32 i0, i32 j0, KeyRange keys, ForwardScratch<S>& scratch) {
+ATTUNE_HD void mask_scores(Window window, i32 i0, i32 j0, KeyRange keys, PairNumbers<S>& scores) {
   constexpr i32 L = S.lanes;
   const Ints<L> lane = lane_numbers<L>();
 #pragma clang loop unroll(disable)
   for (i32 j = keys.begin; j < keys.end; ++j) {
 #pragma clang loop unroll(full)
     for (i32 v = 0; v < V; ++v) {
-      float* score = &scratch.scores[j - j0][v * L];
-      const Ints<L> seen = visible_lanes<S>(window, lane + (i0 + v * L), j);
+      float* score = &scores[j - j0][v * L];
+      const Ints<L> seen = visible_lanes<S>(window, lane + (i0 + v * L), Ints<L>(j));
       store(score, seen ? load<Floats<L>>(score) : Floats<L>(neg_inf()));
     }
   }
 }
 
-/// One step of the online softmax for V vectors of queries: scores become probabilities relative to the new
-/// maximum, and `rescale` what earlier sums and outputs are multiplied with.
-template <KernelSpec S, i32 V>
-ATTUNE_HD void softmax_step(i32 count, i32 m, ForwardScratch<S>& scratch) {
-  constexpr i32 L = S.lanes;
-  using F = Floats<L>;
-  F old_max[V], new_max[V], subtrahend[V], sum[V];
-#pragma clang loop unroll(full)
-  for (i32 v = 0; v < V; ++v) new_max[v] = old_max[v] = load<F>(&scratch.row_max[m + v * L]);
-#pragma clang loop unroll_count(2)
-  for (i32 n = 0; n < count; ++n) {
-#pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) new_max[v] = max<L>(load<F>(&scratch.scores[n][v * L]), new_max[v]);
-  }
-#pragma clang loop unroll(full)
-  for (i32 v = 0; v < V; ++v) {
-    subtrahend[v] = safe_max(new_max[v]);
-    const F rescale = exp2<L>(old_max[v] - subtrahend[v]);
-    sum[v] = load<F>(&scratch.row_sum[m + v * L]) * rescale;
-    store(&scratch.rescale[v * L], rescale);
-    store(&scratch.row_max[m + v * L], new_max[v]);
-  }
-#pragma clang loop unroll_count(2)
-  for (i32 n = 0; n < count; ++n) {
-#pragma clang loop unroll(full)
-    for (i32 v = 0; v < V; ++v) {
-      float* score = &scratch.scores[n][v * L];
-      const F probability = exp2<L>(load<F>(score) - subtrahend[v]);
-      store(score, probability);
-      sum[v] += probability;
-    }
-  }
-#pragma clang loop unroll(full)
-  for (i32 v = 0; v < V; ++v) store(&scratch.row_sum[m + v * L], sum[v]);
-}
-
-/// Probabilities of dropped pairs become 0. Comes after their sum, which is that of all.
+/// The numbers of dropped pairs become 0.
 template <KernelSpec S>
-__attribute__((noinline)) void drop(const ForwardTask<S>& task, Queries queries, KeyRange keys) {
+__attribute__((noinline)) void drop(const Task<S>& task, Queries queries, KeyRange keys,
+                                    PairNumbers<S>& numbers) {
   constexpr i32 L = S.lanes;
   const DropoutParams& dropout = task.params.dropout;
   const i32 head = head_number(task.params, task.slot);
@@ -140,9 +103,9 @@ __attribute__((noinline)) void drop(const ForwardTask<S>& task, Queries queries,
       for (i32 k = 0; k < 8; ++k) {
         const i32 j = first + k / 2 * 8 + k % 2;
         if (j < keys.begin || j >= keys.end) continue;
-        float* probability = &task.scratch.scores[j - keys.begin][m];
+        float* number = &numbers[j - keys.begin][m];
         const Ints<L> keep = kept(dropout, bits.word[dropout_word(k / 2 * 8)], k % 2);
-        store(probability, keep ? load<Floats<L>>(probability) : Floats<L>(0.0f));
+        store(number, keep ? load<Floats<L>>(number) : Floats<L>(0.0f));
       }
     };
 #pragma clang loop unroll(disable)
