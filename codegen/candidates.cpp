@@ -99,6 +99,18 @@ constexpr Candidate kCandidates[] = {
     {"cpu_avx2_merge",      kMerge,   Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  8},
     {"cpu_avx512_grad_merge",kGradMerge,Family::cpu,  0,  0,        Isa::avx512,  kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  16},
     {"cpu_avx2_grad_merge", kGradMerge,Family::cpu,   0,  0,        Isa::avx2,    kAll,  kEveryFeature, 512,  64,   0,    0,    0,  0,  0,  0,  8},
+    {"cpu_avx512_delta",     kDelta,        Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512, 64,  0,   0,    0,  0,  0,  0,  16},
+    {"cpu_avx512_dq",        kGradQuery,    Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 128, 128, 96,  0,    4,  6,  0,  0,  16},
+    {"cpu_avx512_dq_d512",   kGradQuery,    Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512, 64,  96,  0,    4,  6,  0,  0,  16},
+    {"cpu_avx512_dkv",       kGradKeyValue, Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 128, 96,  128, 0,    6,  4,  0,  0,  16},
+    {"cpu_avx512_dkv_d512",  kGradKeyValue, Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512, 48,  64,  0,    6,  4,  0,  0,  16},
+    {"cpu_avx512_dbias",     kGradBias,     Family::cpu,   0,   0,        Isa::avx512,  kAll,  kEveryFeature, 512, 48,  64,  0,    6,  4,  0,  0,  16},
+    {"cpu_avx2_delta",       kDelta,        Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512, 64,  0,   0,    0,  0,  0,  0,  8},
+    {"cpu_avx2_dq",          kGradQuery,    Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 128, 64,  96,  0,    2,  6,  0,  0,  8},
+    {"cpu_avx2_dq_d512",     kGradQuery,    Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512, 32,  96,  0,    2,  6,  0,  0,  8},
+    {"cpu_avx2_dkv",         kGradKeyValue, Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 128, 96,  64,  0,    6,  2,  0,  0,  8},
+    {"cpu_avx2_dkv_d512",    kGradKeyValue, Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512, 48,  32,  0,    6,  2,  0,  0,  8},
+    {"cpu_avx2_dbias",       kGradBias,     Family::cpu,   0,   0,        Isa::avx2,    kAll,  kEveryFeature, 512, 48,  32,  0,    6,  2,  0,  0,  8},
 };
 // clang-format on
 

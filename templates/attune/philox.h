@@ -52,12 +52,12 @@ ATTUNE_HD constexpr i32 dropout_word(i32 j) {
   return j % kDropoutGroup / 8;
 }
 
-/// The bits of one call for a query, or a vector of queries. `head` counts over all groups.
-template <typename U>
-ATTUNE_HD constexpr Philox<U> dropout_bits(const DropoutParams& p, i32 block, i32 head, U query, i32 call) {
-  return philox4x32_10<U>(
-      {{U(static_cast<u32>(call)), query, U(static_cast<u32>(head)), U(static_cast<u32>(block))}}, p.key[0],
-      p.key[1]);
+/// The bits of one call for a query, or of vectors of both (Call is i32, or U). `head` counts over all
+/// groups.
+template <typename U, typename Call>
+ATTUNE_HD constexpr Philox<U> dropout_bits(const DropoutParams& p, i32 block, i32 head, U query, Call call) {
+  return philox4x32_10<U>({{U(call), query, U(static_cast<u32>(head)), U(static_cast<u32>(block))}}, p.key[0],
+                          p.key[1]);
 }
 
 /// Are the 16 bits of an even (low) or odd (high) key's half of a word those of a kept pair? A bool, or the

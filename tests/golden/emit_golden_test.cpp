@@ -34,6 +34,10 @@ constexpr Golden kGoldens[] = {
     {"forward_sm90.txt", "sm_90a", "dtype=f16 head_dim=128 window_right=bounded lse=write boxes=1"},
     {"merge_cpu.txt", "x86-64-v3", "operation=merge dtype=f32 output_dtype=f16 head_dim_v=64"},
     {"merge_gpu.txt", "sm_80", "operation=merge dtype=f16 head_dim_v=128 lse=write"},
+    {"grad_query_cpu.txt", "x86-64-v4",
+     "operation=grad_query dtype=f16 head_dim=64 head_dim_v=80 dropout=on"},
+    {"grad_key_value_cpu.txt", "x86-64-v3",
+     "operation=grad_key_value dtype=f32 head_dim=256 window_right=bounded bias=f16"},
     {"grad_merge_gpu.txt", "sm_90a", "operation=grad_merge dtype=bf16 output_dtype=f32 head_dim_v=80"},
 };
 

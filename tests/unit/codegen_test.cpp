@@ -81,6 +81,28 @@ Unit unit_with(const KernelSpec& spec, const char* arch, CompilerId compiler,
 
 const CompilerId kCompiler{"nvrtc 13.0 abc", {"-std=c++20", "--no-cache"}};
 
+/// Each operation of the backward pass for every problem, whether or not it makes sense.
+std::vector<std::pair<Problem, Arch>> backward_problems() {
+  std::vector<std::pair<Problem, Arch>> problems;
+  for (const char* name : kArchs) {
+    for (Problem problem : everything()) {
+      for (const auto operation :
+           {kernel::Operation::delta, kernel::Operation::grad_query, kernel::Operation::grad_key_value,
+            kernel::Operation::grad_bias, kernel::Operation::round_query}) {
+        problem.operation = operation;
+        for (const int head_dim : {1, 16, 32, 64, 96, 128, 192, 256, 512}) {
+          problem.head_dim = problem.head_dim_v = head_dim;
+          for (const auto gradient : {kernel::QueryGradient::apart, kernel::QueryGradient::atomic}) {
+            problem.query_gradient = gradient;
+            problems.emplace_back(problem, *arch_from_name(name));
+          }
+        }
+      }
+    }
+  }
+  return problems;
+}
+
 }  // namespace
 
 TEST_CASE("an architecture's name gives its limits, and an unknown one gives the list of names") {
@@ -238,6 +260,18 @@ TEST_CASE("every merge and its backward find a candidate on every architecture")
   }
 }
 
+TEST_CASE("every backward problem finds a candidate on a CPU") {
+  for (const auto& [problem, arch] : backward_problems()) {
+    const bool has_gradient = problem.operation != kernel::Operation::grad_bias ||
+                              (problem.bias != kernel::Bias::none && problem.bias != kernel::Bias::boolean);
+    if (arch.backend != Backend::cpu || problem.operation == kernel::Operation::round_query ||
+        problem.query_gradient == kernel::QueryGradient::atomic || !has_gradient) {
+      continue;
+    }
+    REQUIRE_MESSAGE(choose(problem, arch).ok(), to_string(problem), " on ", arch.target);
+  }
+}
+
 TEST_CASE("candidate names are unique and every row is the choice for something") {
   std::set<std::string> names;
   for (const Candidate& row : candidates()) CHECK(names.insert(row.name).second);
@@ -258,6 +292,9 @@ TEST_CASE("candidate names are unique and every row is the choice for something"
         chosen.insert(choose(problem, arch)->candidate->name);
       }
     }
+  }
+  for (const auto& [problem, arch] : backward_problems()) {
+    if (const auto choice = choose(problem, arch); choice.ok()) chosen.insert(choice->candidate->name);
   }
   for (const Candidate& row : candidates()) {
     CHECK_MESSAGE(chosen.contains(row.name), std::string(row.name), " is never chosen: dead tuning data");

@@ -1,5 +1,7 @@
 // The CPU kernels on their own, as the backend calls them: against the formula, and against each other where
 // two problems are the same arithmetic.
+#include "tests/unit/cpu_kernels.h"
+
 #include "attune/blocks.h"
 #include "attune/merge.h"
 #include "attune/num.h"
@@ -7,13 +9,9 @@
 #include "attune/semantics.h"
 #include "codegen/choose.h"
 #include "codegen/names.h"
-#include "runtime/cpu/cpu_backend.h"
 #include "tests/support/random.h"
 
 #include <doctest/doctest.h>
-
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,14 +19,14 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <map>
-#include <memory>
-#include <string>
 #include <vector>
 
 using namespace attune;
 using namespace attune::kernel;
 using codegen::Problem;
+using test::AtTheEnd;
+using test::kernel_of;
+using test::on_every_isa;
 using test::Random;
 
 namespace {
@@ -40,62 +38,11 @@ constexpr float kUntouched = -12345.0f;
 using Floats = std::vector<float>;
 using Table = std::vector<int>;
 
-std::vector<codegen::Arch> this_cpus_archs() {
-  const auto backend = runtime::cpu_backend();
-  REQUIRE(backend.ok());
-  std::vector<codegen::Arch> archs{*codegen::cpu_arch(codegen::Isa::avx2)};
-  if ((*backend)->arch().isa == codegen::Isa::avx512) archs.push_back((*backend)->arch());
-  return archs;
-}
-
-/// Compiled once for each problem and instruction set.
-runtime::Kernel& kernel_of(const Problem& problem, const codegen::Arch& arch) {
-  static std::map<std::string, std::unique_ptr<runtime::Kernel>> kernels;
-  auto& kernel = kernels[arch.target + " " + to_string(problem)];
-  if (kernel == nullptr) {
-    const auto choice = codegen::choose(problem, arch);
-    REQUIRE(choice.ok());
-    const auto unit =
-        codegen::make_unit(choice->spec, arch, runtime::clang_compiler(arch), codegen::embedded_files());
-    const auto image = runtime::clang_compile(unit);
-    if (!image.ok()) FAIL(image.failure().message);
-    auto loaded = (*runtime::cpu_backend())->load(image->bytes, unit.spec);
-    REQUIRE(loaded.ok());
-    kernel = std::move(loaded).value();
-  }
-  return *kernel;
-}
-
 Floats random_floats(std::int64_t count, Random& random) {
   Floats values(count);
   for (float& x : values) x = static_cast<float>(random.normal());
   return values;
 }
-
-/// Bytes whose last one is followed by memory that cannot be read.
-class AtTheEnd {
- public:
-  AtTheEnd(const void* bytes, std::size_t count) {
-    const std::size_t page = sysconf(_SC_PAGESIZE);
-    const std::size_t readable = (count + page - 1) / page * page;
-    size_ = readable + page;
-    memory_ =
-        static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    REQUIRE(memory_ != MAP_FAILED);
-    REQUIRE(mprotect(memory_ + readable, page, PROT_NONE) == 0);
-    data_ = memory_ + readable - count;
-    std::memcpy(data_, bytes, count);
-  }
-  ~AtTheEnd() { munmap(memory_, size_); }
-  AtTheEnd(const AtTheEnd&) = delete;
-  AtTheEnd& operator=(const AtTheEnd&) = delete;
-  const void* data() const { return data_; }
-
- private:
-  std::size_t size_;
-  char* memory_;
-  char* data_;
-};
 
 Strides dense(int rows, int groups, int heads, int dim) {
   const i64 row = i64{groups} * heads * dim;
@@ -210,14 +157,6 @@ double worst_error(Attention& a, const std::function<double(int, int, int)>& bia
     }
   }
   return worst;
-}
-
-template <typename Check>
-void on_every_isa(Check check) {
-  for (const codegen::Arch& arch : this_cpus_archs()) {
-    CAPTURE(arch.target);
-    check(arch);
-  }
 }
 
 }  // namespace

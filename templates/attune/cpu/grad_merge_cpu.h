@@ -2,6 +2,7 @@
 // value columns.
 #pragma once
 
+#include "attune/cpu/rows.h"
 #include "attune/cpu/simd.h"
 #include "attune/merge.h"
 #include "attune/params.h"
@@ -22,29 +23,14 @@ constexpr i32 grad_merge_cpu_scratch_bytes() {
   return sizeof(GradMergeScratch<S>);
 }
 
-/// Calls visit<lanes>(column) for all columns of a row: whole vectors, then one by one.
-template <KernelSpec S, typename Visit>
-ATTUNE_HD void for_each_vector(Visit&& visit) {
-  constexpr i32 kWhole = S.head_dim_v / S.lanes * S.lanes;
-#pragma clang loop unroll(disable)
-  for (i32 c = 0; c < kWhole; c += S.lanes) visit.template operator()<S.lanes>(c);
-#pragma clang loop unroll(disable)
-  for (i32 c = kWhole; c < S.head_dim_v; ++c) visit.template operator()<1>(c);
-}
-
-/// Columns of the gradient may be any distance apart, or all the same one.
 template <KernelSpec S>
 ATTUNE_HD void load_merged(const GradMergeParams& params, const MergeRow& row, GradMergeScratch<S>& scratch) {
   using Merged = Element<S.output_dtype>;
   const auto* output = static_cast<const Merged*>(params.output) + offset_of(row, params.output_strides);
   const auto* grad =
       static_cast<const Merged*>(params.grad_output) + offset_of(row, params.grad_output_strides);
-  const i64 step = params.grad_output_column;
-  for_each_vector<S>([&]<i32 L>(i32 c) {
-    store(&scratch.output[c], load_as_float<S.output_dtype, L>(output + c));
-    if (step == 1) return store(&scratch.grad_output[c], load_as_float<S.output_dtype, L>(grad + c));
-    for (i32 l = c; l < c + L; ++l) scratch.grad_output[l] = load_as_float<S.output_dtype>(grad + l * step);
-  });
+  load_row<S.output_dtype, S.lanes>(output, 1, scratch.output);
+  load_row<S.output_dtype, S.lanes>(grad, params.grad_output_column, scratch.grad_output);
   scratch.grad_lse =
       params.grad_lse != nullptr ? params.grad_lse[offset_of(row, params.grad_lse_strides)] : 0;
 }
@@ -58,7 +44,7 @@ ATTUNE_HD void give_back(const GradChunk& given, const MergeRow& row, float weig
       static_cast<const Element<S.dtype>*>(chunk.output) + offset_of(row, chunk.output_strides);
   auto* grad = static_cast<Element<S.dtype>*>(given.grad_output) + offset_of(row, given.grad_output_strides);
   Floats<S.lanes> sums = Floats<S.lanes>(0.0f);
-  for_each_vector<S>([&]<i32 L>(i32 c) {
+  for_each_vector<S.head_dim_v, S.lanes>([&]<i32 L>(i32 c) {
     const auto grad_output = load<Floats<L>>(&scratch.grad_output[c]);
     store_as<S.dtype, L>(grad + c, weight * grad_output);
     const Floats<L> difference = load_as_float<S.dtype, L>(output + c) - load<Floats<L>>(&scratch.output[c]);
@@ -77,7 +63,8 @@ ATTUNE_HD void give_back(const GradChunk& given, const MergeRow& row, float weig
 template <KernelSpec S>
 ATTUNE_HD void give_nothing(const GradChunk& given, const MergeRow& row, float& grad_lse) {
   auto* grad = static_cast<Element<S.dtype>*>(given.grad_output) + offset_of(row, given.grad_output_strides);
-  for_each_vector<S>([&]<i32 L>(i32 c) { store_as<S.dtype, L>(grad + c, Floats<L>(0.0f)); });
+  for_each_vector<S.head_dim_v, S.lanes>(
+      [&]<i32 L>(i32 c) { store_as<S.dtype, L>(grad + c, Floats<L>(0.0f)); });
   grad_lse = 0;
 }
 

@@ -18,6 +18,25 @@ ATTUNE_HD Rows slice(Rows rows, i32 begin, i32 end) {
   return {rows.data + begin * rows.stride, rows.stride, end - begin};
 }
 
+/// Calls visit<lanes>(column) for all columns of a row: whole vectors, then one by one.
+template <i32 kDim, i32 L, typename Visit>
+ATTUNE_HD void for_each_vector(Visit&& visit) {
+  constexpr i32 kWhole = kDim / L * L;
+#pragma clang loop unroll(disable)
+  for (i32 c = 0; c < kWhole; c += L) visit.template operator()<L>(c);
+#pragma clang loop unroll(disable)
+  for (i32 c = kWhole; c < kDim; ++c) visit.template operator()<1>(c);
+}
+
+/// A row whose columns may be any distance apart, or all the same one.
+template <DType D, i32 L, i32 kDim>
+ATTUNE_HD void load_row(const Element<D>* row, i64 step, float (&buffer)[kDim]) {
+  for_each_vector<kDim, L>([&]<i32 N>(i32 c) {
+    if (step == 1) return store(&buffer[c], load_as_float<D, N>(row + c));
+    for (i32 l = c; l < c + N; ++l) buffer[l] = load_as_float<D>(row + l * step);
+  });
+}
+
 /// `count` rows, the one with number n at row_of(n): widened into `buffer`, or in place, `stride` apart.
 template <DType D, i32 L, bool kCopied, i32 kDim, typename RowOf>
 ATTUNE_HD Rows fetch(RowOf&& row_of, i64 stride, i32 count, float (*buffer)[kDim]) {

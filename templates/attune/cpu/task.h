@@ -23,8 +23,9 @@ struct Task {
   static_assert(S.dropout == Dropout::off || S.block_n % kDropoutGroup == 0,
                 "a block holds whole groups of keys that share random bits");
   static constexpr i32 kTileQueries = S.lanes * S.tile_m;
-  /// Neighbouring rows of float32 are read where they lie.
-  static constexpr bool kCopied = S.dtype != DType::f32 || S.keys == Keys::paged;
+  /// Neighbouring rows of float32 are read where they lie, but for grad_query, which reads keys once more.
+  static constexpr bool kCopied =
+      S.dtype != DType::f32 || S.keys == Keys::paged || S.operation == Operation::grad_query;
   static constexpr i32 kCopiedRows = kCopied ? S.block_n : 1;
 
   const ForwardParams& params;
