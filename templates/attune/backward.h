@@ -69,6 +69,11 @@ constexpr i64 key_slots(const KernelSpec& spec, const BackwardParams& p) {
          column_parts(spec);
 }
 
+/// Elements from the start of a gradient of key or value to its row 0 of this batch entry and head.
+ATTUNE_HD constexpr i64 head_offset(const KeySlot& slot, const Strides& strides) {
+  return slot.batch * strides.batch + slot.group * strides.group + slot.head * strides.head;
+}
+
 /// Number is i64 on the CPU and u32 on a GPU, as in slot_of.
 template <KernelSpec S, typename Number>
 ATTUNE_HD constexpr KeySlot key_slot_of(const BackwardParams& p, Number number) {
@@ -181,6 +186,11 @@ struct BiasSlot {
   i32 begin = 0;
   i32 end = 0;
 };
+
+/// Elements from the start of the bias's gradient to its row 0 of this batch entry and head.
+ATTUNE_HD constexpr i64 head_offset(const BiasSlot& slot, const BiasStrides& strides) {
+  return slot.batch * strides.batch + slot.group * strides.group + slot.head * strides.head;
+}
 
 /// Tiles of rows: one where the bias has a single row for all queries.
 ATTUNE_HD constexpr i32 bias_row_tiles(const KernelSpec& spec, const BackwardParams& p) {

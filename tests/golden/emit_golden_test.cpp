@@ -39,6 +39,11 @@ constexpr Golden kGoldens[] = {
     {"grad_key_value_cpu.txt", "x86-64-v3",
      "operation=grad_key_value dtype=f32 head_dim=256 window_right=bounded bias=f16"},
     {"grad_merge_gpu.txt", "sm_90a", "operation=grad_merge dtype=bf16 output_dtype=f32 head_dim_v=80"},
+    {"delta.txt", "sm_80", "operation=delta dtype=bf16 output_dtype=f32 head_dim=96 head_dim_v=128"},
+    {"grad_query_simt.txt", "sm_70",
+     "operation=grad_query dtype=f16 head_dim=64 window_right=bounded dropout=on"},
+    {"grad_key_value_simt.txt", "sm_60",
+     "operation=grad_key_value dtype=f32 head_dim=512 head_dim_v=40 blocks=varlen keys=paged"},
 };
 
 std::string path_of(const Golden& golden) {

@@ -25,26 +25,94 @@ struct MmaShared {
   }
 };
 
+/// Pitch of a row of float32 on ordinary float units, in vectors of 4: odd, so that eight rows read at the
+/// same column touch all banks once.
+constexpr i32 odd_pitch(i32 columns) {
+  return ceil_div(columns, 4) | 1;
+}
+
 /// Forward on ordinary float units: the query tile, one slot for a key or value tile, and the probabilities,
-/// all float32. A row's pitch is an odd number of 16-byte vectors, so that eight rows read at the same column
-/// touch all banks once.
+/// all float32.
 struct SimtShared {
-  i32 query_pitch;  // in vectors of 4 floats
+  i32 query_pitch;
   i32 slot_pitch;
-  i32 probability_pitch;
   i32 slot_offset;
   i32 probability_offset;
   i32 vectors;
 
   constexpr explicit SimtShared(const KernelSpec& s)
-      : query_pitch(ceil_div(s.head_dim, 4) | 1),
-        slot_pitch(ceil_div(max(s.head_dim, s.head_dim_v), 4) | 1),
-        probability_pitch((s.block_n / 4) | 1),
+      : query_pitch(odd_pitch(s.head_dim)),
+        slot_pitch(odd_pitch(max(s.head_dim, s.head_dim_v))),
         slot_offset(s.block_m * query_pitch),
         probability_offset(slot_offset + s.block_n * slot_pitch),
-        vectors(probability_offset + s.block_m * probability_pitch) {}
+        vectors(probability_offset + s.block_m * odd_pitch(s.block_n)) {}
   constexpr i32 bytes() const { return vectors * 16; }
 };
+
+/// grad_query on ordinary float units: the tiles of the query and of the output's gradient, one slot for a
+/// value or key tile, and the scores' gradient.
+struct SimtGradQueryShared {
+  i32 pitch;        // of query and key
+  i32 value_pitch;  // of value and the output's gradient
+  i32 grad_output_offset;
+  i32 slot_offset;
+  i32 weight_offset;
+  i32 vectors;
+
+  constexpr explicit SimtGradQueryShared(const KernelSpec& s)
+      : pitch(odd_pitch(s.head_dim)),
+        value_pitch(odd_pitch(s.head_dim_v)),
+        grad_output_offset(s.block_m * pitch),
+        slot_offset(grad_output_offset + s.block_m * value_pitch),
+        weight_offset(slot_offset + s.block_n * max(pitch, value_pitch)),
+        vectors(weight_offset + s.block_m * odd_pitch(s.block_n)) {}
+  constexpr i32 bytes() const { return vectors * 16; }
+};
+
+/// grad_key_value on ordinary float units: the tiles of key and value, those of the query and of the output's
+/// gradient, and the probabilities or the scores' gradient. With one stage the tiles of queries take turns in
+/// one slot.
+struct SimtGradKeyValueShared {
+  i32 pitch;        // of query and key
+  i32 value_pitch;  // of value and the output's gradient
+  i32 value_offset;
+  i32 query_offset;
+  i32 grad_output_offset;
+  i32 weight_offset;
+  i32 vectors;
+
+  constexpr explicit SimtGradKeyValueShared(const KernelSpec& s)
+      : pitch(odd_pitch(s.head_dim)),
+        value_pitch(odd_pitch(s.head_dim_v)),
+        value_offset(s.block_n * pitch),
+        query_offset(value_offset + s.block_n * value_pitch),
+        grad_output_offset(query_offset + (s.stages == 1 ? 0 : s.block_m * pitch)),
+        weight_offset(max(query_offset + s.block_m * pitch, grad_output_offset + s.block_m * value_pitch)),
+        vectors(weight_offset + s.block_n * odd_pitch(s.block_m)) {}
+  constexpr i32 bytes() const { return vectors * 16; }
+};
+
+/// grad_bias on ordinary float units: slices of rows by queries and of rows by keys, and room for the sums
+/// that groups of threads add up.
+struct SimtGradBiasShared {
+  static constexpr i32 kSlice = 64;  // columns
+  static constexpr i32 kPitch = odd_pitch(kSlice);
+  i32 key_offset;
+  i32 vectors;
+
+  constexpr explicit SimtGradBiasShared(const KernelSpec& s)
+      : key_offset(s.block_m * kPitch), vectors(key_offset + s.block_n * kPitch) {}
+  constexpr i32 bytes() const { return vectors * 16; }
+};
+
+constexpr i32 simt_bytes(const KernelSpec& s) {
+  switch (s.operation) {
+    case Operation::grad_query: return SimtGradQueryShared(s).bytes();
+    case Operation::grad_key_value: return SimtGradKeyValueShared(s).bytes();
+    case Operation::grad_bias: return SimtGradBiasShared(s).bytes();
+    default: return SimtShared(s).bytes();
+  }
+}
 
 /// Forward on Hopper: rings of value and key tiles, a ring of query tiles for each warpgroup, two barriers
 /// for each of these, and the work item of each query tile. A tile is panels of 64 elements, 128 bytes a row;
@@ -86,7 +154,7 @@ constexpr i32 shared_bytes(const KernelSpec& s) {
   switch (s.family) {
     case Family::mma: return MmaShared(s).bytes();
     case Family::sm90: return Sm90Shared(s).bytes();
-    case Family::simt: return SimtShared(s).bytes();
+    case Family::simt: return simt_bytes(s);
     case Family::cpu:
     case Family::merge:
     case Family::rows: return 0;

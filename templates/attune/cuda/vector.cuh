@@ -48,6 +48,15 @@ ATTUNE_DEVICE float load1(const u8* source) {
   return widen(T, *reinterpret_cast<const u16*>(source));
 }
 
+template <DType T>
+ATTUNE_DEVICE void store1(u8* destination, float x) {
+  if constexpr (T == DType::f32) {
+    *reinterpret_cast<float*>(destination) = x;
+  } else {
+    *reinterpret_cast<u16*>(destination) = narrow(T, x);
+  }
+}
+
 /// Of the elements of a bias tensor that holds numbers.
 ATTUNE_HD constexpr DType bias_dtype(Bias bias) {
   return bias == Bias::f32 ? DType::f32 : bias == Bias::f16 ? DType::f16 : DType::bf16;
