@@ -42,7 +42,7 @@ struct BackwardPlan {
   };
   std::array<Step, 5> steps;  // delta, two of key and value, query, bias
   std::size_t count = 0;
-  std::size_t main = 0;  // the step of key's and value's gradients, or the last one without
+  std::size_t main = 0;  // the first step of the gradients: key's and value's, if they are wanted
   std::size_t workspace_bytes = 0;
 
   const Step* begin() const { return steps.data(); }

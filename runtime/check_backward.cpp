@@ -90,7 +90,8 @@ std::string lse_shape_text(std::int64_t batch, const TensorView& heads, std::str
 }
 
 /// An lse that is read, or its gradient: one number of each query, packed or padded.
-Result<Memory> add_numbers(const BackwardArguments& a, const char* name, const TensorView& t,
+/// `heads` are those of a group.
+Result<Memory> add_numbers(const BackwardArguments& a, const char* name, const TensorView& t, i32 heads,
                            kernel::QueryNumbers& numbers) {
   const TensorView expected = lse_like(a.query);
   const Sequences* sequences = a.bias.sequences.get();
@@ -121,10 +122,9 @@ Result<Memory> add_numbers(const BackwardArguments& a, const char* name, const T
   numbers.data = static_cast<const float*>(t.data);
   numbers.length = static_cast<i32>(t.shape[t.rank - 1]);
   numbers.per_sequence = padded ? 1 : 0;
-  numbers.strides = {.batch = stride_of(t, 0),
-                     .seq = stride_of(t, t.rank - 1),
-                     .group = stride_of(t, 1),
-                     .head = t.rank == 4 ? stride_of(t, 2) : 0};
+  numbers.strides = {.batch = stride_of(t, 0), .seq = stride_of(t, t.rank - 1)};
+  numbers.strides.head = stride_of(t, t.rank - 2);
+  numbers.strides.group = t.rank == 4 ? stride_of(t, 1) : numbers.strides.head * heads;
   return memory;
 }
 
@@ -196,10 +196,11 @@ Result<BackwardCall> check_backward(const BackwardArguments& a) {
   known.add(output_memory);
   ATTUNE_ASSIGN(grad_output_memory, check_memory("grad_output", a.grad_output, LastStride::any));
   known.add(grad_output_memory);
-  ATTUNE_ASSIGN(lse_memory, add_numbers(a, "lse", a.lse, p.lse));
+  ATTUNE_ASSIGN(lse_memory, add_numbers(a, "lse", a.lse, p.forward.heads, p.lse));
   known.add(lse_memory);
   if (a.backward.grad_lse != nullptr) {
-    ATTUNE_ASSIGN(grad_lse_memory, add_numbers(a, "grad_lse", *a.backward.grad_lse, p.grad_lse));
+    ATTUNE_ASSIGN(grad_lse_memory,
+                  add_numbers(a, "grad_lse", *a.backward.grad_lse, p.forward.heads, p.grad_lse));
     known.add(grad_lse_memory);
   }
 

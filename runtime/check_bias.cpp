@@ -290,9 +290,9 @@ Result<void> add_bias_gradient(const TensorView& query, const TensorView& bias,
   const auto axes = fitting_axes(view, query, f);  // as the bias's, which have been checked
   const auto is_single = [&](int axis) { return axis < 0 || view.shape[axis] == 1; };
   const bool single_head = is_single(axes->head);
-  p.bias_batch = is_single(axes->batch) ? std::min(f.batch, 1) : f.batch;
-  p.bias_groups = (axes->group < 0 ? single_head : is_single(axes->group)) ? std::min(f.groups, 1) : f.groups;
-  p.bias_heads = single_head ? std::min(f.heads, 1) : f.heads;
+  p.bias_batch = is_single(axes->batch) ? 1 : f.batch;
+  p.bias_groups = (axes->group < 0 ? single_head : is_single(axes->group)) ? 1 : f.groups;
+  p.bias_heads = single_head ? 1 : f.heads;
   p.bias_rows = static_cast<i32>(view.shape[view.rank - 2]);
   p.grad_bias = gradient.data;
   p.grad_bias_strides = strides_of(view, *axes, f);

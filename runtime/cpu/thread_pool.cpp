@@ -25,6 +25,7 @@ void* thread_scratch(std::size_t bytes) {
   };
   thread_local std::unique_ptr<void, Free> memory;
   thread_local std::size_t capacity = 0;
+  bytes = std::max(bytes, kCacheLine);  // null is a failure, also for kernels that need none
   if (bytes > capacity) {
     const std::size_t rounded = (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
     memory.reset(std::aligned_alloc(kCacheLine, rounded));

@@ -146,6 +146,21 @@ TEST_CASE_FIXTURE(Fixture, "an lse may be longer than the queries, and padded wh
   CHECK(run()->params.lse.per_sequence == 1);
 }
 
+TEST_CASE_FIXTURE(Fixture, "an lse's heads are grouped as the query's are") {
+  query = {memory[0], DType::f32, {2, 5, 6, 8}};
+  output = {memory[3], DType::f32, {2, 5, 6, 4}};
+  grad_output = {memory[4], DType::f32, {2, 5, 6, 4}};
+  grad_query = {memory[6], DType::f32, {2, 5, 6, 8}};
+  lse = {memory[5], DType::f32, {2, 6, 5}};
+  const kernel::BackwardParams p = run()->params;
+  CHECK(p.forward.heads == 2);
+  CHECK(p.lse.strides.group == 10);
+  CHECK(p.lse.strides.head == 5);
+  CHECK(p.grad_query_strides.group == 16);
+  CHECK(p.grad_query_strides.head == 8);
+  CHECK(p.grad_key_strides.group == 8);
+}
+
 TEST_CASE_FIXTURE(Fixture, "heads that key or value serve are those that their gradients sum over") {
   query = {memory[0], DType::f32, {1, 5, 3, 2, 8}};
   key = {memory[1], DType::f32, {1, 7, 3, 1, 8}};
