@@ -6,8 +6,13 @@ import weakref
 
 import numpy as np
 
-from attune.ops import LowerTriangularMask, memory_efficient_attention
-from support import assert_close, random_inputs
+from attune.ops import (
+    LowerTriangularMask,
+    memory_efficient_attention,
+    memory_efficient_attention_backward,
+    memory_efficient_attention_forward_requires_grad,
+)
+from support import assert_close, assert_gradients_close, random_inputs
 
 
 class Producer:
@@ -59,6 +64,13 @@ class DLPack(unittest.TestCase):
         assert_close(
             self, memory_efficient_attention(query, Producer(key), OldProducer(value)), query, key, value
         )
+
+    def test_gradients(self):
+        inputs = random_inputs(6)
+        output, lse = memory_efficient_attention_forward_requires_grad(*map(Producer, inputs))
+        grad = np.broadcast_to(output[:, :1], output.shape)  # strides of 0 go through DLPack, too
+        given = map(Producer, (grad, output, lse, *inputs))
+        assert_gradients_close(self, memory_efficient_attention_backward(*given), grad, *inputs)
 
     def test_memory_goes_back(self):
         for producer in (Producer, OldProducer):

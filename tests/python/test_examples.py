@@ -7,7 +7,7 @@ import numpy as np
 
 import attune.ops as xops
 from attune.ops import fmha
-from support import assert_close, random_inputs, reference
+from support import assert_close, assert_gradients_close, random_inputs, reference
 
 
 class Examples(unittest.TestCase):
@@ -80,6 +80,14 @@ class Examples(unittest.TestCase):
         out_full, lse_full = fmha.merge_attentions(attn_split, lse_split)
         assert_close(self, out_full, q, k, v)
         np.testing.assert_allclose(lse_full, reference(q, k, v)[1], atol=1e-5)
+
+    def test_gradients(self):
+        q, k, v = random_inputs(6)
+        causal = xops.LowerTriangularMask()
+        output, lse = fmha.memory_efficient_attention_forward_requires_grad(q, k, v, attn_bias=causal)
+        grad = np.ones_like(output)
+        gradients = fmha.memory_efficient_attention_backward(grad, output, lse, q, k, v, attn_bias=causal)
+        assert_gradients_close(self, gradients, grad, q, k, v, causal)
 
     def test_forced_operator(self):
         q, k, v = random_inputs(5)

@@ -94,8 +94,16 @@ class Examples(unittest.TestCase):
         out = fmha.memory_efficient_attention(q, k, v, attn_bias=attn_bias)
         list_out = attn_bias.split(out)
         self.assertEqual(tuple(list_out[0].shape), (1, 3, 1, K))
-        for piece, *inputs in zip(list_out, *(attn_bias.split(x.float()) for x in (q, k, v))):
-            self.close(piece, equivalent_code(*inputs))
+        expected = [equivalent_code(*x) for x in zip(*(attn_bias.split(x.float()) for x in (q, k, v)))]
+        for piece, expected_piece in zip(list_out, expected):
+            self.close(piece, expected_piece)
+        gradients = [
+            torch.autograd.grad(
+                sum(x.float().square().sum() for x in pieces), linear.weight, retain_graph=True
+            )[0]
+            for pieces in (list_out, expected)
+        ]
+        self.close(*gradients, atol=3e-3 * gradients[1].abs().max().item())
 
     def test_partial(self):
         q, k, v = torch.randn(3, 2, 40, 4, 32, device=self.device, dtype=self.dtype)
@@ -104,6 +112,19 @@ class Examples(unittest.TestCase):
         out_full, lse_full = fmha.merge_attentions(attn_split, lse_split)
         self.close(out_full, equivalent_code(q.float(), k.float(), v.float()))
         self.close(lse_full, torch.logaddexp(*lse_split), atol=1e-5)
+
+    def test_partial_with_gradients(self):
+        q, k, v = (
+            torch.randn(2, 40, 4, 32, device=self.device, dtype=self.dtype, requires_grad=True)
+            for _ in range(3)
+        )
+        parts = [fmha.memory_efficient_attention_partial(q, k[:, i::2], v[:, i::2]) for i in range(2)]
+        out_full, _ = fmha.merge_attentions(*zip(*parts))
+        whole = equivalent_code(q.float(), k.float(), v.float())
+        for actual, expected in zip(
+            *(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (out_full, whole))
+        ):
+            self.close(actual, expected, atol=3e-3 * expected.abs().max().item())
 
     def test_forced_operator(self):
         q, k, v = torch.randn(3, 2, 40, 4, 32, device=self.device, dtype=self.dtype)

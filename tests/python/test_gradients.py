@@ -323,6 +323,41 @@ class PartsOfTheKeys(unittest.TestCase):
         self.check(3, stacked=True, dtype=np.float16)
 
 
+class Introspection(unittest.TestCase):
+    def test_explain_prepare_call(self):
+        """Explaining compiles nothing, preparing launches nothing, and calling compiles nothing more."""
+        inputs = random_inputs(0, head_dim=11)
+        bias = np.zeros((37, 45), np.float32)
+        for arguments, operations in [
+            (dict(attn_bias=bias), ["delta", "grad_key_value", "grad_query"]),
+            (
+                dict(attn_bias=bias, bias_gradient=True),
+                ["delta", "grad_key_value", "grad_query", "grad_bias"],
+            ),
+        ]:
+            explained = attune.explain_backward(*inputs, **arguments)
+            kernels = explained["kernels"]
+            self.assertEqual([kernel["spec"]["operation"] for kernel in kernels], operations)
+            self.assertEqual({kernel["family"] for kernel in kernels}, {"cpu"})
+            self.assertGreaterEqual(explained["workspace_bytes"], 2 * 3 * 37 * 4)
+            missing = sum(kernel["state"] == "absent" for kernel in kernels)
+            self.assertGreater(missing, 0)
+            before = attune.counters()
+            attune.prepare_backward(*inputs, **arguments)
+            prepared = attune.counters()
+            self.assertEqual(
+                (prepared.compiles, prepared.launches), (before.compiles + missing, before.launches)
+            )
+            output, lse = memory_efficient_attention_forward_requires_grad(*inputs, bias)
+            before = attune.counters()
+            memory_efficient_attention_backward(output, output, lse, *inputs, **arguments)
+            after = attune.counters()
+            self.assertEqual(
+                (after.compiles, after.launches), (before.compiles, before.launches + len(operations))
+            )
+            self.assertIn(attune.last_kernel(), [kernel["candidate"] for kernel in kernels])
+
+
 class WrongCalls(unittest.TestCase):
     def setUp(self):
         self.inputs = random_inputs(0)
