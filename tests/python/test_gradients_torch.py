@@ -334,18 +334,28 @@ class OnTheCpu(unittest.TestCase):
         with self.assertRaisesRegex(TypeError, "attn_split: expected a torch tensor, .* got ndarray"):
             merge_attentions([attn, attn.detach().cpu().numpy()], [lse, lse])
 
+    def backward_options(self, inputs, **arguments):
+        """What the library is told when autograd asks for gradients: its two structs of options."""
+        library, name = _library.library(), "attune_memory_efficient_attention_backward"
+        output = memory_efficient_attention(*inputs, **arguments)
+        with mock.patch.object(library, name, wraps=getattr(library, name)) as run:
+            output.sum().backward()
+        return run.call_args.args[-2]._obj, run.call_args.args[-1]
+
+    def test_the_operator_s_families_run_backward(self):
+        (_, family), *_ = self.own.BwOp.FAMILIES
+        for op, families in ((None, self.own.BwOp), 1 << family), ((self.own.FwOp, None), 0):
+            options, _ = self.backward_options(self.tensors(17), op=op)
+            self.assertEqual(options.families, families)
+
     def test_determinism_is_torch_s_setting(self):
-        inputs = self.tensors(17)
-        library = _library.library()
-        name = "attune_memory_efficient_attention_backward"
         for setting in (False, True):
             torch.use_deterministic_algorithms(setting)
             try:
-                with mock.patch.object(library, name, wraps=getattr(library, name)) as run:
-                    memory_efficient_attention(*inputs).sum().backward()
+                _, options = self.backward_options(self.tensors(18))
             finally:
                 torch.use_deterministic_algorithms(False)
-            self.assertEqual(run.call_args.args[-1].deterministic, setting)
+            self.assertEqual(options.deterministic, setting)
 
 
 @unittest.skipUnless(torch.cuda.is_available(), "torch sees no GPU")
