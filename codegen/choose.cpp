@@ -130,12 +130,15 @@ Failure no_family(const Problem& problem, const Arch& arch, const std::vector<Ve
   return unsupported(std::move(text));
 }
 
-/// Columns of the result that a block computes: as few parts as the row allows, equally wide up to whole 16
-/// columns.
+/// Columns of the result that a block computes, in as few parts as the row allows. Forward's are whole 16
+/// columns wide. Those of a gradient take turns (ColumnShare in mma_tile.cuh), for which there has to be a
+/// power of two of them.
 int block_v_of(const Candidate& row, const Problem& problem) {
   const int columns = kernel::result_columns(problem.operation, problem.head_dim, problem.head_dim_v);
   if (row.block_v == 0 || columns <= row.block_v) return columns;
-  return kernel::round_up(kernel::ceil_div(columns, kernel::ceil_div(columns, row.block_v)), 16);
+  const int parts = kernel::ceil_div(columns, row.block_v);
+  if (problem.operation != Operation::forward) return kernel::ceil_div(columns, kernel::bit_ceil(parts));
+  return kernel::round_up(kernel::ceil_div(columns, parts), 16);
 }
 
 }  // namespace

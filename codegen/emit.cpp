@@ -72,8 +72,11 @@ std::string print_entry(const KernelSpec& spec) {
         "}}\n",
         kEntryName, function);
   }
-  // Told a number of blocks, ptxas never spills to make room for more: simt's tiles fill the shared memory.
-  const std::string_view blocks = spec.family == Family::simt ? ", 1" : "";
+  // Told a number of blocks, ptxas never spills to make room for more: the tiles of simt fill the shared
+  // memory, those of a gradient the registers.
+  const bool fills =
+      spec.family == Family::simt || (spec.family == Family::mma && spec.operation != Operation::forward);
+  const std::string_view blocks = fills ? ", 1" : "";
   return fmt::format(
       "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32{}) {}(const k::{} params) {{\n"
       "  k::{}<kSpec>(params);\n"

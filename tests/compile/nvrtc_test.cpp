@@ -38,6 +38,7 @@ using kernel::Keys;
 using kernel::kMaxHeadDim;
 using kernel::Lse;
 using kernel::Operation;
+using kernel::QueryGradient;
 using test::Random;
 
 namespace {
@@ -109,6 +110,12 @@ Bias random_bias(Random& random, Operation operation, bool wanted) {
   return wanted ? random.pick({Bias::f32, Bias::f16, Bias::bf16, Bias::boolean}) : Bias::none;
 }
 
+/// Mostly what the row is there for.
+QueryGradient random_query_gradient(Random& random, const Candidate& row) {
+  const bool adds = (row.features & codegen::kAtomic) != 0 && random.chance(0.7);
+  return adds ? QueryGradient::atomic : QueryGradient::apart;
+}
+
 /// A problem with these traits, whatever else the row may be asked for.
 Problem random_problem(Random& random, const Candidate& row, const Traits& traits) {
   const auto random_dim = [&](int least) {
@@ -123,6 +130,7 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
                   .bias = random_bias(random, row.operation, traits.bias),
                   .dropout = traits.dropout,
                   .lse = random.pick({Lse::write, Lse::write, Lse::skip}),
+                  .query_gradient = random_query_gradient(random, row),
                   .boxes = 1};
   problem.window_left =
       problem.window_right == Edge::bounded ? random.pick({Edge::open, Edge::bounded}) : Edge::open;

@@ -44,6 +44,8 @@ constexpr Golden kGoldens[] = {
      "operation=grad_query dtype=f16 head_dim=64 window_right=bounded dropout=on"},
     {"grad_key_value_simt.txt", "sm_60",
      "operation=grad_key_value dtype=f32 head_dim=512 head_dim_v=40 blocks=varlen keys=paged"},
+    {"grad_key_value_mma.txt", "sm_90a",
+     "operation=grad_key_value dtype=bf16 head_dim=128 window_right=bounded query_gradient=atomic"},
 };
 
 std::string path_of(const Golden& golden) {

@@ -109,6 +109,38 @@ ATTUNE_DEVICE void ldmatrix_x4_trans(u32 (&d)[4], u32 address) {
                : "memory");
 }
 
+// ---- Reductions in global memory: added there, in any order ----
+
+ATTUNE_DEVICE void red_add_f32(float* destination, float x) {
+  asm volatile("red.global.add.f32 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(destination)), "f"(x)
+               : "memory");
+}
+
+/// Can two or four neighbours be added at once?
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+inline constexpr bool kHasVectorReductions = true;
+#else
+inline constexpr bool kHasVectorReductions = false;
+#endif
+
+/// The address is a multiple of 8. sm_90.
+ATTUNE_DEVICE void red_add_v2_f32(float* destination, float x, float y) {
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};"
+               :
+               : "l"(__cvta_generic_to_global(destination)), "f"(x), "f"(y)
+               : "memory");
+}
+
+/// The address is a multiple of 16. sm_90.
+ATTUNE_DEVICE void red_add_v4_f32(float* destination, float x, float y, float z, float w) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(destination)), "f"(x), "f"(y), "f"(z), "f"(w)
+               : "memory");
+}
+
 // ---- Asynchronous copies, global to shared. Both addresses are multiples of the size. sm_80 ----
 
 /// Copies 16, 8 or 4 bytes, of which only the first `valid` count; the rest becomes zero. With valid = 0 the

@@ -9,37 +9,39 @@
 
 namespace attune::kernel {
 
-/// Bit l of the result, the same in all lanes: do the rows [begin, end) hold a key of place first + l?
+/// The first place from `from` on of which the rows [begin, end) hold a key, the same in all lanes; places()
+/// when there is none.
 template <KernelSpec S>
-ATTUNE_DEVICE u32 places_with_keys(const ForwardParams& p, i32 begin, i32 end, i64 first) {
-  const i64 place = first + threadIdx.x % 32;
-  bool holds = false;
-  if (place < places<S>(p)) {
-    const KeySegment segment = segment_at<S>(p, 0, begin, end, place);
-    holds = segment.begin < segment.end;
+ATTUNE_DEVICE i64 next_place(const ForwardParams& p, i32 begin, i32 end, i64 from) {
+  const i64 count = places<S>(p);
+#pragma unroll 1
+  for (; from < count; from += 32) {
+    const i64 place = from + threadIdx.x % 32;
+    bool holds = false;
+    if (place < count) {
+      const KeySegment segment = segment_at<S>(p, 0, begin, end, place);
+      holds = segment.begin < segment.end;
+    }
+    const u32 found = __ballot_sync(0xffffffffu, holds);
+    if (found != 0) return from + __ffs(static_cast<i32>(found)) - 1;
   }
-  return __ballot_sync(0xffffffffu, holds);
+  return count;
 }
 
 /// Calls visit(segment) for every segment of the rows [begin, end) that holds a key, in the order of
-/// for_each_segment(). Each warp looks for itself, 64 places at a time, whose loads are in flight together.
-/// All warps of a block find the same, so visit() may wait for the whole block.
+/// for_each_segment(). Each warp looks for itself, and all warps of a block find the same, so visit() may
+/// wait for the whole block. A place is all that is kept meanwhile: visit() may need every register.
 template <KernelSpec S, typename Visit>
 ATTUNE_DEVICE void for_each_segment_of_block(const ForwardParams& p, i32 batch, i32 begin, i32 end,
                                              Visit&& visit) {
   if constexpr (S.blocks == Blocks::dense) {
     visit(segment_at<S>(p, batch, begin, end, 0));
   } else {
-    const i64 count = places<S>(p);
+    i64 place = next_place<S>(p, begin, end, 0);
 #pragma unroll 1
-    for (i64 first = 0; first < count; first += 64) {
-      u64 found = places_with_keys<S>(p, begin, end, first) |
-                  u64{places_with_keys<S>(p, begin, end, first + 32)} << 32;
-#pragma unroll 1
-      while (found != 0) {
-        visit(segment_at<S>(p, batch, begin, end, first + __ffsll(static_cast<i64>(found)) - 1));
-        found &= found - 1;
-      }
+    while (place < places<S>(p)) {
+      visit(segment_at<S>(p, batch, begin, end, place));
+      place = next_place<S>(p, begin, end, place + 1);
     }
   }
 }

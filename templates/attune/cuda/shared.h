@@ -25,6 +25,41 @@ struct MmaShared {
   }
 };
 
+/// Gradients on tensor cores. A block keeps two tiles, of key and value (grad_key_value) or of query and the
+/// output's gradient (grad_query), and walks over pairs of the others on a ring of `stages` in flight and the
+/// one that is read. grad_key_value also has the tiles of the scores' gradients and of the probabilities that
+/// its warps exchange, and two numbers of every query on the ring.
+struct GradMmaShared {
+  i32 slots;
+  i32 second_offset;
+  i32 gradient_offset;
+  i32 probability_offset;
+  i32 ring_offset;
+  i32 second_ring_offset;  // from the beginning of a slot
+  i32 numbers_offset;      // likewise
+  i32 slot_bytes;
+
+  constexpr explicit GradMmaShared(const KernelSpec& s)
+      : slots(s.stages + 1),
+        second_offset(kept_rows(s) * row_bytes(s.head_dim)),
+        gradient_offset(second_offset + kept_rows(s) * row_bytes(s.head_dim_v)),
+        probability_offset(gradient_offset + (exchanges(s) || adds(s) ? score_bytes(s) : 0)),
+        ring_offset(probability_offset + (exchanges(s) ? score_bytes(s) : 0)),
+        second_ring_offset(ring_rows(s) * row_bytes(s.head_dim)),
+        numbers_offset(second_ring_offset + ring_rows(s) * row_bytes(s.head_dim_v)),
+        slot_bytes(numbers_offset + (of_keys(s) ? s.block_m * 8 : 0)) {}
+  constexpr i32 bytes() const { return ring_offset + slots * slot_bytes; }
+
+ private:
+  static constexpr bool of_keys(const KernelSpec& s) { return s.operation == Operation::grad_key_value; }
+  static constexpr i32 kept_rows(const KernelSpec& s) { return of_keys(s) ? s.block_n : s.block_m; }
+  static constexpr i32 ring_rows(const KernelSpec& s) { return of_keys(s) ? s.block_m : s.block_n; }
+  static constexpr i32 row_bytes(i32 columns) { return round_up(columns, 16) * 2; }
+  static constexpr i32 score_bytes(const KernelSpec& s) { return s.block_m * s.block_n * 2; }
+  static constexpr bool adds(const KernelSpec& s) { return s.query_gradient == QueryGradient::atomic; }
+  static constexpr bool exchanges(const KernelSpec& s) { return s.warps * 16 * s.tile_m > kept_rows(s); }
+};
+
 /// Pitch of a row of float32 on ordinary float units, in vectors of 4: odd, so that eight rows read at the
 /// same column touch all banks once.
 constexpr i32 odd_pitch(i32 columns) {
@@ -152,7 +187,8 @@ struct Sm90Shared {
 /// Dynamic shared memory of the kernel of this spec.
 constexpr i32 shared_bytes(const KernelSpec& s) {
   switch (s.family) {
-    case Family::mma: return MmaShared(s).bytes();
+    case Family::mma:
+      return s.operation == Operation::forward ? MmaShared(s).bytes() : GradMmaShared(s).bytes();
     case Family::sm90: return Sm90Shared(s).bytes();
     case Family::simt: return simt_bytes(s);
     case Family::cpu:

@@ -115,13 +115,13 @@ class TileSource {
       : next_(rows + (first + Walk::first_row(threadIdx.x)) * stride +
               Walk::first_chunk(threadIdx.x) * kChunkElements) {}
 
-  /// Copies the next `Rows` rows, of which `valid_rows` exist and `columns` elements of each. What is past
-  /// them becomes zero: what lies there in memory, NaN included, is never read.
-  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns) {
+  /// Copies the next `Rows` rows, of which those in [first_row, valid_rows) exist and `columns` elements of
+  /// each. All others become zero: what lies there in memory, NaN included, is never read.
+  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns, i32 first_row = 0) {
     const i64 step = ptx::opaque(Walk::kStep * stride);
     constexpr i32 kUnroll = min(Walk::kPasses, kCopiesInFlight<CopyBytes>);
     Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
-      const i32 valid = row < valid_rows ? Walk::bytes_left(chunk, columns) : 0;
+      const i32 valid = first_row <= row && row < valid_rows ? Walk::bytes_left(chunk, columns) : 0;
       copy_chunk<CopyBytes>(tile + Tile::offset(row, chunk), next_, valid);
       next_ += step;
     });
@@ -132,6 +132,20 @@ class TileSource {
   const u16* next_;
 };
 
+/// Fills a swizzled tile with rows of global memory, of which those in [first, last) exist; the others become
+/// zero. `rows` is where the tile's first row lies.
+template <i32 Rows, i32 HeadDim, i32 CopyBytes, i32 Threads>
+ATTUNE_DEVICE void copy_rows(u32 tile, const u16* rows, i64 stride, i32 first, i32 last) {
+  using Walk = RowWalk<Rows, HeadDim, Threads>;
+  constexpr i32 kUnroll = min(Walk::kPasses, min(kCopiesInFlight<CopyBytes>, 4));
+  Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
+    const bool exists = first <= row && row < last;
+    copy_chunk<CopyBytes>(tile + SwizzledTile<Walk::kChunks>::offset(row, chunk),
+                          rows + row * stride + chunk * kChunkElements,
+                          exists ? Walk::bytes_left(chunk, HeadDim) : 0);
+  });
+}
+
 /// Fills swizzled tiles with rows of key or value, which are either consecutive or behind a table.
 template <Keys K, i32 Rows, i32 HeadDim, i32 CopyBytes, i32 Threads>
 class KeyTileSource : TileSource<Rows, HeadDim, CopyBytes, Threads> {
@@ -140,8 +154,8 @@ class KeyTileSource : TileSource<Rows, HeadDim, CopyBytes, Threads> {
  public:
   using Base::Base;
   template <typename RowAt>
-  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns, RowAt&&) {
-    Base::copy(tile, stride, valid_rows, columns);
+  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns, RowAt&&, i32 first_row = 0) {
+    Base::copy(tile, stride, valid_rows, columns, first_row);
   }
 };
 
@@ -157,10 +171,11 @@ class KeyTileSource<Keys::paged, Rows, HeadDim, CopyBytes, Threads> {
       : column_(rows + Walk::first_chunk(threadIdx.x) * kChunkElements) {}
 
   template <typename RowAt>
-  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns, RowAt&& row_at) const {
+  ATTUNE_DEVICE void copy(u32 tile, i64 stride, i32 valid_rows, i32 columns, RowAt&& row_at,
+                          i32 first_row = 0) const {
     constexpr i32 kUnroll = min(Walk::kPasses, min(kCopiesInFlight<CopyBytes>, 4));
     Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
-      const bool exists = row < valid_rows;
+      const bool exists = first_row <= row && row < valid_rows;
       const u16* source = column_ + (exists ? row_at(row) : 0) * stride;
       copy_chunk<CopyBytes>(tile + Tile::offset(row, chunk), source,
                             exists ? Walk::bytes_left(chunk, columns) : 0);
@@ -201,6 +216,18 @@ ATTUNE_DEVICE void store_pair(float* destination, float low, float high, i32 val
   } else {
     if (valid >= 1) destination[0] = low;
     if (valid >= 2) destination[1] = high;
+  }
+}
+
+/// Adds two neighbouring float32 to a row of `Columns` in global memory, of which `valid` are left.
+template <i32 Columns>
+ATTUNE_DEVICE void add_pair(float* destination, float low, float high, i32 valid) {
+  const bool whole = Columns % 16 == 0;
+  if constexpr (ptx::kHasVectorReductions && Columns % 2 == 0) {
+    if (whole || valid >= 2) ptx::red_add_v2_f32(destination, low, high);
+  } else {
+    if (whole || valid >= 1) ptx::red_add_f32(destination, low);
+    if (whole || valid >= 2) ptx::red_add_f32(destination + 1, high);
   }
 }
 
