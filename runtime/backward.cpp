@@ -13,26 +13,6 @@ using kernel::i64;
 using kernel::Operation;
 using kernel::QueryGradient;
 
-/// The problem of one operation: of the forward pass's traits those that its kernel looks at.
-Problem problem_of(const BackwardCall& call, Operation operation) {
-  Problem problem = call.problem;
-  problem.operation = operation;
-  problem.lse = kernel::Lse::skip;
-  problem.boxes = 0;
-  if (operation == Operation::delta || operation == Operation::round_query) {
-    Problem rows{.operation = operation,
-                 .dtype = problem.dtype,
-                 .output_dtype = operation == Operation::delta ? problem.output_dtype : problem.dtype,
-                 .head_dim = problem.head_dim,
-                 .head_dim_v = operation == Operation::delta ? problem.head_dim_v : problem.head_dim,
-                 .blocks = problem.blocks,
-                 .align_bytes = problem.align_bytes};
-    return rows;
-  }
-  problem.output_dtype = problem.dtype;
-  return problem;
-}
-
 /// Hands out aligned pieces of the workspace, from the first on.
 class Pieces {
  public:
@@ -72,7 +52,7 @@ class Planner {
 
   BackwardPlan::Step& add(Operation operation) {
     BackwardPlan::Step& step = plan_.steps[plan_.count++];
-    step.problem = problem_of(call_, operation);
+    step.problem = problem_of(call_.problem, operation);
     step.params = params_;
     return step;
   }
@@ -109,12 +89,42 @@ class Planner {
 
 }  // namespace
 
+Problem problem_of(const Problem& forward, Operation operation) {
+  Problem problem = forward;
+  problem.operation = operation;
+  problem.lse = kernel::Lse::skip;
+  problem.boxes = 0;
+  if (operation == Operation::delta || operation == Operation::round_query) {
+    return {.operation = operation,
+            .dtype = problem.dtype,
+            .output_dtype = operation == Operation::delta ? problem.output_dtype : problem.dtype,
+            .head_dim = problem.head_dim,
+            .head_dim_v = operation == Operation::delta ? problem.head_dim_v : problem.head_dim,
+            .blocks = problem.blocks,
+            .align_bytes = problem.align_bytes};
+  }
+  problem.output_dtype = problem.dtype;
+  return problem;
+}
+
+std::vector<Problem> problems_of_pass(const Problem& forward, const codegen::Arch& arch, bool deterministic) {
+  Problem keys = problem_of(forward, Operation::grad_key_value);
+  const bool sums = !deterministic && codegen::adds_query_gradient(keys, arch);
+  keys.query_gradient = sums ? QueryGradient::atomic : QueryGradient::apart;
+  std::vector<Problem> problems{problem_of(forward, Operation::delta), keys,
+                                problem_of(forward, sums ? Operation::round_query : Operation::grad_query)};
+  if (forward.bias != kernel::Bias::none && forward.bias != kernel::Bias::boolean) {
+    problems.push_back(problem_of(forward, Operation::grad_bias));
+  }
+  return problems;
+}
+
 Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch) {
   BackwardParams params = call.params;
   const kernel::ForwardParams& forward = params.forward;
   const bool wants_key_value = params.grad_key != nullptr || params.grad_value != nullptr;
   const bool sums = params.grad_query != nullptr && wants_key_value && !call.deterministic &&
-                    codegen::adds_query_gradient(problem_of(call, Operation::grad_key_value), arch);
+                    codegen::adds_query_gradient(problem_of(call.problem, Operation::grad_key_value), arch);
 
   Pieces pieces(call.workspace);
   i64 rows = 0;

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace attune::runtime {
 
@@ -52,6 +53,14 @@ struct BackwardPlan {
 /// The launches of a call on an architecture, with pointers into call.workspace (none where it is null).
 /// Fails with invalid_argument when the workspace would be larger than any memory.
 Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch);
+
+/// The problem of one operation of a backward pass: of the forward pass's traits those that its kernel looks
+/// at.
+codegen::Problem problem_of(const codegen::Problem& forward, kernel::Operation operation);
+
+/// The problems of a pass that wants every gradient, in the order of their launches.
+std::vector<codegen::Problem> problems_of_pass(const codegen::Problem& forward, const codegen::Arch& arch,
+                                               bool deterministic);
 
 /// Workspaces begin at multiples of this, as allocations of CUDA do.
 inline constexpr std::size_t kWorkspaceAlignment = 256;

@@ -3,6 +3,7 @@
 #include "codegen/choose.h"
 #include "codegen/emit.h"
 #include "codegen/names.h"
+#include "runtime/backward.h"
 #include "tools/command.h"
 #include "tools/device_option.h"
 #include "tools/output_file.h"
@@ -87,26 +88,37 @@ codegen::Problem with_every_feature(const codegen::Candidate& candidate, codegen
   if (takes(codegen::kPaged)) problem.keys = kernel::Keys::paged;
   if (takes(codegen::kBias)) problem.bias = kernel::Bias::f32;
   if (takes(codegen::kDropout)) problem.dropout = kernel::Dropout::on;
+  if (takes(codegen::kAtomic)) problem.query_gradient = kernel::QueryGradient::atomic;
   problem.lse = kernel::Lse::write;
   return problem;
+}
+
+/// Of a problem with any traits, those that the operation's kernel looks at.
+codegen::Problem of_operation(const codegen::Candidate& candidate, const codegen::Problem& problem) {
+  const bool forward = candidate.operation == kernel::Operation::forward;
+  if (forward || codegen::merges(candidate.operation)) return problem;
+  codegen::Problem own = runtime::problem_of(problem, candidate.operation);
+  const bool without_bias = own.bias == kernel::Bias::none || own.bias == kernel::Bias::boolean;
+  if (own.operation == kernel::Operation::grad_bias && without_bias) own.bias = kernel::Bias::f32;
+  return own;
 }
 
 /// Problems that take every branch of a row's kernel: each dtype, plain and with all that the row does, at
 /// its largest head_dim and at one that fills no vector.
 std::vector<Sample> samples_of(const codegen::Candidate& candidate) {
   std::vector<Sample> samples;
-  const bool merge = candidate.operation == kernel::Operation::merge;
   for (const auto dtype : {kernel::DType::f32, kernel::DType::f16, kernel::DType::bf16}) {
     for (const int head_dim : {candidate.head_dim_max, candidate.head_dim_max - 27}) {
       const codegen::Problem plain{.operation = candidate.operation,
                                    .dtype = dtype,
                                    .output_dtype = dtype,
-                                   .head_dim = merge ? 0 : head_dim,
+                                   .head_dim = codegen::merges(candidate.operation) ? 0 : head_dim,
                                    .head_dim_v = head_dim,
                                    .align_bytes = head_dim % 8 == 0 ? 16 : 2,
                                    .boxes = head_dim % 8 == 0 ? 1 : 0};
-      for (const auto& [traits, problem] :
+      for (const auto& [traits, any] :
            {std::pair{"plain", plain}, {"every", with_every_feature(candidate, plain)}}) {
+        const codegen::Problem problem = of_operation(candidate, any);
         if (const auto arch = arch_of(candidate, problem)) {
           samples.push_back({candidate, problem, *arch, traits});
         }

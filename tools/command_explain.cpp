@@ -1,5 +1,5 @@
-// attune explain: which kernel a problem gets, why, and under which key it is cached. Runs on any machine,
-// for any architecture; only the key needs the compiler's version.
+// attune explain: which kernel a problem gets, or which kernels a backward pass, why, and under which key it
+// is cached. Runs on any machine, for any architecture; only the key needs the compiler's version.
 #include "codegen/choose.h"
 #include "codegen/emit.h"
 #include "codegen/names.h"
@@ -17,9 +17,13 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace attune::tools {
 namespace {
+
+using nlohmann::json;
 
 struct ExplainOptions {
   std::string problem;
@@ -65,12 +69,30 @@ std::string to_text(const runtime::Explanation& e, const ExplainOptions& options
   return text;
 }
 
+/// The kernels of a backward pass as attune::explain_backward has them; one kernel as attune::explain has it.
+json to_json(const std::vector<runtime::Explanation>& kernels) {
+  if (kernels.size() == 1) return runtime::to_json(kernels.front());
+  json all = json::array();
+  for (const runtime::Explanation& one : kernels) all.push_back(runtime::to_json(one));
+  return {{"kernels", std::move(all)}};
+}
+
+std::string to_text(const std::vector<runtime::Explanation>& kernels, const ExplainOptions& options) {
+  std::string text;
+  for (const runtime::Explanation& one : kernels) text += (text.empty() ? "" : "\n") + to_text(one, options);
+  return text;
+}
+
 Result<int> explain(const ExplainOptions& options, bool as_json) {
-  ATTUNE_ASSIGN(problem, codegen::parse_problem(options.problem));
   ATTUNE_ASSIGN(arch, parse_arch(options.arch));
+  ATTUNE_ASSIGN(problems, parse_problems(options.problem, arch));
   ATTUNE_ASSIGN(engine, runtime::Engine::global());
-  ATTUNE_ASSIGN(explanation, engine->explain(problem, arch, std::nullopt));
-  ATTUNE_TRY(as_json ? print_json(runtime::to_json(explanation)) : print(to_text(explanation, options)));
+  std::vector<runtime::Explanation> kernels;
+  for (const codegen::Problem& problem : problems) {
+    ATTUNE_ASSIGN(explanation, engine->explain(problem, arch, std::nullopt));
+    kernels.push_back(std::move(explanation));
+  }
+  ATTUNE_TRY(as_json ? print_json(to_json(kernels)) : print(to_text(kernels, options)));
   return kOk;
 }
 
@@ -78,7 +100,8 @@ Result<int> explain(const ExplainOptions& options, bool as_json) {
 
 void add_explain(CLI::App& app, Session& session) {
   auto options = std::make_shared<ExplainOptions>();
-  CLI::App* command = app.add_subcommand("explain", "Which kernel a problem gets, and why");
+  CLI::App* command =
+      app.add_subcommand("explain", "Which kernel a problem gets, or which kernels a backward pass, and why");
   command->add_option("--problem", options->problem, problem_help())->required();
   command->add_option("--arch", options->arch, "sm_90a, x86-64-v4, ... or native")->capture_default_str();
   command->add_flag("--source", options->source, "Print the generated source too");

@@ -42,28 +42,32 @@ struct Job {
   std::string name() const { return fmt::format("{} {}", arch.target, codegen::to_string(problem)); }
 };
 
-Result<std::vector<Problem>> problems_of(const PrecompileOptions& options) {
-  std::vector<Problem> problems;
-  if (!options.list.empty()) {
-    const auto bytes = read_file(options.list);
-    if (!bytes.ok()) return invalid_argument(bytes.failure().message);
-    const std::string_view text(reinterpret_cast<const char*>(bytes->data()), bytes->size());
-    ATTUNE_ASSIGN(listed, parse_problem_list(text, options.list));
-    problems = std::move(listed);
-  }
+/// What the list and the options ask for on an architecture.
+Result<std::vector<Problem>> problems_of(const PrecompileOptions& options, std::string_view list,
+                                         const Arch& arch) {
+  ATTUNE_ASSIGN(problems, parse_problem_list(list, options.list, arch));
   for (const std::string& text : options.problems) {
-    ATTUNE_ASSIGN(problem, codegen::parse_problem(text));
-    if (std::ranges::find(problems, problem) == problems.end()) problems.push_back(problem);
+    ATTUNE_ASSIGN(more, parse_problems(text, arch));
+    for (const Problem& problem : more) {
+      if (std::ranges::find(problems, problem) == problems.end()) problems.push_back(problem);
+    }
   }
   if (problems.empty()) return invalid_argument("no problems: name a LIST or give --problem");
   return problems;
 }
 
 Result<std::vector<Job>> jobs_of(const PrecompileOptions& options) {
-  ATTUNE_ASSIGN(problems, problems_of(options));
+  std::vector<std::byte> list;
+  if (!options.list.empty()) {
+    auto bytes = read_file(options.list);
+    if (!bytes.ok()) return invalid_argument(bytes.failure().message);
+    list = std::move(*bytes);
+  }
+  const std::string_view text(reinterpret_cast<const char*>(list.data()), list.size());
   std::vector<Job> jobs;
   for (const std::string& name : options.archs) {
     ATTUNE_ASSIGN(arch, parse_arch(name));
+    ATTUNE_ASSIGN(problems, problems_of(options, text, arch));
     for (const Problem& problem : problems) jobs.push_back({problem, arch, nullptr, {}});
   }
   return jobs;

@@ -1,6 +1,9 @@
 #include "tools/problem_list.h"
 
+#include "runtime/backward.h"
+
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
@@ -12,6 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kSpaces = " \t\r\n";
+constexpr std::string_view kWholePass = "operation=backward";
 
 /// A problem's text with the place that it came from.
 using Line = std::pair<std::string, std::string>;
@@ -52,6 +56,16 @@ Result<std::vector<Line>> elements_of(std::string_view text, const std::string& 
   return lines;
 }
 
+std::vector<std::string_view> words_of(std::string_view text) {
+  std::vector<std::string_view> words;
+  for (;;) {
+    text.remove_prefix(std::min(text.find_first_not_of(kSpaces), text.size()));
+    if (text.empty()) return words;
+    words.push_back(text.substr(0, text.find_first_of(kSpaces)));
+    text.remove_prefix(words.back().size());
+  }
+}
+
 }  // namespace
 
 std::string problem_help() {
@@ -60,10 +74,22 @@ std::string problem_help() {
   codegen::for_each_problem_field(problem, [&](std::string_view name, const auto&) {
     fields += fmt::format("{}{}", fields.empty() ? "" : " ", name);
   });
-  return "\"dtype=f16 head_dim=64 window_right=bounded lse=write\"; the fields are " + fields;
+  return "\"dtype=f16 head_dim=64 window_right=bounded lse=write\"; the fields are " + fields +
+         "; operation=backward stands for the kernels of a backward pass";
 }
 
-Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin) {
+Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch) {
+  std::vector<std::string_view> words = words_of(text);
+  const bool whole_pass = std::erase(words, kWholePass) > 0;
+  ATTUNE_ASSIGN(problem, codegen::parse_problem(fmt::format("{}", fmt::join(words, " "))));
+  if (!whole_pass) return std::vector{problem};
+  problem.query_gradient = kernel::QueryGradient::apart;
+  const bool deterministic = std::ranges::find(words, "query_gradient=apart") != words.end();
+  return runtime::problems_of_pass(problem, arch, deterministic);
+}
+
+Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin,
+                                                         const codegen::Arch& arch) {
   const std::size_t begin = text.find_first_not_of(kSpaces);
   std::vector<Line> lines;
   if (begin != std::string_view::npos && text[begin] == '[') {
@@ -74,9 +100,11 @@ Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, 
   }
   std::vector<codegen::Problem> problems;
   for (const auto& [line, place] : lines) {
-    auto problem = codegen::parse_problem(line);
-    if (!problem.ok()) return invalid_argument(fmt::format("{}: {}", place, problem.failure().message));
-    if (std::ranges::find(problems, *problem) == problems.end()) problems.push_back(*problem);
+    const auto parsed = parse_problems(line, arch);
+    if (!parsed.ok()) return invalid_argument(fmt::format("{}: {}", place, parsed.failure().message));
+    for (const codegen::Problem& problem : *parsed) {
+      if (std::ranges::find(problems, problem) == problems.end()) problems.push_back(problem);
+    }
   }
   return problems;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/result.h"
+#include "codegen/arch.h"
 #include "codegen/problem.h"
 
 #include <string>
@@ -13,9 +14,15 @@ namespace attune::tools {
 /// What a --problem is, with every field's name; for help.
 std::string problem_help();
 
-/// Text is one problem a line, "dtype=f16 head_dim=64", with '#' before a comment; or a JSON array whose
+/// A problem, or with operation=backward in place of an operation those of every kernel of a backward pass on
+/// the architecture: of one that may add up the query's gradient in any order, unless query_gradient=apart is
+/// asked for.
+Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch);
+
+/// Text is one of these a line, "dtype=f16 head_dim=64", with '#' before a comment; or a JSON array whose
 /// elements are such lines or objects, {"dtype": "f16", "head_dim": 64}. Repeated problems are dropped. Fails
 /// with invalid_argument; the message has `origin` and the line or element.
-Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin);
+Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin,
+                                                         const codegen::Arch& arch);
 
 }  // namespace attune::tools

@@ -1,6 +1,7 @@
 """attune attend: right results, on each bias and dtype, and an honest report."""
 
 import math
+import operator
 import os
 import pathlib
 import shutil
@@ -11,6 +12,9 @@ from harness import (CommandTest, Problem, main, needs_cpu, needs_gpu, read_safe
 FIELDS = {"kernel", "family", "source", "device", "first_call_ms", "hot_call_ms", "compiles", "cache_hits",
           "cache_defects", "max_abs_error", "plain_max_abs_error", "lse_max_abs_error",
           "plain_lse_max_abs_error", "correct"}
+
+BACKWARD_FIELDS = {"kernel", "kernels", "family", "source", "device", "first_call_ms", "hot_call_ms", "compiles",
+                   "cache_hits", "cache_defects", "errors", "correct"}
 
 # Bias, its options, and the documentation's words for "query i sees key j"; s is len_k - len_q.
 BIASES = [
@@ -198,6 +202,88 @@ class Attend(CommandTest):
         self.assertGreater(report["lse_max_abs_error"], 1e-4)
         good, _, _ = self.attend(problem, "--check")
         self.assertEqual((good["correct"], good["compiles"]), (True, 1))  # another text is another key
+
+    def backward(self, tensors, *options, code=0, **variables):
+        """Runs backward, too; returns the report and every tensor that was written."""
+        source, target = self.folder / "in.safetensors", self.folder / "out.safetensors"
+        write_safetensors(source, tensors)
+        report = self.attune_json("attend", source, "-o", target, "--repeat", 1, "--backward", *options, code=code,
+                                  **variables)
+        return report, read_safetensors(target)[0]
+
+    def test_gradients(self):
+        problem = Problem(batch=2, len_q=5, len_k=7, head_dim=8, head_dim_v=12)
+        for bias, options, _ in BIASES:
+            with self.subTest(bias=bias):
+                report, written = self.backward(problem.tensors(), "--bias", bias, *options, "--check")
+                self.assertEqual(set(report), BACKWARD_FIELDS)
+                self.assertEqual(set(written), {"output", "lse", "grad_query", "grad_key", "grad_value"})
+                self.assertEqual({name: tensor[:2] for name, tensor in written.items() if "grad" in name},
+                                 {"grad_query": ("F32", [2, 5, 2, 8]), "grad_key": ("F32", [2, 7, 2, 8]),
+                                  "grad_value": ("F32", [2, 7, 2, 12])})
+                self.assertTrue(report["correct"])
+                self.assertEqual(set(report["errors"]), {"grad_query", "grad_key", "grad_value"})
+                self.assertEqual(len(report["kernels"]), 3)
+                self.assertIn(report["kernel"], report["kernels"])
+                # Of a sum of all outputs: each query hands its whole weight out, 1 to each column of the values.
+                rows = sum(lse != -math.inf for lse in written["lse"][2])
+                self.assertAlmostEqual(sum(written["grad_value"][2]), rows * 12, places=3)
+
+    def test_gradients_are_slopes(self):
+        problem = Problem(len_q=3, len_k=4, heads=1, head_dim=4)
+        seeds = [(i * 5 % 7 - 3) / 4 for i in range(3 * 4)]
+        lse_seeds = [0.5, -1.0, 0.25]
+        numbers = [(i * 7 % 11) / 8 - 0.5 for i in range(3 * 4)]
+        tensors = problem.tensors() | {"grad_output": ("F32", (1, 3, 1, 4), seeds),
+                                       "grad_lse": ("F32", (1, 1, 3), lse_seeds),
+                                       "attn_bias": ("F32", (1, 1, 3, 4), numbers)}
+        report, written = self.backward(tensors, "--check", "--deterministic")
+        self.assertTrue(report["correct"])
+
+        def loss():
+            output, lse = problem.reference(added=lambda b, h, i, j: numbers[i * 4 + j])
+            return sum(map(operator.mul, output, seeds)) + sum(map(operator.mul, lse, lse_seeds))
+
+        for name, values in (("query", problem.query), ("key", problem.key), ("value", problem.value),
+                             ("attn_bias", numbers)):
+            for at, slope in enumerate(written[f"grad_{name}"][2]):
+                before = values[at]
+                values[at] = before + 1e-5
+                above = loss()
+                values[at] = before - 1e-5
+                self.assertAlmostEqual((above - loss()) / 2e-5, slope, places=4, msg=f"{name} {at}")
+                values[at] = before
+
+    def test_gradients_of_every_dtype(self):
+        for dtype in ("F32", "F16", "BF16"):
+            with self.subTest(dtype=dtype):
+                report, written = self.backward(Problem(len_q=33, len_k=65, head_dim=64, dtype=dtype).tensors(),
+                                                "--check", "--p", 0.25, "--seed", 3)
+                self.assertTrue(report["correct"])
+                self.assertEqual(written["grad_key"][0], dtype)
+        report, _ = self.backward(Problem(dtype="F16").tensors(), "--check", "--output-dtype", "f32")
+        self.assertTrue(report["correct"])
+
+    def test_gradients_of_nothing(self):
+        report, written = self.backward(Problem(len_k=0).tensors(), "--check")
+        self.assertEqual(set(written["grad_query"][2]), {0.0})
+        self.assertTrue(report["correct"])
+        report, written = self.backward(Problem(len_q=0).tensors(), "--check")
+        self.assertEqual(set(written["grad_key"][2]), {0.0})
+        self.assertTrue(report["correct"])
+
+    def test_gradients_as_text(self):
+        source, target = Problem().write(self.folder / "in.safetensors"), self.folder / "out.safetensors"
+        text = self.attune("attend", source, "-o", target, "--backward", "--check").out
+        for words in ("(from compiler)", "launches", "grad_query error", "grad_value error", "check             ok"):
+            self.assertIn(words, text)
+
+    def test_refused_gradients(self):
+        source = self.folder / "in.safetensors"
+        write_safetensors(source, Problem().tensors() | {"grad_output": ("F16", (1, 5, 2, 8), [1.0] * 80)})
+        arguments = ("attend", source, "-o", self.folder / "out.safetensors")
+        self.assert_fails(2, "grad_output: is f16, expected f32 as output", *arguments, "--backward")
+        self.assert_fails(2, "--backward", *arguments, "--deterministic")
 
     @needs_gpu
     def test_gpu(self):

@@ -61,6 +61,38 @@ class Explain(CommandTest):
             told = self.attune_json("explain", "--problem", problem, "--arch", arch)
             self.assertEqual((told["problem"], told["family"]), (problem, family))
 
+    def test_the_backward_of_a_merge(self):
+        problem = "operation=grad_merge dtype=f16 output_dtype=f32 head_dim_v=64"
+        for arch, family in (("x86-64-v4", "cpu"), ("sm_80", "merge")):
+            told = self.attune_json("explain", "--problem", problem, "--arch", arch)
+            self.assertEqual((told["problem"], told["family"]), (problem, family))
+
+    def test_a_backward_pass(self):
+        def pass_of(problem, arch):
+            told = self.attune_json("explain", "--problem", problem, "--arch", arch)
+            return [kernel["problem"] for kernel in told["kernels"]]
+
+        for arch in ("x86-64-v3", "x86-64-v4"):
+            self.assertEqual(pass_of("operation=backward dtype=f16 output_dtype=f32 head_dim=64 head_dim_v=40 "
+                                     "window_right=bounded bias=f16 lse=write", arch),
+                             ["operation=delta dtype=f16 output_dtype=f32 head_dim=64 head_dim_v=40",
+                              "operation=grad_key_value dtype=f16 head_dim=64 head_dim_v=40 "
+                              "window_right=bounded bias=f16",
+                              "operation=grad_query dtype=f16 head_dim=64 head_dim_v=40 window_right=bounded bias=f16",
+                              "operation=grad_bias dtype=f16 head_dim=64 head_dim_v=40 window_right=bounded bias=f16"])
+        self.assertEqual(pass_of("operation=backward dtype=bf16 head_dim=128", "sm_90a"),
+                         ["operation=delta dtype=bf16 head_dim=128",
+                          "operation=grad_key_value dtype=bf16 head_dim=128 query_gradient=atomic",
+                          "operation=round_query dtype=bf16 head_dim=128"])
+        self.assertEqual(pass_of("operation=backward dtype=bf16 head_dim=128 query_gradient=apart", "sm_90a"),
+                         ["operation=delta dtype=bf16 head_dim=128",
+                          "operation=grad_key_value dtype=bf16 head_dim=128",
+                          "operation=grad_query dtype=bf16 head_dim=128"])
+        text = self.attune("explain", "--problem", "operation=backward dtype=f32 head_dim=64 bias=boolean", "--arch",
+                           "sm_80").out
+        self.assertEqual(text.count("candidate "), 3)
+        self.assertIn("problem    operation=delta dtype=f32 head_dim=64\n", text)
+
     @needs_cpu
     def test_state_of_a_cached_kernel(self):
         self.attune("precompile", "--problem", PROBLEM, "--arch", "x86-64-v3")
@@ -79,6 +111,8 @@ class Explain(CommandTest):
         refuse("problem: 'holes' is no value of keys", "head_dim=64 keys=holes")
         refuse("unknown architecture 'sm_91'", PROBLEM, "sm_91")
         refuse("head_dim=N is missing", "dtype=f16")
+        refuse("head_dim=N is missing", "operation=backward dtype=f16")
+        refuse("problem: 'sideways' is no value of operation", "operation=sideways head_dim=8")
         self.assert_fails(2, "--problem is required", "explain")
 
 
@@ -100,10 +134,11 @@ class Emit(CommandTest):
         folder = self.folder / "kernels"
         report = self.attune_json("emit", "--all", "--out", folder)
         self.assertEqual(sorted(f["path"] for f in report["files"]), sorted(map(str, folder.iterdir())))
-        self.assertEqual({f["candidate"].split("_")[0] for f in report["files"]}, {"cpu", "simt", "mma", "sm90", "merge"})
+        self.assertLessEqual({"cpu", "simt", "mma", "sm90", "merge"},
+                             {f["candidate"].split("_")[0] for f in report["files"]})
         self.assertEqual(len(report["files"]), len(set(f["path"] for f in report["files"])))
-        for name in ("forward_cpu.h", "merge_cpu.h", "forward_simt.cuh", "forward_mma.cuh", "forward_sm90.cuh",
-                     "merge.cuh"):
+        for name in ("forward_cpu.h", "merge_cpu.h", "grad_merge_cpu.h", "forward_simt.cuh", "forward_mma.cuh",
+                     "forward_sm90.cuh", "merge.cuh", "grad_merge.cuh", "delta.cuh", "round_query.cuh"):
             self.assertTrue(any(name in path.read_text() for path in folder.iterdir()), name)
 
     def test_refusals(self):

@@ -72,6 +72,35 @@ class Precompile(CommandTest):
         report = self.attune_json("precompile", path)
         self.assertEqual([result["problem"] for result in report["results"]], [PROBLEM, OTHER])
 
+    def test_a_whole_backward_pass(self):
+        path = self.folder / "problems"
+        path.write_text("operation=backward dtype=f32 head_dim=8 align_bytes=16\n"
+                        "operation=grad_query dtype=f32 head_dim=8\n"
+                        "operation=grad_merge dtype=f32 head_dim_v=8\n")
+        report = self.attune_json("precompile", path)
+        self.assertEqual([result["problem"] for result in report["results"]],
+                         ["operation=delta dtype=f32 head_dim=8", "operation=grad_key_value dtype=f32 head_dim=8",
+                          "operation=grad_query dtype=f32 head_dim=8", "operation=grad_merge dtype=f32 head_dim_v=8"])
+        self.assertEqual((report["compiled"], report["failed"]), (4, 0))
+        path.write_text(json.dumps([{"operation": "backward", "dtype": "f32", "head_dim": 8}]))
+        self.assertEqual(self.attune_json("precompile", path)["hits"], 3)
+
+        source = Problem(head_dim=8).write(self.folder / "in.safetensors")
+        self.attune("precompile", "--problem", PROBLEM)
+        report = self.attune_json("attend", source, "-o", self.folder / "out.safetensors", "--backward",
+                                  ATTUNE_JIT="never")
+        self.assertEqual((report["compiles"], report["cache_hits"]), (0, 3))
+
+    def test_recorded_gradients_are_precompiled(self):
+        source = Problem(head_dim=8).write(self.folder / "in.safetensors")
+        record = self.folder / "record"
+        self.attune("attend", source, "-o", self.folder / "out.safetensors", "--backward", ATTUNE_RECORD=str(record))
+        self.assertEqual([line.split("  #")[0] for line in record.read_text().splitlines()],
+                         [PROBLEM, "operation=delta dtype=f32 head_dim=8",
+                          "operation=grad_key_value dtype=f32 head_dim=8",
+                          "operation=grad_query dtype=f32 head_dim=8"])
+        self.assertEqual(self.attune_json("precompile", record)["hits"], 4)
+
     def test_other_architectures(self):
         report = self.attune_json("precompile", "--problem", PROBLEM, "--arch", "x86-64-v3,x86-64-v4")
         self.assertEqual([(r["target"], r["candidate"].split("_")[1]) for r in report["results"]],
