@@ -119,6 +119,7 @@ struct NumericsCommand {
   std::uint64_t seed = 1;
   int cases = 512;
   std::optional<int> only;
+  bool backward = false;
   std::string backend = "auto";
   std::vector<std::string> families;
 };
@@ -131,8 +132,11 @@ Family family_of(const std::string& name) {
 
 Result<int> verify_numerics(const NumericsCommand& command, bool as_json) {
   ATTUNE_ASSIGN(device, parse_device(command.backend));
-  verify::NumericsOptions options{
-      .seed = command.seed, .cases = command.cases, .device = device, .only = command.only};
+  verify::NumericsOptions options{.seed = command.seed,
+                                  .cases = command.cases,
+                                  .pass = command.backward ? verify::Pass::backward : verify::Pass::forward,
+                                  .device = device,
+                                  .only = command.only};
   for (const std::string& name : command.families) options.families.push_back(family_of(name));
   Progress progress(verify::numerics_steps(options));
   options.progress = [&](const std::string& what) { progress.advance(what); };
@@ -149,6 +153,7 @@ void add_numerics(CLI::App* verify, Session& session) {
   command->add_option("--cases", options->cases, "How many")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command->add_flag("--backward", options->backward, "Gradients, in place of attention and merges");
   command->add_option("--only", options->only, "Run this one of the cases alone")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--family", options->families, "Kernel families, in turns; default all of the device")

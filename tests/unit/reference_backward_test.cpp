@@ -240,9 +240,9 @@ TEST_CASE("gradients equal differences of the forward pass over every kind of pr
     one.problem.head_dim = one.problem.head_dim % 7 + 1;
     one.problem.head_dim_v = one.problem.head_dim_v % 5 + 1;
     AttentionCase drawn(random, one, *one.mask);
-    drawn.scale = random.pick({0.25, -0.25});
+    drawn.problem.scale = random.pick({0.25, -0.25});
     CAPTURE(drawn.name);
-    Inputs forward = drawn.inputs();
+    Inputs forward = drawn.problem.inputs();
     Movable query(forward.query), key(forward.key), value(forward.value);
     std::optional<Movable> bias;
     if (has_bias_gradient(forward)) bias.emplace(*forward.bias.tensor);

@@ -318,10 +318,10 @@ TEST_CASE("the reference equals a straightforward sum over every kind of problem
     one.problem.head_dim_v = one.problem.head_dim_v % 5 + 1;
     AttentionCase drawn(random, one, *one.mask);
     // The sum without a maximum overflows for wide scores; keep them small.
-    drawn.scale = 0.05;
+    drawn.problem.scale = 0.05;
     CAPTURE(drawn.name);
-    const Values reference = reference_attention(drawn.inputs());
-    const std::vector<double> sum = sum_by_pairs(drawn.inputs());
+    const Values reference = reference_attention(drawn.problem.inputs());
+    const std::vector<double> sum = sum_by_pairs(drawn.problem.inputs());
     REQUIRE(reference.output.size() == sum.size());
     for (std::size_t i = 0; i < sum.size(); ++i) {
       REQUIRE(std::abs(reference.output[i] - sum[i]) <= 1e-11 * reference.value_magnitude);
@@ -391,7 +391,7 @@ TEST_CASE("the verdict accepts the reference and refuses single defects") {
   Values right;
   do {
     ran = std::make_unique<AttentionCase>(random, wanted, causal);
-    right = reference_attention(ran->inputs());
+    right = reference_attention(ran->problem.inputs());
   } while (right.output.size() < 64 || largest_magnitude(right.output) == 0);
   CAPTURE(ran->name);
   const auto finish = [&](const std::vector<double>& output, const std::vector<double>& lse) {

@@ -3,10 +3,13 @@
 
 #include "tools/reference/reference.h"
 #include "tools/verify/arena.h"
+#include "tools/verify/attention_problem.h"
 #include "tools/verify/guarded_tensor.h"
 #include "tools/verify/kernel_classes.h"
+#include "tools/verify/query_numbers.h"
 #include "tools/verify/random.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -22,8 +25,10 @@ class Case {
 
   /// Calls the API on the arena's device; the results are in the case's own memory afterwards. Throws Error.
   virtual void run(Arena& arena) = 0;
-  /// Kernels that the call launches.
+  /// Kernels that run() launches.
   virtual int launches() const = 0;
+  /// The problem of the kernel that last_kernel() names afterwards, if there were any.
+  virtual codegen::Problem last(const codegen::Arch& arch) const = 0;
   /// "" when the results are within the tolerance, rows that saw no key are exactly 0 and -inf, and no byte
   /// outside them has changed; else what is wrong.
   virtual std::string verdict() const = 0;
@@ -36,7 +41,7 @@ class Case {
 /// Draws a case of the class; a mask other than the class's own where its kernels serve it.
 std::unique_ptr<Case> random_case(Random& random, const KernelClass& kernel_class, const MaskClass* mask);
 
-// ---- The two kinds of cases ----
+// ---- The kinds of cases ----
 
 /// The function that is called: into the caller's memory, or into what Attune allocates.
 enum class Function { into, allocate, requires_grad, partial };
@@ -47,41 +52,71 @@ class AttentionCase : public Case {
 
   void run(Arena& arena) override;
   int launches() const override;
+  codegen::Problem last(const codegen::Arch&) const override { return problem.traits(); }
   std::string verdict() const override;
 
-  /// The problem in the case's own memory, its mask made from lists of the host.
-  reference::Inputs inputs() const;
-
-  GuardedTensor query, key, value, output;
+  AttentionProblem problem;
+  GuardedTensor output;
   GuardedTensor lse;  // contiguous
-  std::optional<double> scale;
 
  private:
-  struct Used;
-  void draw_extents(Random& random);
-  void draw_options(Random& random);
-  void draw_tensors(Random& random);
-  void poison_unseen(const Used& used);
-  void draw_bias_tensor(Random& random, const Used& used);
   void describe();
-  bool writes_lse() const { return class_.problem.lse == kernel::Lse::write; }
-  std::vector<std::int64_t> heads_or_one() const;
-  AttentionBias bias_on(Arena& arena) const;
+  bool writes_lse() const { return problem.traits().lse == kernel::Lse::write; }
   std::vector<Part> parts() const;
 
-  const KernelClass class_;
-  const MaskClass& mask_;
-  MaskPlan plan_;
-  Route route_ = Route::lists;
   Function function_ = Function::into;
-  int batch_ = 1;
-  std::vector<std::int64_t> query_heads_, key_heads_, value_heads_;  // [], [H] or [G, H]
-  GuardedTensor bias_tensor_;
-  bool has_bias_tensor_ = false;
-  GuardedTensor q_starts_, k_starts_, k_lens_, pages_;  // tables, where the route takes them from the device
-  double p_ = 0;
-  DropoutState dropout_;
-  double score_spread_ = 1, value_spread_ = 1;
+};
+
+/// Gradients of results that the reference or Attune's own forward computed. In deterministic mode the call
+/// is made twice, and must give the same bits.
+class BackwardCase : public Case {
+ public:
+  BackwardCase(Random& random, const KernelClass& kernel_class, const MaskClass& mask);
+
+  void run(Arena& arena) override;
+  int launches() const override;
+  codegen::Problem last(const codegen::Arch& arch) const override;
+  std::string verdict() const override;
+
+  /// Once it has run, where the output is forward's.
+  reference::BackwardInputs inputs() const;
+
+  AttentionProblem problem;
+
+ private:
+  struct Call;
+  struct Result {
+    const char* name;
+    bool wanted = false;
+    GuardedTensor tensor;
+  };
+
+  void draw_forward(Random& random);
+  void draw_grad_output(Random& random);
+  void draw_results(Random& random);
+  void describe();
+  double gradient_spread(Random& random) const;
+  bool has_bias_gradient() const;
+  bool adds_query_gradient(const codegen::Arch& arch) const;
+  int backward_launches() const;
+  std::size_t most_workspace() const;
+  std::vector<Part> parts() const;
+  void run_once(Arena& arena);
+  void run_into(Arena& arena, Call& call);
+  void run_allocating(Arena& arena, Call& call);
+
+  GuardedTensor output_, grad_output_;
+  QueryNumbers lse_, grad_lse_;
+  Result query_{"grad_query"}, key_{"grad_key"}, value_{"grad_value"}, bias_{"grad_bias"};
+  GuardedTensor workspace_;
+  bool own_forward_;  // output and lse are what Attune computes
+  bool has_grad_lse_;
+  bool deterministic_;
+  Function function_;
+  bool own_workspace_;  // the caller's
+  const char* grad_output_layout_ = "";
+  double grad_spread_ = 1;
+  std::string wrong_;  // that was found out while it ran
 };
 
 class MergeCase : public Case {
@@ -90,6 +125,7 @@ class MergeCase : public Case {
 
   void run(Arena& arena) override;
   int launches() const override;
+  codegen::Problem last(const codegen::Arch& arch) const override;
   std::string verdict() const override;
 
   reference::MergeInputs inputs() const;

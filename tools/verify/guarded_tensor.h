@@ -24,7 +24,7 @@ struct Layout {
   std::array<bool, kMaxRank> reversed{};              ///< negative stride
   std::int64_t step = 1;                              ///< the innermost axis's stride
   std::int64_t granule = 1;                           ///< every other stride is a multiple of it, in elements
-  std::int64_t offset = 0;                            ///< elements from a 64-byte boundary to the lowest one
+  std::int64_t offset = 0;                            ///< elements from an aligned address to the lowest one
 };
 
 enum class Access { read, write };
@@ -43,6 +43,8 @@ using Index = std::array<std::int64_t, kMaxRank>;
 
 class GuardedTensor {
  public:
+  static constexpr std::size_t kAlignment = 256;  // that of a workspace
+
   GuardedTensor() = default;
   GuardedTensor(DType dtype, const std::vector<std::int64_t>& shape, const Layout& layout);
   /// A contiguous table.
@@ -56,7 +58,7 @@ class GuardedTensor {
   void assign(const TensorView& from);
 
   MutableTensorView view() const;
-  /// The same tensor in a copy of the storage elsewhere, 64-byte aligned.
+  /// The same tensor in a copy of the storage elsewhere, as aligned.
   MutableTensorView view_in(void* storage, Device device) const;
   /// All of the memory, guards included; for copies to and from a GPU.
   std::span<std::byte> storage() const;
@@ -68,8 +70,8 @@ class GuardedTensor {
   std::string damage(Access allowed) const;
 
  private:
-  struct alignas(64) Block {
-    std::array<std::byte, 64> bytes;
+  struct alignas(kAlignment) Block {
+    std::array<std::byte, kAlignment> bytes;
   };
   mutable std::vector<Block> blocks_;
   std::vector<Block> sealed_;  // the storage as it was before any kernel ran

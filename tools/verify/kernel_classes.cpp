@@ -15,6 +15,8 @@ using codegen::Problem;
 using kernel::DType;
 using kernel::Family;
 using kernel::kMaxHeadDim;
+using kernel::Operation;
+using kernel::QueryGradient;
 
 constexpr int kMergeEvery = 12;  // one class in so many merges
 constexpr int kAttempts = 400;   // to draw a problem that a family has a kernel for
@@ -85,7 +87,7 @@ void suit_sm90(Problem& problem) {
 }
 
 Problem random_merge(Random& random, int head_dim_v) {
-  Problem problem{.operation = kernel::Operation::merge,
+  Problem problem{.operation = Operation::merge,
                   .dtype = random.pick({DType::f32, DType::f16, DType::bf16}),
                   .head_dim_v = head_dim_v,
                   .lse = random.pick({kernel::Lse::skip, kernel::Lse::write})};
@@ -113,14 +115,28 @@ Problem random_forward(Random& random, const Combination& drawn, int head_dim, i
   return problem;
 }
 
-/// Draws until the family has a kernel for it, at first with these head_dims. Nothing: it never has one for
+Problem forward_of(const Problem& backward) {
+  Problem problem = backward;
+  problem.operation = Operation::forward;
+  problem.lse = kernel::Lse::write;
+  return problem;
+}
+
+/// Draws until the family has kernels for it, at first with these head_dims. Nothing: it never has any for
 /// the combination.
 std::optional<KernelClass> random_class(Random& random, const Combination& drawn, int head_dim,
-                                        int head_dim_v, const codegen::Arch& arch) {
+                                        int head_dim_v, const codegen::Arch& arch, Pass pass) {
+  const auto has_kernel = [&](const Problem& problem) {
+    return codegen::not_supported_reasons(drawn.family, problem, arch).empty();
+  };
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     Problem problem = random_forward(random, drawn, head_dim, head_dim_v);
     problem.families = codegen::only(drawn.family);
-    if (codegen::not_supported_reasons(drawn.family, problem, arch).empty()) {
+    if (pass == Pass::backward) {
+      problem.operation = Operation::grad_key_value;
+      problem.lse = kernel::Lse::skip;
+    }
+    if (has_kernel(problem) && (pass == Pass::forward || has_kernel(forward_of(problem)))) {
       return KernelClass{problem, drawn.family, drawn.mask};
     }
     const bool well_known = random.chance(0.5);
@@ -130,41 +146,8 @@ std::optional<KernelClass> random_class(Random& random, const Combination& drawn
   return std::nullopt;
 }
 
-}  // namespace
-
-int row_alignment(std::int64_t bytes) {
-  return 1 << std::countr_zero(static_cast<std::uint64_t>(bytes) | 16u);
-}
-
-Result<std::vector<KernelClass>> random_classes(Random& random, int count, const codegen::Arch& arch,
-                                                std::span<const Family> families) {
-  const std::vector<int> head_dims = random_head_dims(random, count);
-  const std::vector<int> head_dims_v = random_head_dims(random, count);
-  const std::vector<Combination> all = combinations(families);
-  Deck<Combination> deck(all);
-  std::vector<KernelClass> classes;
-  for (std::size_t barren = 0; static_cast<int>(classes.size()) < count;) {
-    const std::size_t i = classes.size();
-    if (i % kMergeEvery == kMergeEvery - 1) {
-      const Problem problem = random_merge(random, head_dims_v[i]);
-      ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
-      classes.push_back({problem, choice.spec.family, nullptr});
-      continue;
-    }
-    const auto drawn = random_class(random, deck.deal(random), head_dims[i], head_dims_v[i], arch);
-    if (drawn) classes.push_back(*drawn);
-    barren = drawn ? 0 : barren + 1;
-    if (barren == 2 * all.size()) {  // which hold a whole deck
-      return unsupported(fmt::format("the families of this run have no kernels on {}", arch.target));
-    }
-  }
-  return classes;
-}
-
-std::vector<Problem> problems_of(const KernelClass& kernel_class) {
-  const Problem& problem = kernel_class.problem;
-  if (problem.operation == kernel::Operation::forward) return {problem};
-  // Many chunks are merged into float32 first, and those into the output.
+/// Many chunks are merged into float32 first, and those into the output.
+std::vector<Problem> merges_of(const Problem& problem) {
   Problem group = problem;
   group.output_dtype = DType::f32;
   group.lse = kernel::Lse::write;
@@ -174,6 +157,78 @@ std::vector<Problem> problems_of(const KernelClass& kernel_class) {
   group.align_bytes = std::max(group.align_bytes, size_of(group.dtype));
   last.align_bytes = std::max(last.align_bytes, size_of(last.output_dtype));
   return {problem, group, last};
+}
+
+/// Any gradients may be wanted, in deterministic mode or not.
+std::vector<Problem> steps_of(const Problem& backward, const codegen::Arch& arch) {
+  std::vector<Problem> steps{forward_of(backward), step_of(backward, Operation::delta),
+                             step_of(backward, Operation::grad_key_value),
+                             step_of(backward, Operation::grad_query)};
+  if (codegen::adds_query_gradient(steps[2], arch)) {
+    steps.push_back(step_of(backward, Operation::grad_key_value, QueryGradient::atomic));
+    steps.push_back(step_of(backward, Operation::round_query));
+  }
+  if (backward.bias != kernel::Bias::none && backward.bias != kernel::Bias::boolean) {
+    steps.push_back(step_of(backward, Operation::grad_bias));
+  }
+  return steps;
+}
+
+}  // namespace
+
+int row_alignment(std::int64_t bytes) {
+  return 1 << std::countr_zero(static_cast<std::uint64_t>(bytes) | 16u);
+}
+
+Result<std::vector<KernelClass>> random_classes(Random& random, int count, const codegen::Arch& arch,
+                                                std::span<const Family> families, Pass pass) {
+  const std::vector<int> head_dims = random_head_dims(random, count);
+  const std::vector<int> head_dims_v = random_head_dims(random, count);
+  const std::vector<Combination> all = combinations(families);
+  Deck<Combination> deck(all);
+  std::vector<KernelClass> classes;
+  for (std::size_t barren = 0; static_cast<int>(classes.size()) < count;) {
+    const std::size_t i = classes.size();
+    if (pass == Pass::forward && i % kMergeEvery == kMergeEvery - 1) {
+      const Problem problem = random_merge(random, head_dims_v[i]);
+      ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
+      classes.push_back({problem, choice.spec.family, nullptr});
+      continue;
+    }
+    const auto drawn = random_class(random, deck.deal(random), head_dims[i], head_dims_v[i], arch, pass);
+    if (drawn) classes.push_back(*drawn);
+    barren = drawn ? 0 : barren + 1;
+    if (barren == 2 * all.size()) {  // which hold a whole deck
+      return unsupported(fmt::format("the families of this run have no kernels on {}", arch.target));
+    }
+  }
+  return classes;
+}
+
+Problem step_of(const Problem& backward, Operation operation, QueryGradient query_gradient) {
+  Problem step = backward;
+  step.operation = operation;
+  step.output_dtype = step.dtype;
+  step.query_gradient = query_gradient;
+  if (operation != Operation::delta && operation != Operation::round_query) return step;
+  // Both go by rows, and know of no keys.
+  const bool delta = operation == Operation::delta;
+  return {.operation = operation,
+          .dtype = step.dtype,
+          .output_dtype = delta ? backward.output_dtype : step.dtype,
+          .head_dim = step.head_dim,
+          .head_dim_v = delta ? step.head_dim_v : step.head_dim,
+          .blocks = step.blocks,
+          .align_bytes = step.align_bytes};
+}
+
+std::vector<Problem> problems_of(const KernelClass& kernel_class, const codegen::Arch& arch) {
+  const Problem& problem = kernel_class.problem;
+  switch (problem.operation) {
+    case Operation::forward: return {problem};
+    case Operation::merge: return merges_of(problem);
+    default: return steps_of(problem, arch);
+  }
 }
 
 }  // namespace attune::verify

@@ -11,8 +11,11 @@
 
 namespace attune::verify {
 
+/// What its cases call: attention and merges, or attention's backward pass.
+enum class Pass { forward, backward };
+
 struct KernelClass {
-  codegen::Problem problem;
+  codegen::Problem problem;  // backward: of the gradients of key and value, with the output's type
   kernel::Family family = kernel::Family::cpu;  // the one that will run it
   const MaskClass* mask = nullptr;              // that its first case draws; null: a merge
 };
@@ -22,10 +25,16 @@ struct KernelClass {
 /// drawn independently, as far as the family goes; a mask that it has no kernel for is passed over. Fails
 /// with unsupported when the families have none for any.
 Result<std::vector<KernelClass>> random_classes(Random& random, int count, const codegen::Arch& arch,
-                                                std::span<const kernel::Family> families);
+                                                std::span<const kernel::Family> families,
+                                                Pass pass = Pass::forward);
 
-/// What kernels the cases of a class need: one, and for merges those of the rounds that many chunks take.
-std::vector<codegen::Problem> problems_of(const KernelClass& kernel_class);
+/// What kernels the cases of a class need: one; for merges those of the rounds that many chunks take; for a
+/// backward pass those of its steps, and the forward pass's.
+std::vector<codegen::Problem> problems_of(const KernelClass& kernel_class, const codegen::Arch& arch);
+
+/// A step of a class's backward pass.
+codegen::Problem step_of(const codegen::Problem& backward, kernel::Operation operation,
+                         kernel::QueryGradient query_gradient = kernel::QueryGradient::apart);
 
 /// The widest power of two up to 16 that rows of so many bytes are aligned for.
 int row_alignment(std::int64_t bytes);

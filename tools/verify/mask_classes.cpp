@@ -330,7 +330,7 @@ bool serves(const codegen::Problem& problem, const MaskClass& mask) {
   const bool with_tensor = problem.bias != kernel::Bias::none;
   if (mask.tensor != maybe && (mask.tensor == always) != with_tensor) return false;
   const bool behind_pages = mask.keys == paged || mask.keys == paged_gappy;
-  return problem.operation == kernel::Operation::forward && problem.window_left == edge(mask.left) &&
+  return !codegen::merges(problem.operation) && problem.window_left == edge(mask.left) &&
          problem.window_right == edge(mask.right) &&
          problem.blocks == (mask.keys == whole ? Blocks::dense : Blocks::varlen) &&
          problem.keys == (behind_pages ? Keys::paged : Keys::contiguous);

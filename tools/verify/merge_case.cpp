@@ -167,6 +167,10 @@ int MergeCase::launches() const {
   return kernel::ceil_div(chunks_, kernel::kMaxChunks) + 1;
 }
 
+codegen::Problem MergeCase::last(const codegen::Arch& arch) const {
+  return problems_of(class_, arch).back();
+}
+
 std::vector<Part> MergeCase::parts() const {
   std::vector<Part> all{{"output", &output_, Access::write},
                         {"lse", &lse_out_, writes_lse() ? Access::write : Access::read}};

@@ -48,7 +48,9 @@ Result<std::vector<kernel::Family>> families_of(const NumericsOptions& options, 
   for (const Family family : options.families) {
     families.push_back(static_cast<kernel::Family>(static_cast<int>(family) - 1));
   }
-  const Problem usual{.dtype = kernel::DType::f16,
+  const bool forward = options.pass == Pass::forward;
+  const Problem usual{.operation = forward ? kernel::Operation::forward : kernel::Operation::grad_key_value,
+                      .dtype = kernel::DType::f16,
                       .output_dtype = kernel::DType::f16,
                       .head_dim = 64,
                       .head_dim_v = 64,
@@ -65,12 +67,6 @@ Result<std::vector<kernel::Family>> families_of(const NumericsOptions& options, 
   return families;
 }
 
-/// A class with what is known of its kernels before any case is drawn.
-struct Prepared {
-  KernelClass kernel_class;
-  std::string candidate;  // of the kernel that a case runs last
-};
-
 class Run {
  public:
   Run(const NumericsOptions& options, runtime::Engine& engine, const codegen::Arch& arch)
@@ -82,8 +78,9 @@ class Run {
     const auto begin = std::chrono::steady_clock::now();
     const Counters before = engine_.counters();
     Random random(options_.seed);
-    ATTUNE_ASSIGN(classes, random_classes(random, classes_of(options_), arch_, families));
-    ATTUNE_TRY(prepare(classes));
+    ATTUNE_ASSIGN(classes, random_classes(random, classes_of(options_), arch_, families, options_.pass));
+    classes_ = std::move(classes);
+    ATTUNE_TRY(prepare());
     const Counters prepared = engine_.counters();
     run_all();
     const Counters after = engine_.counters();
@@ -102,15 +99,13 @@ class Run {
 
  private:
   /// Compiles and loads every kernel that the cases need, on all cores.
-  Result<void> prepare(const std::vector<KernelClass>& classes) {
+  Result<void> prepare() {
     std::vector<Problem> problems;
     std::set<std::string> specs;
-    for (const KernelClass& one : classes) {
-      classes_.push_back({one, ""});
-      if (options_.only && *options_.only % classes.size() != classes_.size() - 1) continue;
-      for (const Problem& problem : problems_of(one)) {
+    for (const KernelClass& one : classes_) {
+      if (options_.only && &class_of(*options_.only) != &one) continue;
+      for (const Problem& problem : problems_of(one, arch_)) {
         ATTUNE_ASSIGN(choice, codegen::choose(problem, arch_));
-        classes_.back().candidate = choice.candidate->name;
         if (specs.insert(codegen::describe(choice.spec)).second) problems.push_back(problem);
       }
     }
@@ -143,19 +138,19 @@ class Run {
       tools::parallel_for(count, tools::default_jobs(), work);
     };
     on_all_cores([&](std::size_t i) { cases[i] = draw(begin + static_cast<int>(i)); });
-    for (std::size_t i = 0; i < count; ++i) wrong[i] = run(*cases[i], class_of(begin + static_cast<int>(i)));
+    for (std::size_t i = 0; i < count; ++i) wrong[i] = run(*cases[i]);
     on_all_cores([&](std::size_t i) {
       if (wrong[i].empty()) wrong[i] = cases[i]->verdict();
     });
     for (std::size_t i = 0; i < count; ++i) tally(begin + static_cast<int>(i), *cases[i], wrong[i]);
   }
 
-  const Prepared& class_of(int index) const { return classes_[index % classes_.size()]; }
+  const KernelClass& class_of(int index) const { return classes_[index % classes_.size()]; }
 
   /// Every case has random numbers of its own, so that one alone can be drawn again.
   std::unique_ptr<Case> draw(int index) const {
     Random random(options_.seed, 1 + static_cast<std::uint64_t>(index));
-    const KernelClass& one = class_of(index).kernel_class;
+    const KernelClass& one = class_of(index);
     std::vector<const MaskClass*> served;
     for (const MaskClass& mask : mask_classes()) {
       if (serves(one.problem, mask)) served.push_back(&mask);
@@ -165,7 +160,7 @@ class Run {
   }
 
   /// "" when the call succeeded and ran what it should have.
-  std::string run(Case& one, const Prepared& prepared) {
+  std::string run(Case& one) {
     const std::uint64_t launches = engine_.counters().launches;
     try {
       one.run(arena_);
@@ -174,10 +169,11 @@ class Run {
     }
     const auto launched = static_cast<int>(engine_.counters().launches - launches);
     if (launched != one.launches()) return fmt::format("{} launches, expected {}", launched, one.launches());
-    if (launched > 0 && last_kernel() != prepared.candidate) {
-      return fmt::format("{} ran, expected {}", last_kernel(), prepared.candidate);
-    }
-    return "";
+    if (launched == 0) return "";
+    const auto expected = codegen::choose(one.last(arch_), arch_);
+    if (!expected.ok()) return expected.failure().message;
+    if (last_kernel() == expected->candidate->name) return "";
+    return fmt::format("{} ran, expected {}", last_kernel(), expected->candidate->name);
   }
 
   void tally(int index, const Case& one, const std::string& wrong) {
@@ -204,7 +200,7 @@ class Run {
   runtime::Engine& engine_;
   const codegen::Arch& arch_;
   Arena arena_;
-  std::vector<Prepared> classes_;
+  std::vector<KernelClass> classes_;
   NumericsReport report_;
 };
 

@@ -1,9 +1,10 @@
-// Random problems over the whole forward surface, run through the public API and judged against float64:
+// Random problems over the whole surface, run through the public API and judged against float64:
 // `attune verify numerics`, and what tests/numerics and tests/gpu run.
 #pragma once
 
 #include "attune/attune.h"
 #include "base/result.h"
+#include "tools/verify/kernel_classes.h"
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -20,6 +21,7 @@ namespace attune::verify {
 struct NumericsOptions {
   std::uint64_t seed = 0;
   int cases = 512;
+  Pass pass = Pass::forward;
   Device device;
   /// Families that take turns, each forced to run its cases; empty: all that the device has.
   std::vector<Family> families;

@@ -34,4 +34,15 @@ std::string text_of(const reference::Judgement& judged, const reference::Extents
   return "";
 }
 
+std::string text_of(const reference::Gradient& plain, const reference::Gradient& reference,
+                    const std::vector<double>& gradient) {
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    if (reference.tiny[i] == 0 && gradient[i] != 0) {
+      return fmt::format("element {} is {}, but nothing flows to it", i, gradient[i]);
+    }
+  }
+  const reference::Comparison compared = judge(plain, reference, gradient);
+  return compared.ok ? "" : compared.text();
+}
+
 }  // namespace attune::verify

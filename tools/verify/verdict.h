@@ -1,4 +1,4 @@
-// What both kinds of cases are judged by.
+// What all kinds of cases are judged by.
 #pragma once
 
 #include "tools/reference/judge.h"
@@ -16,5 +16,9 @@ std::string damage_of(const std::vector<Part>& parts);
 /// a small number pass for it.
 std::string text_of(const reference::Judgement& judged, const reference::Extents& extents,
                     const reference::Values& reference, const std::vector<double>& output);
+
+/// What is wrong with a gradient: an element that nothing flows to must be exactly 0.
+std::string text_of(const reference::Gradient& plain, const reference::Gradient& reference,
+                    const std::vector<double>& gradient);
 
 }  // namespace attune::verify

@@ -1,0 +1,335 @@
+#include "tools/reference/plain.h"
+#include "tools/reference/rows.h"
+#include "tools/verify/case.h"
+#include "tools/verify/verdict.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+namespace attune::verify {
+namespace {
+
+using namespace reference;  // NOLINT: cases speak of references and plain values all the time
+using kernel::Operation;
+using kernel::QueryGradient;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr std::size_t kPieces = 4;  // of a workspace, each rounded up
+constexpr std::size_t kPieceBytes = 256;
+
+/// Every element in one place: what the gradient of a sum is, expanded.
+Layout one_number() {
+  Layout layout;
+  layout.broadcast.fill(true);
+  return layout;
+}
+
+/// Any strides at all, each element in a place of its own.
+Layout random_apart(Random& random, int rank) {
+  Layout layout = random_strides(random, rank);
+  layout.broadcast = {};
+  return layout;
+}
+
+GuardedTensor floats(std::size_t bytes) {
+  return {DType::f32, {static_cast<std::int64_t>(bytes / sizeof(float))}, Layout{}};
+}
+
+std::vector<std::int64_t> shape_of(const GuardedTensor& tensor) {
+  const TensorView view = tensor.view();
+  return {view.shape.begin(), view.shape.begin() + view.rank};
+}
+
+}  // namespace
+
+// ---- Drawing a case ----
+
+BackwardCase::BackwardCase(Random& random, const KernelClass& kernel_class, const MaskClass& mask)
+    : problem(random, kernel_class, mask),
+      own_forward_(random.chance(0.4)),
+      has_grad_lse_(random.chance(0.4)),
+      deterministic_(random.chance(0.3)),
+      function_(random.chance(0.75) ? Function::into : Function::allocate),
+      own_workspace_(function_ == Function::into && random.chance(0.5)) {
+  grad_spread_ = gradient_spread(random);
+  draw_forward(random);
+  draw_grad_output(random);
+  draw_results(random);
+  describe();
+}
+
+/// Such that every gradient and everything on the way to it stays finite: products of a gradient and a value,
+/// divided by 1 - p and summed up over up to a thousand pairs with queries or keys.
+double BackwardCase::gradient_spread(Random& random) const {
+  const bool half = problem.dtype() == DType::f16 || problem.output_dtype() == DType::f16 ||
+                    problem.traits().bias == kernel::Bias::f16;
+  const double kept = problem.p() < 1 ? 1 - problem.p() : 1;
+  const double most = (half ? 4.0 : 1e33) * kept / std::max(1.0, problem.value_spread());
+  return std::min({random.pick({1.0, 1.0, 1.0, 1e-2, most}), most, 1e30});
+}
+
+/// The results whose gradients are given: those of the reference, rounded to their types, until Attune's own
+/// forward writes over them.
+void BackwardCase::draw_forward(Random& random) {
+  output_ = GuardedTensor(
+      problem.output_dtype(), problem.output_shape(),
+      problem.layout(random, problem.output_dtype(), own_forward_ ? Access::write : Access::read));
+  lse_ = own_forward_ ? QueryNumbers(problem) : QueryNumbers(random, problem);
+  if (own_forward_) return;
+  Values values = reference_attention(problem.inputs());
+  auto next = values.output.begin();
+  output_.fill([&] { return static_cast<float>(*next++); });
+  if (random.chance(0.3)) std::ranges::replace(values.lse, -kInfinity, kInfinity);  // others mark rows so
+  lse_.fill(values.lse);
+}
+
+void BackwardCase::draw_grad_output(Random& random) {
+  const auto shape = problem.output_shape();
+  const auto rank = static_cast<int>(shape.size());
+  const double kind = random.unit();
+  Layout layout;
+  if (kind < 0.4) {
+    grad_output_layout_ = "aligned rows";
+    layout = problem.layout(random, problem.output_dtype(), Access::read);
+  } else if (kind < 0.8) {
+    grad_output_layout_ = "any strides";
+    layout = random_strides(random, rank);
+  } else if (kind < 0.9) {
+    grad_output_layout_ = "one number";
+    layout = one_number();
+  } else {
+    grad_output_layout_ = "contiguous";
+  }
+  const auto next = [&](double spread) {
+    return static_cast<float>(spread * std::clamp(random.normal(), -6.0, 6.0));
+  };
+  grad_output_ = GuardedTensor(problem.output_dtype(), shape, layout);
+  grad_output_.fill([&] { return next(grad_spread_); });
+  if (!has_grad_lse_) return;
+  grad_lse_ = QueryNumbers(random, problem);
+  std::vector<double> numbers(problem.queries());
+  // As much as reaches the scores through the output.
+  for (double& number : numbers) number = next(grad_spread_ * problem.value_spread());
+  grad_lse_.fill(numbers);
+}
+
+bool BackwardCase::has_bias_gradient() const {
+  return problem.has_bias_tensor() && problem.traits().bias != kernel::Bias::boolean;
+}
+
+void BackwardCase::draw_results(Random& random) {
+  const bool all = function_ == Function::allocate || random.chance(0.6);
+  for (const auto& [result, tensor] :
+       {std::pair{&query_, &problem.query}, {&key_, &problem.key}, {&value_, &problem.value}}) {
+    result->wanted = all || random.chance(0.5);
+    result->tensor = GuardedTensor(problem.dtype(), shape_of(*tensor),
+                                   problem.layout(random, problem.dtype(), Access::write));
+  }
+  if (!has_bias_gradient()) {
+    query_.wanted = query_.wanted || (!key_.wanted && !value_.wanted);
+    return;
+  }
+  bias_.wanted = random.chance(0.7) || (!query_.wanted && !key_.wanted && !value_.wanted);
+  const auto shape = shape_of(problem.bias_tensor);
+  bias_.tensor = GuardedTensor(problem.bias_tensor.view().dtype, shape,
+                               random_apart(random, static_cast<int>(shape.size())));
+}
+
+void BackwardCase::describe() {
+  std::vector<std::string> wanted;
+  for (const Result* result : {&query_, &key_, &value_, &bias_}) {
+    if (result->wanted) wanted.emplace_back(result->name + std::string_view("grad_").size());
+  }
+  const std::string gradients = fmt::format("{}", fmt::join(wanted, ", "));
+  const std::string lse = own_forward_ ? "of forward" : lse_.padded() ? "padded" : "packed";
+  const std::string workspace = own_workspace_ ? "the caller's" : "allocated";
+  const bool full = count_of(problem.bias_tensor.view()) == problem.queries() * problem.plan().len_k;
+  bias = problem.mask_name();
+  aspects = problem.aspects();
+  aspects.insert(aspects.end(), {{"function", function_ == Function::into ? "into" : "allocate"},
+                                 {"gradients", gradients},
+                                 {"bias gradient", !bias_.wanted ? "none"
+                                                   : full        ? "full"
+                                                                 : "broadcast"},
+                                 {"grad_output", grad_output_layout_},
+                                 {"lse", lse},
+                                 {"grad_lse", !has_grad_lse_       ? "none"
+                                              : grad_lse_.padded() ? "padded"
+                                                                   : "packed"},
+                                 {"deterministic", deterministic_ ? "yes" : "no"},
+                                 {"workspace", workspace}});
+  name = fmt::format("{} backward {} of {}, grad_output {} spread {}, lse {}{}{}, workspace {}",
+                     problem.text(), function_ == Function::into ? "into" : "allocating", gradients,
+                     grad_output_layout_, grad_spread_, lse, has_grad_lse_ ? " with gradient" : "",
+                     deterministic_ ? ", deterministic" : "", workspace);
+}
+
+// ---- What it launches ----
+
+bool BackwardCase::adds_query_gradient(const codegen::Arch& arch) const {
+  return query_.wanted && (key_.wanted || value_.wanted) && !deterministic_ &&
+         codegen::adds_query_gradient(step_of(problem.traits(), Operation::grad_key_value), arch);
+}
+
+int BackwardCase::backward_launches() const {
+  const int key_value = problem.shares_alike() ? (key_.wanted || value_.wanted ? 1 : 0)
+                                               : (key_.wanted ? 1 : 0) + (value_.wanted ? 1 : 0);
+  return 1 + key_value + (query_.wanted ? 1 : 0) + (bias_.wanted ? 1 : 0);
+}
+
+int BackwardCase::launches() const {
+  const bool has_queries = problem.batch() > 0 && problem.plan().len_q > 0;
+  const int once = (own_forward_ && has_queries ? 1 : 0) + backward_launches();
+  return deterministic_ ? 2 * once : once;
+}
+
+codegen::Problem BackwardCase::last(const codegen::Arch& arch) const {
+  if (key_.wanted || value_.wanted) {
+    const auto query = adds_query_gradient(arch) ? QueryGradient::atomic : QueryGradient::apart;
+    return step_of(problem.traits(), Operation::grad_key_value, query);
+  }
+  return step_of(problem.traits(), bias_.wanted ? Operation::grad_bias : Operation::grad_query);
+}
+
+// ---- Running it ----
+
+std::vector<Part> BackwardCase::parts() const {
+  const Access of_forward = own_forward_ ? Access::write : Access::read;
+  std::vector<Part> all = problem.parts();
+  all.insert(all.end(), {{"output", &output_, of_forward},
+                         {"lse", &lse_.tensor, of_forward},
+                         {"grad_output", &grad_output_, Access::read}});
+  if (own_workspace_) all.push_back({"workspace", &workspace_, Access::write});
+  if (has_grad_lse_) all.push_back({"grad_lse", &grad_lse_.tensor, Access::read});
+  for (const Result* result : {&query_, &key_, &value_, &bias_}) {
+    if (result->wanted) all.push_back({result->name, &result->tensor, Access::write});
+  }
+  return all;
+}
+
+/// Bytes that a workspace may take at the most: two numbers of each query, a row of its gradient and one of
+/// the output's.
+std::size_t BackwardCase::most_workspace() const {
+  const auto columns = static_cast<std::size_t>(problem.traits().head_dim + problem.traits().head_dim_v);
+  return problem.queries() * (2 + columns) * sizeof(float) + kPieces * kPieceBytes;
+}
+
+void BackwardCase::run(Arena& arena) {
+  run_once(arena);
+  if (!deterministic_) return;
+  std::vector<std::vector<std::byte>> first;
+  const auto results = {&query_, &key_, &value_, &bias_};
+  for (const Result* result : results) {
+    const auto bytes = result->tensor.storage();
+    first.emplace_back(bytes.begin(), bytes.end());
+  }
+  run_once(arena);
+  auto before = first.begin();
+  for (const Result* result : results) {
+    if (!std::ranges::equal(*before++, result->tensor.storage())) {
+      wrong_ = fmt::format("{}: two deterministic runs differ", result->name);
+    }
+  }
+}
+
+/// A call's arguments on the device.
+struct BackwardCase::Call {
+  AttentionProblem::Arguments forward;
+  MutableTensorView output, lse;
+  TensorView grad_output, grad_lse;
+  BackwardOptions options;
+};
+
+void BackwardCase::run_once(Arena& arena) {
+  if (own_workspace_) workspace_ = floats(most_workspace());
+  arena.begin(parts());
+  Call call{.forward = problem.on(arena), .output = arena.put(output_), .lse = arena.put(lse_.tensor)};
+  if (own_forward_) {
+    const auto& [query, key, value, mask, options] = call.forward;
+    memory_efficient_attention_forward(query, key, value, call.output, &call.lse, mask, options);
+  }
+  call.grad_output = arena.put(grad_output_);
+  call.options.deterministic = deterministic_;
+  if (has_grad_lse_) {
+    call.grad_lse = arena.put(grad_lse_.tensor);
+    call.options.grad_lse = &call.grad_lse;
+  }
+  if (function_ == Function::into) {
+    run_into(arena, call);
+  } else {
+    run_allocating(arena, call);
+  }
+  arena.finish();
+}
+
+void BackwardCase::run_into(Arena& arena, Call& call) {
+  std::array<MutableTensorView, 4> views;
+  GradientViews gradients;
+  auto view = views.begin();
+  for (const auto& [result, pointer] : {std::pair{&query_, &gradients.query},
+                                        {&key_, &gradients.key},
+                                        {&value_, &gradients.value},
+                                        {&bias_, &gradients.bias}}) {
+    if (!result->wanted) continue;
+    *view = arena.put(result->tensor);
+    *pointer = &*view++;
+  }
+  const auto& [query, key, value, mask, options] = call.forward;
+  if (own_workspace_) {
+    const std::size_t bytes = backward_workspace_bytes(call.grad_output, call.output, call.lse, query, key,
+                                                       value, gradients, mask, options, call.options);
+    if (bytes > most_workspace()) {
+      wrong_ = fmt::format("a workspace of {} bytes, expected at most {}", bytes, most_workspace());
+      return;
+    }
+    workspace_ = floats(bytes);  // with guards right behind it
+    call.options.workspace = arena.put(workspace_).data;
+    call.options.workspace_bytes = bytes;
+  }
+  memory_efficient_attention_backward(call.grad_output, call.output, call.lse, query, key, value, gradients,
+                                      mask, options, call.options);
+}
+
+void BackwardCase::run_allocating(Arena& arena, Call& call) {
+  call.options.bias_gradient = bias_.wanted;
+  const auto& [query, key, value, mask, options] = call.forward;
+  const Gradients gradients = memory_efficient_attention_backward(
+      call.grad_output, call.output, call.lse, query, key, value, mask, options, call.options);
+  arena.take(gradients.query, query_.tensor);
+  arena.take(gradients.key, key_.tensor);
+  arena.take(gradients.value, value_.tensor);
+  if (bias_.wanted) arena.take(gradients.bias, bias_.tensor);
+}
+
+// ---- Judging it ----
+
+BackwardInputs BackwardCase::inputs() const {
+  BackwardInputs inputs{
+      .forward = problem.inputs(), .grad_output = grad_output_.values(), .output = output_.values()};
+  if (has_grad_lse_) inputs.grad_lse = grad_lse_.values();
+  return inputs;
+}
+
+std::string BackwardCase::verdict() const {
+  if (!wrong_.empty()) return wrong_;
+  if (std::string damage = damage_of(parts()); !damage.empty()) return damage;
+  const BackwardInputs drawn = inputs();
+  const GradientValues right = reference_backward(drawn), plain = plain_backward(drawn);
+  const std::pair<const Result*, Gradient GradientValues::*> results[] = {{&query_, &GradientValues::query},
+                                                                          {&key_, &GradientValues::key},
+                                                                          {&value_, &GradientValues::value},
+                                                                          {&bias_, &GradientValues::bias}};
+  for (const auto& [result, of] : results) {
+    if (!result->wanted) continue;
+    const std::string wrong = text_of(plain.*of, right.*of, result->tensor.values());
+    if (!wrong.empty()) return fmt::format("{}: {}", result->name, wrong);
+  }
+  return "";
+}
+
+}  // namespace attune::verify
