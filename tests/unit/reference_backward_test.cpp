@@ -325,9 +325,11 @@ TEST_CASE("a gradient may be off by twice the plain error and what float32 costs
   inputs.output = reference_attention(inputs.forward).output;
   const GradientValues right = reference_backward(inputs), plain = plain_backward(inputs);
   CHECK(judge(plain.value, right.value, right.value.values).ok);
-  // Value 0 has weight 1 / sum of both queries, whose scores are 0 and whose lse is ln(sum).
+  // Value 0 has weight 1 / sum of both queries, whose scores are 0 and whose lse is ln(sum): terms of 1 and
+  // -2.
   const double sum = 1 + std::exp(1.0) + std::exp(2.0);
-  CHECK(right.value.tiny[0] == doctest::Approx(tiny_of(std::log(sum), 3 / sum)).epsilon(1e-12));
+  const double expected = tiny_of(0, 1 / sum) + tiny_of(std::log(sum), std::sqrt(5.0) / sum);
+  CHECK(right.value.tiny[0] == doctest::Approx(expected).epsilon(1e-12));
   std::vector<double> wrong = right.value.values;
   wrong[0] += 1e-4;
   CHECK_FALSE(judge(plain.value, right.value, wrong).ok);

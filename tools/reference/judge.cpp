@@ -33,7 +33,7 @@ Judgement judge(const MergeInputs& inputs, const Values& reference, std::span<co
 }
 
 Comparison judge(const Gradient& plain, const Gradient& reference, std::span<const double> gradient) {
-  return compare(gradient, plain.values, reference.values, largest_magnitude(reference.tiny));
+  return compare(gradient, plain.values, reference.values, reference.tiny);
 }
 
 }  // namespace attune::reference

@@ -12,19 +12,21 @@ namespace {
 
 constexpr double kNothing = -std::numeric_limits<double>::infinity();
 
-template <typename A, typename B>
-double dot(const A* a, const B* b, int count) {
-  double sum = 0;
-  for (int d = 0; d < count; ++d) sum += double{a[d]} * b[d];
-  return sum;
-}
+/// A sum, and what its rounding errors in float32 are in proportion to (tolerance.h).
+struct Sum {
+  double value = 0;
+  double magnitude = 0;
+};
 
-/// The same of the elements' magnitudes: what a sum's rounding errors are in proportion to.
 template <typename A, typename B>
-double magnitude_of_dot(const A* a, const B* b, int count) {
-  double sum = 0;
-  for (int d = 0; d < count; ++d) sum += std::abs(double{a[d]} * b[d]);
-  return sum;
+Sum dot(const A* a, const B* b, int count) {
+  double sum = 0, squares = 0;
+  for (int d = 0; d < count; ++d) {
+    const double term = double{a[d]} * b[d];
+    sum += term;
+    squares += term * term;
+  }
+  return {sum, std::abs(sum) + std::sqrt(squares)};
 }
 
 void keep_largest(double& largest, double x) {
@@ -45,7 +47,7 @@ class Scores {
     score_.clear();
     largest_ = kNothing;
     for (const SeenKey& seen : row.keys) {
-      product_.push_back(scale_ * dot(row.query, seen.key, head_dim_));
+      product_.push_back(scale_ * dot(row.query, seen.key, head_dim_).value);
       score_.push_back(product_.back() + seen.bias);
       keep_largest(largest_, score_.back());
     }
@@ -67,16 +69,25 @@ class Scores {
   double largest_ = kNothing;
 };
 
-Gradient zero_gradient(std::size_t count) {
+/// A gradient whose terms are still being added: of their tiny, the squares.
+Gradient no_terms(std::size_t count) {
   return {std::vector<double>(count), std::vector<double>(count)};
 }
 
-/// Adds factor * row to a row of the gradient; each term may lose `tiny` in proportion to its element.
+void add(Gradient& gradient, std::size_t at, double term, double tiny) {
+  gradient.values[at] += term;
+  gradient.tiny[at] += tiny * tiny;
+}
+
+/// Adds factor * row; `tiny` is the factor's.
 template <typename Element>
 void add_row(Gradient& gradient, std::size_t at, const Element* row, int count, double factor, double tiny) {
-  for (int d = 0; d < count; ++d) {
-    gradient.values[at + d] += factor * row[d];
-    gradient.tiny[at + d] += tiny * std::abs(double{row[d]});
+  for (int d = 0; d < count; ++d) add(gradient, at + d, factor * row[d], tiny * row[d]);
+}
+
+void finish(Gradient& gradient) {
+  for (std::size_t i = 0; i < gradient.values.size(); ++i) {
+    gradient.tiny[i] = tiny_of(0, std::abs(gradient.values[i])) + std::sqrt(gradient.tiny[i]);
   }
 }
 
@@ -117,12 +128,11 @@ GradientValues reference_backward(const BackwardInputs& inputs) {
   const Extents e = extents_of(forward);
   const double scale = scale_of(forward);
   const double rescale = rescale_of(forward);
+  const bool biased = has_bias_gradient(forward);
   const Values values = reference_attention(forward);
-  GradientValues result{zero_gradient(count_of(forward.query)),
-                        zero_gradient(count_of(forward.key)),
-                        zero_gradient(count_of(forward.value)),
-                        {}};
-  if (has_bias_gradient(forward)) result.bias = zero_gradient(count_of(*forward.bias.tensor));
+  GradientValues result{no_terms(count_of(forward.query)), no_terms(count_of(forward.key)),
+                        no_terms(count_of(forward.value)),
+                        no_terms(biased ? count_of(*forward.bias.tensor) : 0)};
   Scores scores(forward);
   for_each_row(forward, [&](const QueryRow& row) {
     scores.read(row);
@@ -130,29 +140,27 @@ GradientValues reference_backward(const BackwardInputs& inputs) {
     if (lse == kNothing) return;
 
     const double* grad = inputs.grad_output.data() + row.output;
-    const double* out = values.output.data() + row.output;
     const double grad_lse = inputs.grad_lse.empty() ? 0 : inputs.grad_lse[row.lse];
-    const double delta = dot(grad, out, e.head_dim_v) - grad_lse;
-    const double delta_magnitude = magnitude_of_dot(grad, out, e.head_dim_v) + std::abs(grad_lse);
+    Sum delta = dot(grad, values.output.data() + row.output, e.head_dim_v);
+    delta.value -= grad_lse;
+    delta.magnitude += std::abs(grad_lse);
     for (std::size_t j = 0; j < row.keys.size(); ++j) {
       const SeenKey& seen = row.keys[j];
       const double probability = scores.weight(j) * std::exp(scores.largest() - lse);
       if (probability == 0) continue;
       const double kept = seen.kept ? rescale : 0;
-      const double grad_score = probability * (kept * dot(grad, seen.value, e.head_dim_v) - delta);
+      const Sum grad_weight = dot(grad, seen.value, e.head_dim_v);
+      const double grad_score = probability * (kept * grad_weight.value - delta.value);
       const double score = scores.magnitude(j, seen) + std::abs(lse);
-      const double tiny = tiny_of(
-          score, probability * (kept * magnitude_of_dot(grad, seen.value, e.head_dim_v) + delta_magnitude));
+      const double tiny = tiny_of(score, probability * (kept * grad_weight.magnitude + delta.magnitude));
       add_row(result.value, seen.value_row, grad, e.head_dim_v, probability * kept,
               tiny_of(score, probability * kept));
-      add_row(result.query, row.query_row, seen.key, e.head_dim, scale * grad_score, std::abs(scale) * tiny);
-      add_row(result.key, seen.key_row, row.query, e.head_dim, scale * grad_score, std::abs(scale) * tiny);
-      if (has_bias_gradient(forward)) {
-        result.bias.values[seen.bias_at] += grad_score;
-        result.bias.tiny[seen.bias_at] += tiny;
-      }
+      add_row(result.query, row.query_row, seen.key, e.head_dim, scale * grad_score, scale * tiny);
+      add_row(result.key, seen.key_row, row.query, e.head_dim, scale * grad_score, scale * tiny);
+      if (biased) add(result.bias, seen.bias_at, grad_score, tiny);
     }
   });
+  for (Gradient* gradient : {&result.query, &result.key, &result.value, &result.bias}) finish(*gradient);
   return result;
 }
 

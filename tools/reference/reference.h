@@ -65,8 +65,8 @@ struct BackwardInputs {
 /// Of a tensor, row-major in its own shape: summed up over whatever shares one of its elements.
 struct Gradient {
   std::vector<double> values;
-  /// By the reference alone, for tolerance.h: tiny_of() of all terms of an element, summed up. It is 0 where
-  /// every term is 0, and there alone.
+  /// By the reference alone: what float32 arithmetic costs each element (tolerance.h). It is 0 where every
+  /// term of the element is 0, and there alone.
   std::vector<double> tiny;
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 namespace attune::reference {
 namespace {
@@ -20,10 +21,11 @@ double error_of(double actual, double reference) {
 }  // namespace
 
 Comparison compare(std::span<const double> actual, std::span<const double> plain,
-                   std::span<const double> reference, double tiny) {
+                   std::span<const double> reference, std::span<const double> tiny) {
   Comparison result;
-  if (actual.size() != reference.size() || plain.size() != reference.size()) return result;
-  for (std::size_t i = 0; i < reference.size(); ++i) {
+  const std::size_t size = reference.size();
+  if (actual.size() != size || plain.size() != size || tiny.size() != size) return result;
+  for (std::size_t i = 0; i < size; ++i) {
     const double error = error_of(actual[i], reference[i]);
     const double plain_error = error_of(plain[i], reference[i]);
     if (error > result.worst) {
@@ -33,16 +35,23 @@ Comparison compare(std::span<const double> actual, std::span<const double> plain
     result.worst_plain = std::max(result.worst_plain, plain_error);
     result.mean += error;
     result.mean_plain += plain_error;
+    result.worst_bound = std::max(result.worst_bound, tiny[i]);
+    result.mean_bound += tiny[i];
   }
-  const auto count = static_cast<double>(std::max<std::size_t>(1, reference.size()));
+  const auto count = static_cast<double>(std::max<std::size_t>(1, size));
   result.mean /= count;
   result.mean_plain /= count;
-  result.worst_bound = 2 * result.worst_plain + tiny;
-  result.mean_bound = 2 * result.mean_plain + tiny;
+  result.worst_bound += 2 * result.worst_plain;
+  result.mean_bound = result.mean_bound / count + 2 * result.mean_plain;
   // A bound that is not finite bounds nothing: the case is ill-posed and must not pass.
   result.ok = std::isfinite(result.worst_bound) && result.worst <= result.worst_bound &&
               result.mean <= result.mean_bound;
   return result;
+}
+
+Comparison compare(std::span<const double> actual, std::span<const double> plain,
+                   std::span<const double> reference, double tiny) {
+  return compare(actual, plain, reference, std::vector<double>(reference.size(), tiny));
 }
 
 std::string Comparison::text() const {

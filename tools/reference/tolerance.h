@@ -17,12 +17,15 @@
 // place of the value. A merge's scores are its chunks' lse. In 16 bit, tiny is far below an ulp and does not
 // loosen the bound.
 //
-// An element of a gradient is a sum of terms, one of each pair of a query and a key (attune/backward.h), and
-// its tiny is the sum of the terms': tiny_of(score, value) with the pair's own score, as each term has a
-// weight of its own for a factor, and the term's magnitude for a value. The weight is taken from the caller's
-// lse, a float32 number, so |lse| counts as a score, too. dS = P (Z dO V^T - delta) is a difference of two
-// sums over the columns; where they cancel, their errors stay: its magnitude is that of the sums' terms,
-// P (Z sum |dO V| + sum |dO O| + |dLSE|). Of a tensor, the element with the largest tiny counts.
+// An element of a gradient is a sum of terms, one of each pair of a query and a key (attune/backward.h). A
+// term's tiny is tiny_of(score, value) with the pair's own score, as a weight is its factor, and its
+// magnitude for a value. The weight is taken from the caller's lse, a float32 number, so |lse| counts as a
+// score, too. Roundings are independent of each other and add up like the steps of a random walk: the
+// element's tiny is the root of the sum of its terms' squares, and four ulps of itself. dS = P (Z dO V^T -
+// delta) is a difference of two sums over columns, whose errors stay where the sums cancel. A sum's error,
+// likewise, is in proportion to the sum and to the root of its terms' squares; so the magnitude of dS is that
+// of both sums and |dLSE|. Of a tensor, the element with the largest tiny counts against the worst element,
+// and the mean of all against the mean.
 #pragma once
 
 #include <cstddef>
@@ -44,6 +47,9 @@ struct Comparison {
 /// Infinities must be equal; a NaN is an error of infinity.
 Comparison compare(std::span<const double> actual, std::span<const double> plain,
                    std::span<const double> reference, double tiny);
+/// With a tiny of each element.
+Comparison compare(std::span<const double> actual, std::span<const double> plain,
+                   std::span<const double> reference, std::span<const double> tiny);
 
 double tiny_of(double score, double value);
 

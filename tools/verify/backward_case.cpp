@@ -171,29 +171,32 @@ void BackwardCase::describe() {
 
 // ---- What it launches ----
 
+/// What Attune allocates for a gradient without elements is a null pointer: not wanted.
+bool BackwardCase::computes(const Result& result) const {
+  return result.wanted && (function_ == Function::into || count_of(result.tensor.view()) > 0);
+}
+
 bool BackwardCase::adds_query_gradient(const codegen::Arch& arch) const {
-  return query_.wanted && (key_.wanted || value_.wanted) && !deterministic_ &&
+  return computes(query_) && (computes(key_) || computes(value_)) && !deterministic_ &&
          codegen::adds_query_gradient(step_of(problem.traits(), Operation::grad_key_value), arch);
 }
 
-int BackwardCase::backward_launches() const {
-  const int key_value = problem.shares_alike() ? (key_.wanted || value_.wanted ? 1 : 0)
-                                               : (key_.wanted ? 1 : 0) + (value_.wanted ? 1 : 0);
-  return 1 + key_value + (query_.wanted ? 1 : 0) + (bias_.wanted ? 1 : 0);
-}
-
 int BackwardCase::launches() const {
+  const int key = computes(key_), value = computes(value_);
+  const int key_value = problem.shares_alike() ? std::max(key, value) : key + value;
   const bool has_queries = problem.batch() > 0 && problem.plan().len_q > 0;
-  const int once = (own_forward_ && has_queries ? 1 : 0) + backward_launches();
+  const int forward = own_forward_ && has_queries ? 1 : 0;
+  const int once = forward + 1 + key_value + (computes(query_) ? 1 : 0) + (computes(bias_) ? 1 : 0);
   return deterministic_ ? 2 * once : once;
 }
 
 codegen::Problem BackwardCase::last(const codegen::Arch& arch) const {
-  if (key_.wanted || value_.wanted) {
+  if (computes(key_) || computes(value_)) {
     const auto query = adds_query_gradient(arch) ? QueryGradient::atomic : QueryGradient::apart;
     return step_of(problem.traits(), Operation::grad_key_value, query);
   }
-  return step_of(problem.traits(), bias_.wanted ? Operation::grad_bias : Operation::grad_query);
+  if (computes(query_)) return step_of(problem.traits(), Operation::grad_query);
+  return step_of(problem.traits(), computes(bias_) ? Operation::grad_bias : Operation::delta);
 }
 
 // ---- Running it ----
