@@ -1,10 +1,9 @@
 // The GPU's kernels against float64, family by family, over random problems of the whole forward surface in
 // poisoned surroundings, through the public API. --cases N draws N problems per family (default 512);
 // --family simt|mma|sm90|all.
-#define DOCTEST_CONFIG_IMPLEMENT
 #include "runtime/cuda/cuda_backend.h"
+#include "tests/gpu/gpu_main.h"
 #include "tests/support/random.h"
-#include "tests/support/temp_dir.h"
 #include "tools/verify/mask_classes.h"
 #include "tools/verify/numerics.h"
 
@@ -12,25 +11,20 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <string>
 
 using namespace attune;
+using namespace attune::test;
 
 namespace {
 
-constexpr Device kGpu{DeviceType::cuda, 0};
 constexpr int kEnoughForEveryClass = 512;
-
-int case_count = 512;
-std::string only_family = "all";
 
 /// `masks`: how many classes of masks the family serves, each in as many types.
 void check_family(Family family, const char* name, std::size_t masks, std::size_t types) {
   if (only_family != "all" && only_family != name) return;
   auto ran = verify::verify_numerics(
-      {.seed = test::test_seed(), .cases = case_count, .device = kGpu, .families = {family}});
+      {.seed = test_seed(), .cases = case_count, .device = kGpu, .families = {family}});
   if (!ran.ok()) FAIL(ran.failure().message);
   verify::NumericsReport& report = *ran;
   std::printf("%s", text_of(report).c_str());
@@ -63,23 +57,4 @@ TEST_CASE("sm90 kernels are as exact as twice the plain implementation's error")
     return !pages && mask.tensor != verify::WithTensor::always;
   });
   check_family(Family::sm90, "sm90", static_cast<std::size_t>(served), 2);
-}
-
-int main(int argc, char** argv) {
-  for (int i = 1; i + 1 < argc; ++i) {
-    if (std::strcmp(argv[i], "--cases") == 0) case_count = std::max(1, std::atoi(argv[i + 1]));
-    if (std::strcmp(argv[i], "--family") == 0) only_family = argv[i + 1];
-  }
-  if (only_family != "all" && only_family != "simt" && only_family != "mma" && only_family != "sm90") {
-    std::fprintf(stderr, "--family %s: expected simt, mma, sm90 or all\n", only_family.c_str());
-    return 2;
-  }
-  const runtime::CudaReport report = runtime::cuda_report();
-  if (report.devices.empty()) {
-    std::printf("[SKIP] no CUDA device: %s\n", report.driver_problem.c_str());
-    return 77;
-  }
-  const test::TempDir cache;
-  setenv("ATTUNE_CACHE_DIR", cache.path().c_str(), 1);
-  return doctest::Context(argc, argv).run();
 }

@@ -1,15 +1,12 @@
 // The CPU's kernels against float64, over random problems of the whole forward surface in poisoned
 // surroundings, through the public API.
-#define DOCTEST_CONFIG_IMPLEMENT
 #include "tests/support/random.h"
-#include "tests/support/temp_dir.h"
 #include "tools/verify/mask_classes.h"
 #include "tools/verify/numerics.h"
 
 #include <doctest/doctest.h>
 
 #include <cstdio>
-#include <cstdlib>
 
 using namespace attune;
 
@@ -33,14 +30,4 @@ TEST_CASE("512 random problems are as exact as twice the plain implementation's 
   CHECK(report.tallies["function"].size() == 5);
   CHECK(report.tallies["dropout"].size() == 3);
   CHECK(report.tallies["sequences"].size() == 3);
-}
-
-int main(int argc, char** argv) {
-#if !ATTUNE_HAVE_LLVM
-  std::puts("[SKIP] built without LLVM: there is no compiler for CPU kernels");
-  return 77;
-#endif
-  const test::TempDir cache;
-  setenv("ATTUNE_CACHE_DIR", cache.path().c_str(), 1);
-  return doctest::Context(argc, argv).run();
 }

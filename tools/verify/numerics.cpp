@@ -28,9 +28,11 @@ constexpr int kMostClasses = 512;  // kernels to compile: the larger part of the
 constexpr int kFewestClasses = 64;
 constexpr int kBatch = 64;  // cases in memory at a time
 
-/// A kernel serves four cases, in small runs fewer: those are to see many classes.
+/// A kernel serves about four cases, and a backward pass has half a dozen of them; in small runs fewer: those
+/// are to see many classes.
 int classes_of(const NumericsOptions& options) {
-  return std::clamp(options.cases / 4, std::min(options.cases, kFewestClasses), kMostClasses);
+  const int cases_of_class = options.pass == Pass::forward ? 4 : 24;
+  return std::clamp(options.cases / cases_of_class, std::min(options.cases, kFewestClasses), kMostClasses);
 }
 
 Result<void> check(const NumericsOptions& options) {
@@ -217,7 +219,9 @@ nlohmann::json json_of(const Tally& tally) {
 
 std::size_t numerics_steps(const NumericsOptions& options) {
   // Classes may share a kernel, and a merge has up to three: good enough for a percentage.
-  return options.only ? 2 : static_cast<std::size_t>(classes_of(options)) + options.cases;
+  const int kernels = options.pass == Pass::forward ? 1 : 5;
+  if (options.only) return static_cast<std::size_t>(kernels) + 1;
+  return static_cast<std::size_t>(kernels * classes_of(options) + options.cases);
 }
 
 Result<NumericsReport> verify_numerics(const NumericsOptions& options) {

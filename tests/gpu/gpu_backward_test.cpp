@@ -1,0 +1,41 @@
+// The GPU's gradients against float64, family by family, over random problems of the whole surface in
+// poisoned surroundings, through the public API; in deterministic mode twice, which must give the same bits.
+#include "tests/gpu/gpu_main.h"
+#include "tests/support/random.h"
+#include "tools/verify/numerics.h"
+
+#include <doctest/doctest.h>
+
+#include <cstdio>
+#include <string>
+
+using namespace attune;
+using namespace attune::test;
+
+namespace {
+
+void check_family(Family family, const char* name) {
+  if (only_family != "all" && only_family != name) return;
+  auto ran = verify::verify_numerics({.seed = test_seed(),
+                                      .cases = case_count,
+                                      .pass = verify::Pass::backward,
+                                      .device = kGpu,
+                                      .families = {family}});
+  if (!ran.ok()) FAIL(ran.failure().message);
+  verify::NumericsReport& report = *ran;
+  std::printf("%s", text_of(report).c_str());
+  for (const std::string& failure : report.failures) FAIL_CHECK(failure);
+  CHECK(report.cases == case_count);
+  CHECK(report.kernels <= report.specs);  // those that go by rows are the families' in common
+  if (case_count >= 512) CHECK(report.tallies["deterministic"]["yes"].cases >= 100);
+}
+
+}  // namespace
+
+TEST_CASE("gradients of simt kernels are as exact as twice the plain implementation's error") {
+  check_family(Family::simt, "simt");
+}
+
+TEST_CASE("gradients of mma kernels are as exact as twice the plain implementation's error") {
+  check_family(Family::mma, "mma");
+}
