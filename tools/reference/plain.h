@@ -18,10 +18,9 @@
 //            float32; dS is rounded for the products with q' and k.
 //   float32: the same without the rounding
 //
-// An eager framework takes delta from p and dP, which it has kept. Whoever does not keep them takes it from
-// the output that the caller hands over, rounded to its type: so does this, for the rounding is in any
-// memory-efficient backward. Sums over queries, heads and sequences that share a key or an element of the
-// bias are rounded once, at their end.
+// An eager framework takes delta from p and dP, which it has kept. A backward pass that is given the output
+// takes it from there, as the reference does. Sums over queries, heads and sequences that share a key or an
+// element of the bias are rounded once, at their end.
 #pragma once
 
 #include "tools/reference/reference.h"

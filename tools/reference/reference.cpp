@@ -141,7 +141,7 @@ GradientValues reference_backward(const BackwardInputs& inputs) {
 
     const double* grad = inputs.grad_output.data() + row.output;
     const double grad_lse = inputs.grad_lse.empty() ? 0 : inputs.grad_lse[row.lse];
-    Sum delta = dot(grad, values.output.data() + row.output, e.head_dim_v);
+    Sum delta = dot(grad, inputs.output.data() + row.output, e.head_dim_v);
     delta.value -= grad_lse;
     delta.magnitude += std::abs(grad_lse);
     for (std::size_t j = 0; j < row.keys.size(); ++j) {

@@ -59,7 +59,7 @@ struct BackwardInputs {
   Inputs forward;
   std::vector<double> grad_output;
   std::vector<double> grad_lse;  // empty: 0
-  std::vector<double> output;    // forward's as the caller has it, rounded: plain.h takes delta from it
+  std::vector<double> output;    // forward's, as the caller has it: rounded
 };
 
 /// Of a tensor, row-major in its own shape: summed up over whatever shares one of its elements.

@@ -76,9 +76,8 @@ double BackwardCase::gradient_spread(Random& random) const {
 /// The results whose gradients are given: those of the reference, rounded to their types, until Attune's own
 /// forward writes over them.
 void BackwardCase::draw_forward(Random& random) {
-  output_ = GuardedTensor(
-      problem.output_dtype(), problem.output_shape(),
-      problem.layout(random, problem.output_dtype(), own_forward_ ? Access::write : Access::read));
+  output_ = GuardedTensor(problem.output_dtype(), problem.output_shape(),
+                          problem.layout(random, problem.output_dtype(), Access::write));
   lse_ = own_forward_ ? QueryNumbers(problem) : QueryNumbers(random, problem);
   if (own_forward_) return;
   Values values = reference_attention(problem.inputs());
