@@ -2,52 +2,26 @@
 //   bench_cpu_forward [--threads N] [--arch x86-64-v3|x86-64-v4] [--json]
 // Compiles each kernel anew, so the table also shows what a cold start costs.
 #include "attune/blocks.h"
-#include "attune/num.h"
 #include "attune/philox.h"
+#include "bench/cpu_cases.h"
 #include "bench/fma_peak.h"
 #include "codegen/choose.h"
 #include "codegen/names.h"
 #include "runtime/cpu/cpu_backend.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
-#include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <functional>
-#include <optional>
-#include <random>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace {
 
 using namespace attune;
-using kernel::Bias;
-using kernel::DType;
+using namespace attune::bench;
 
-/// What a case has beyond plain attention.
-struct With {
-  bool causal = false;
-  Bias bias = Bias::none;  // [queries, keys], of all heads
-  bool dropout = false;
-  int sequences = 0;  // 0: dense; of equal lengths
-  int page_size = 0;  // 0: contiguous
-};
-
-struct Case {
-  DType dtype;
-  int head_dim, len_q, len_k;
-  With with = {};
-};
-
-constexpr int kBatch = 1;
-constexpr int kHeads = 8;
 constexpr Case kCases[] = {
     {DType::f32, 64, 1024, 1024},
     {DType::f32, 64, 1024, 1024, {.causal = true}},
@@ -79,46 +53,6 @@ struct Row {
   std::string candidate;
   double milliseconds, gflops, peak_gflops, compile_ms, first_call_ms;
 };
-
-template <typename T>
-T must(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.failure().message);
-  return std::move(result).value();
-}
-void must(Result<void> result) {
-  if (!result.ok()) throw std::runtime_error(result.failure().message);
-}
-
-/// [1, length, heads, head_dim], dense, of normal numbers.
-std::vector<std::byte> tensor(DType dtype, int length, int head_dim, unsigned seed) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal;
-  const std::size_t count = std::size_t{kHeads} * length * head_dim;
-  std::vector<std::byte> bytes(count * kernel::size_of(dtype));
-  for (std::size_t i = 0; i < count; ++i) {
-    const float x = normal(engine);
-    const std::uint16_t half = dtype == DType::f16 ? kernel::float_to_f16(x) : kernel::float_to_bf16(x);
-    const void* element = dtype == DType::f32 ? static_cast<const void*>(&x) : &half;
-    std::memcpy(bytes.data() + i * kernel::size_of(dtype), element, kernel::size_of(dtype));
-  }
-  return bytes;
-}
-
-double visible_pairs(const Case& problem) {
-  const double all = double{1} * problem.len_q * problem.len_k / std::max(1, problem.with.sequences);
-  return problem.with.causal ? problem.len_q * (problem.len_q + 1.0) / 2 : all;
-}
-
-/// "causal bias=f16 dropout sequences=1 page=16"
-std::string text_of(const With& with) {
-  std::vector<std::string> words;
-  if (with.causal) words.push_back("causal");
-  if (with.bias != Bias::none) words.push_back(fmt::format("bias={}", codegen::name_of(with.bias)));
-  if (with.dropout) words.push_back("dropout");
-  if (with.sequences != 0) words.push_back(fmt::format("sequences={}", with.sequences));
-  if (with.page_size != 0) words.push_back(fmt::format("page={}", with.page_size));
-  return words.empty() ? "-" : fmt::format("{}", fmt::join(words, " "));
-}
 
 codegen::Problem problem_of(const Case& c) {
   return {.dtype = c.dtype,
@@ -158,23 +92,12 @@ struct Tables {
   }
 };
 
-double best_seconds(const std::function<void()>& work) {
-  constexpr double kBudget = 1.0;
-  double best = 1e9;
-  for (double spent = 0; spent < kBudget;) {
-    const double seconds = bench::seconds_of(work);
-    best = std::min(best, seconds);
-    spent += seconds;
-  }
-  return best;
-}
-
 Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch& arch, int threads) {
   const codegen::Choice choice = must(codegen::choose(problem_of(problem), arch));
   const codegen::Unit unit =
       codegen::make_unit(choice.spec, arch, runtime::clang_compiler(arch), codegen::embedded_files());
   runtime::Image image;
-  const double compile = bench::seconds_of([&] { image = must(runtime::clang_compile(unit)); });
+  const double compile = seconds_of([&] { image = must(runtime::clang_compile(unit)); });
 
   const auto query = tensor(problem.dtype, problem.len_q, problem.head_dim, 1);
   const auto key = tensor(problem.dtype, problem.len_k, problem.head_dim, 2);
@@ -209,7 +132,7 @@ Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch&
 
   // What a cache hit costs beyond the hot call: loading, and the pages that the first call touches.
   std::unique_ptr<runtime::Kernel> kernel;
-  const double first = bench::seconds_of([&] {
+  const double first = seconds_of([&] {
     kernel = must(backend.load(image.bytes, unit.spec));
     must(kernel->forward(params, nullptr));
   });
@@ -219,7 +142,7 @@ Row measure(const Case& problem, runtime::Backend& backend, const codegen::Arch&
           .candidate = choice.candidate->name,
           .milliseconds = seconds * 1e3,
           .gflops = flops / seconds / 1e9,
-          .peak_gflops = bench::fma_peak_gflops(arch.isa == codegen::Isa::avx512, threads),
+          .peak_gflops = fma_peak_gflops(arch.isa == codegen::Isa::avx512, threads),
           .compile_ms = compile * 1e3,
           .first_call_ms = (first - seconds) * 1e3};
 }
@@ -246,29 +169,6 @@ nlohmann::json json_of(const Row& row) {
           {"of_peak", row.gflops / row.peak_gflops},
           {"compile_ms", row.compile_ms},
           {"load_and_first_call_ms", row.first_call_ms}};
-}
-
-struct Options {
-  int threads = 1;
-  std::string arch;  // empty: this CPU's
-  bool json = false;
-};
-
-std::optional<Options> parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word == "--json") {
-      options.json = true;
-    } else if (word == "--threads" && i + 1 < argc) {
-      options.threads = std::atoi(argv[++i]);
-    } else if (word == "--arch" && i + 1 < argc) {
-      options.arch = argv[++i];
-    } else {
-      return std::nullopt;
-    }
-  }
-  return options.threads > 0 ? std::optional(options) : std::nullopt;
 }
 
 void run(const Options& options) {
@@ -302,17 +202,6 @@ void run(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const auto options = parse(argc, argv);
-  if (!options) {
-    std::fprintf(stderr, "usage: bench_cpu_forward [--threads N] [--arch x86-64-v3|x86-64-v4] [--json]\n");
-    return 2;
-  }
-  setenv("ATTUNE_THREADS", std::to_string(options->threads).c_str(), 1);  // before the backend reads it
-  try {
-    run(*options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 3;
-  }
-  return 0;
+  return run_benchmark(parse(argc, argv, true),
+                       "bench_cpu_forward [--threads N] [--arch x86-64-v3|x86-64-v4] [--json]", run);
 }
