@@ -291,6 +291,30 @@ TEST_CASE("every GPU, head dim and set of traits has a row") {
   }
 }
 
+TEST_CASE("every GPU, head dim and set of traits has rows for each gradient") {
+  for (const char* name : {"sm_60", "sm_61", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90a", "sm_120a"}) {
+    const Arch arch = arch_of(name);
+    for (const Operation operation : {Operation::delta, Operation::grad_query, Operation::grad_key_value,
+                                      Operation::grad_bias, Operation::round_query}) {
+      for (const Traits& traits : kTraits) {
+        for (const int dim : {1, 32, 33, 64, 65, 128, 129, 256, 257, kMaxHeadDim}) {
+          const Problem problem{.operation = operation,
+                                .dtype = DType::f32,
+                                .output_dtype = DType::f32,
+                                .head_dim = dim,
+                                .head_dim_v = kMaxHeadDim + 1 - dim,
+                                .blocks = traits.blocks,
+                                .keys = traits.keys,
+                                .bias = traits.bias ? Bias::f32 : Bias::none,
+                                .dropout = traits.dropout};
+          const auto choice = codegen::choose(problem, arch);
+          CHECK_MESSAGE(choice.ok(), name << " " << codegen::to_string(problem));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("a target that NVRTC does not know is an environment failure that says what to install") {
   Arch future = arch_of("sm_121");
   future.sm = 999;

@@ -32,6 +32,7 @@ class GradBiasSimt {
   static constexpr SimtGradBiasShared kShared{S};
   static constexpr i32 kSlice = kShared.kSlice;
 
+  static_assert(Tile::kGroups * S.block_n <= kShared.key_offset * 4);  // add_up_rows()
   static_assert(S.bias == Bias::f32 || S.bias == Bias::f16 || S.bias == Bias::bf16);
 
  public:

@@ -127,8 +127,8 @@ struct SimtGradKeyValueShared {
   constexpr i32 bytes() const { return vectors * 16; }
 };
 
-/// grad_bias on ordinary float units: slices of rows by queries and of rows by keys, and room for the sums
-/// that groups of threads add up.
+/// grad_bias on ordinary float units: slices of rows by queries and of rows by keys. Sums that groups of
+/// threads add up take the place of the former at the end.
 struct SimtGradBiasShared {
   static constexpr i32 kSlice = 64;  // columns
   static constexpr i32 kPitch = odd_pitch(kSlice);
