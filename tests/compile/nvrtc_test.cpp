@@ -158,8 +158,8 @@ bool is_backward(Operation operation) {
 
 /// What a row is compiled with: problems with each set of traits that it is ever chosen for. Architectures
 /// take turns, so that every row meets those too. So do sets of traits in the backward pass, whose rows are
-/// many and alike. The seed is fixed: a spill that nobody has caused should
-/// not stop a build, `--wide --seed N` goes looking for one.
+/// many and alike. The seed is fixed: a spill that nobody has caused should not stop a build, `--wide --seed
+/// N` goes looking for one.
 std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs) {
   const auto index = static_cast<std::size_t>(&row - codegen::candidates().data());
   const bool sparse = is_backward(row.operation) && !wide;
@@ -167,7 +167,7 @@ std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs)
   Random random(seed, index);
   std::vector<Case> cases;
   for (std::size_t traits = 0; traits < std::size(kTraits); ++traits) {
-    if (sparse && (index + traits) % 2 != 0) continue;
+    if (sparse && traits != 0 && (index + traits) % 2 != 0) continue;
     const std::size_t enough = cases.size() + wanted;
     for (std::size_t attempt = 0; attempt < 40 * wanted && cases.size() < enough; ++attempt) {
       const Arch& arch = archs[(index + traits * wanted + attempt) % archs.size()];
