@@ -95,6 +95,14 @@ class VerifyNumerics(CommandTest):
         self.assertEqual((report["seed"], report["failures"]), (7, []))
         self.assertIn("0 wrong", self.attune(*arguments).out)
 
+    @needs_cpu
+    def test_one_backward_case(self):
+        report = self.attune_json("verify", "numerics", "--backward", "--seed", "7", "--cases", "40", "--only", "3",
+                                  "--backend", "cpu")
+        self.assertEqual((report["cases"], report["failures"]), (1, []))
+        self.assertIn("gradients", report["tallies"])
+        self.assertGreaterEqual(report["launches"], 2)
+
     def test_mistakes(self):
         self.assert_fails(2, "--cases", "verify", "numerics", "--cases", "0")
         self.assert_fails(2, "--family", "verify", "numerics", "--family", "cutlass")

@@ -9,6 +9,7 @@
 #include "tools/reference/reference.h"
 #include "tools/reference/rows.h"
 #include "tools/verify/case.h"
+#include "tools/verify/verdict.h"
 
 #include <doctest/doctest.h>
 
@@ -336,4 +337,38 @@ TEST_CASE("a gradient may be off by twice the plain error and what float32 costs
   wrong[0] += 1e-4;
   CHECK_FALSE(judge(plain.value, right.value, wrong).ok);
   CHECK_FALSE(judge(plain.value, right.value, {}).ok);
+}
+
+TEST_CASE(
+    "the verdict refuses a number where nothing flows, however small, and a result that was not written") {
+  const Gradient reference{{0, 1}, {0, 1e-6}};
+  const Gradient plain{{0, 1}, {}};
+  CHECK(text_of(plain, reference, {0, 1}) == "");
+  CHECK(text_of(plain, reference, {1e-30, 1}) == "element 0 is 1e-30, but nothing flows to it");
+  CHECK(text_of(plain, reference, {std::nan(""), 1}) == "element 0 is nan, but nothing flows to it");
+  CHECK(text_of(plain, reference, {0, 1.1}).starts_with("worst 0.1 at 1"));
+  CHECK(text_of(plain, reference, {0, std::nan("")}).starts_with("worst inf at 1"));
+}
+
+TEST_CASE("numbers of queries, packed or padded, come back in the order of the reference") {
+  Random random(test_seed(), 2);
+  int padded = 0;
+  for (const KernelClass& one : cpu_classes(random, 64)) {
+    if (one.mask == nullptr) continue;
+    const AttentionProblem problem(random, one, *one.mask);
+    CAPTURE(problem.text());
+    std::vector<double> expected(problem.queries());
+    std::iota(expected.begin(), expected.end(), 0.0);
+    QueryNumbers drawn(random, problem), contiguous(problem);
+    for (QueryNumbers* numbers : {&drawn, &contiguous}) {
+      numbers->fill(expected);
+      CHECK(numbers->values() == expected);
+    }
+    CHECK(contiguous.tensor.values() == expected);
+    padded += drawn.padded() ? 1 : 0;
+    const std::vector<double> elements = drawn.tensor.values();
+    const auto is_nan = [](double x) { return std::isnan(x); };
+    CHECK(std::ranges::count_if(elements, is_nan) == std::ssize(elements) - std::ssize(expected));
+  }
+  CHECK(padded > 5);
 }
