@@ -86,11 +86,15 @@ void suit_sm90(Problem& problem) {
   problem.boxes = 1;
 }
 
-Problem random_merge(Random& random, int head_dim_v) {
+Problem random_merge(Random& random, int head_dim_v, Pass pass) {
   Problem problem{.operation = Operation::merge,
                   .dtype = random.pick({DType::f32, DType::f16, DType::bf16}),
                   .head_dim_v = head_dim_v,
                   .lse = random.pick({kernel::Lse::skip, kernel::Lse::write})};
+  if (pass == Pass::backward) {
+    problem.operation = Operation::grad_merge;
+    problem.lse = kernel::Lse::skip;
+  }
   problem.output_dtype =
       random.chance(0.5) ? problem.dtype : random.pick({DType::f32, DType::f16, DType::bf16});
   problem.align_bytes = random_alignment(random, problem);
@@ -189,8 +193,8 @@ Result<std::vector<KernelClass>> random_classes(Random& random, int count, const
   std::vector<KernelClass> classes;
   for (std::size_t barren = 0; static_cast<int>(classes.size()) < count;) {
     const std::size_t i = classes.size();
-    if (pass == Pass::forward && i % kMergeEvery == kMergeEvery - 1) {
-      const Problem problem = random_merge(random, head_dims_v[i]);
+    if (i % kMergeEvery == kMergeEvery - 1) {
+      const Problem problem = random_merge(random, head_dims_v[i], pass);
       ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
       classes.push_back({problem, choice.spec.family, nullptr});
       continue;
@@ -225,7 +229,8 @@ Problem step_of(const Problem& backward, Operation operation, QueryGradient quer
 std::vector<Problem> problems_of(const KernelClass& kernel_class, const codegen::Arch& arch) {
   const Problem& problem = kernel_class.problem;
   switch (problem.operation) {
-    case Operation::forward: return {problem};
+    case Operation::forward:
+    case Operation::grad_merge: return {problem};
     case Operation::merge: return merges_of(problem);
     default: return steps_of(problem, arch);
   }

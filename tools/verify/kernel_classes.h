@@ -11,11 +11,11 @@
 
 namespace attune::verify {
 
-/// What its cases call: attention and merges, or attention's backward pass.
+/// What its cases call: attention and merges, or the backward of either.
 enum class Pass { forward, backward };
 
 struct KernelClass {
-  codegen::Problem problem;  // backward: of the gradients of key and value, with the output's type
+  codegen::Problem problem;  // backward: a merge's, or key's and value's with the output's type
   kernel::Family family = kernel::Family::cpu;  // the one that will run it
   const MaskClass* mask = nullptr;              // that its first case draws; null: a merge
 };
