@@ -96,7 +96,8 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
   for (const auto& [feature, name] : {std::pair{kVarlen, "packed sequences"},
                                       {kPaged, "paged keys"},
                                       {kBias, "a bias tensor"},
-                                      {kDropout, "dropout"}}) {
+                                      {kDropout, "dropout"},
+                                      {kAtomic, "sums of the query's gradient"}}) {
     const unsigned wanted = features_of(problem) & feature;
     if (wanted != 0 && none([&](const Candidate* row) { return (row->features & wanted) != 0; })) {
       lacks.push_back(fmt::format("no kernels with {}", name));
