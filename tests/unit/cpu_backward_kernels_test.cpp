@@ -1,21 +1,16 @@
 // The CPU kernels of the backward pass on their own, as the backend calls them, against the formulas of
-// attune/backward.h in float64. Whatever lies around rows, between them and in rows of no block is NaN; what
-// lies around results is watched; nothing past the end of an input can be read.
+// attune/backward.h in float64. What lies around inputs is NaN, what lies around results is watched, and
+// nothing past the end of an input can be read.
 #include "attune/backward.h"
-#include "attune/num.h"
-#include "attune/philox.h"
-#include "attune/semantics.h"
 #include "codegen/names.h"
 #include "tests/support/random.h"
 #include "tests/unit/cpu_kernels.h"
+#include "tests/unit/plain_backward.h"
 
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -24,54 +19,13 @@
 
 using namespace attune;
 using namespace attune::kernel;
+using namespace attune::test;
 using codegen::Problem;
-using test::AtTheEnd;
-using test::kernel_of;
-using test::on_every_isa;
-using test::Random;
 
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kUntouched = -123;  // exact in every type
-
-using Table = std::vector<int>;
-
-/// Elements of a type in memory, all of them one number at first.
-class Tensor {
- public:
-  Tensor(DType dtype, i64 count, double filling) : dtype_(dtype), bytes_(count * size_of(dtype)) {
-    for (i64 at = 0; at < count; ++at) set(at, filling);
-  }
-  i64 count() const { return static_cast<i64>(bytes_.size()) / size_of(dtype_); }
-  DType dtype() const { return dtype_; }
-  std::byte* data() { return bytes_.data(); }
-  std::size_t bytes() const { return bytes_.size(); }
-
-  void set(i64 at, double number) {
-    const auto x = static_cast<float>(number);
-    const std::uint16_t half = dtype_ == DType::f16 ? float_to_f16(x) : float_to_bf16(x);
-    std::memcpy(bytes_.data() + at * size_of(dtype_),
-                dtype_ == DType::f32 ? static_cast<const void*>(&x) : &half, size_of(dtype_));
-  }
-  double get(i64 at) const {
-    float x = 0;
-    std::uint16_t half = 0;
-    std::memcpy(dtype_ == DType::f32 ? static_cast<void*>(&x) : &half, bytes_.data() + at * size_of(dtype_),
-                size_of(dtype_));
-    return dtype_ == DType::f32 ? x : dtype_ == DType::f16 ? f16_to_float(half) : bf16_to_float(half);
-  }
-
- private:
-  DType dtype_;
-  std::vector<std::byte> bytes_;
-};
-
-double rounded_to(DType dtype, double number) {
-  Tensor one(dtype, 1, number);
-  return one.get(0);
-}
 
 /// What an element of a result should be, and the sum of the magnitudes of what it was added up from.
 struct Expected {
@@ -85,107 +39,9 @@ struct Expected {
   }
 };
 
-/// Which heads and batch entries share a tensor.
-struct Shared {
-  bool batch = false, group = false, head = false, query = false;
-};
-
-struct Setup {
-  Problem problem;
-  int batch = 1, groups = 1, heads = 1, len_q = 1, len_k = 1;
-  Anchor anchor = Anchor::top_left;
-  int left = -1, right = -1;
-  Table q_start = {}, k_start = {}, k_len = {}, pages = {};  // varlen
-  int page_size = 0;
-  double drops = 0;
-  Shared keys = {}, values = {}, bias = {};
-  bool bias_columns_apart = false;
-  i64 grad_column = 1;
-  bool padded_lse = false;
-  int nan_block = -1;  // whose queries are NaN: what is NaN then is not compared
-  float scale = 0.25f;
-};
-
-/// A block of the attention matrix: its query rows are neighbours, its keys lie anywhere.
-struct PlainBlock {
-  int index, batch, q_begin, len_q;
-  Table key_rows;
-};
-
-std::vector<PlainBlock> blocks_of(const Setup& s) {
-  std::vector<PlainBlock> blocks;
-  if (s.q_start.empty()) {
-    for (int b = 0; b < s.batch; ++b) {
-      blocks.push_back({b, b, 0, s.len_q, Table(s.len_k)});
-      for (int j = 0; j < s.len_k; ++j) blocks[b].key_rows[j] = j;
-    }
-    return blocks;
-  }
-  const int sequences = static_cast<int>(s.k_len.size());
-  for (int b = 0; b < sequences; ++b) {
-    blocks.push_back({b, 0, s.q_start[b], s.q_start[b + 1] - s.q_start[b], Table(s.k_len[b])});
-    const int width = static_cast<int>(s.pages.size()) / sequences;
-    for (int j = 0; j < s.k_len[b]; ++j) {
-      const int logical = s.k_start[b] + j;
-      blocks[b].key_rows[j] =
-          s.page_size == 0 ? logical
-                           : s.pages[b * width + logical / s.page_size] * s.page_size + logical % s.page_size;
-    }
-  }
-  return blocks;
-}
-
-/// [batch, rows, groups, heads, dim] with gaps behind each row of a head; axes that are shared have stride 0.
-Strides strides_of(const Setup& s, int rows, int dim, Shared shared = {}) {
-  const i64 head = dim + 3, group = head * s.heads + 1, seq = group * s.groups + 2;
-  return {.batch = shared.batch ? 0 : seq * rows,
-          .seq = seq,
-          .group = shared.group ? 0 : group,
-          .head = shared.head ? 0 : head};
-}
-
-/// A key that a query sees: P Z, dS, and the sum of the magnitudes that dS was added up from.
-struct Pair {
-  int j;
-  double weight;
-  double grad_score;
-  double magnitude;
-};
-
-/// A backward pass and what it should give.
-class Backward {
+class CheckedBackward : public PlainBackward {
  public:
-  Backward(const Setup& setup, Random& random)
-      : s_(setup),
-        random_(random),
-        query_(input(problem().dtype, s_.len_q, problem().head_dim, {}, p().query_strides)),
-        key_(input(problem().dtype, s_.len_k, problem().head_dim, s_.keys, p().key_strides)),
-        value_(input(problem().dtype, s_.len_k, problem().head_dim_v, s_.values, p().value_strides)),
-        output_(input(problem().output_dtype, s_.len_q, problem().head_dim_v, {}, p().output_strides)),
-        grad_output_(gradient_input()),
-        bias_(bias_input()) {
-    p().batch = s_.batch;
-    p().groups = s_.groups;
-    p().heads = s_.heads;
-    p().len_q = s_.len_q;
-    p().len_k = s_.len_k;
-    p().scale = s_.scale;
-    p().reach = make_reach(s_.anchor, s_.left, s_.right);
-    p().window = window_of(p().reach, s_.len_q, s_.len_k);
-    p().dropout = make_dropout(s_.drops, 77, 3);
-    if (!s_.q_start.empty()) {
-      p().sequences = {.count = static_cast<i32>(s_.k_len.size()),
-                       .q_start = s_.q_start.data(),
-                       .k_start = s_.k_start.data(),
-                       .k_len = s_.k_len.data()};
-    }
-    if (s_.page_size != 0) {
-      p().sequences.pages = s_.pages.data();
-      p().sequences.table_width = static_cast<i32>(s_.pages.size() / s_.k_len.size());
-      p().sequences.page_size = make_divider(s_.page_size);
-    }
-    fill();
-  }
+  using PlainBackward::PlainBackward;
 
   /// Runs every kernel and compares.
   void check(const codegen::Arch& arch) {
@@ -208,86 +64,8 @@ class Backward {
   }
 
  private:
-  const Problem& problem() const { return s_.problem; }
-  ForwardParams& p() { return params_.forward; }
-  const ForwardParams& p() const { return params_.forward; }
+  /// Are key's and value's gradients of different shapes?
   bool differ() const { return s_.keys.group != s_.values.group || s_.keys.head != s_.values.head; }
-  bool copies() const { return s_.grad_column != 1 || problem().output_dtype != problem().dtype; }
-
-  Tensor input(DType dtype, int rows, int dim, Shared shared, Strides& strides) {
-    strides = strides_of(s_, rows, dim, shared);
-    return {dtype,
-            (s_.batch - 1) * strides.batch + (rows - 1) * strides.seq + (s_.groups - 1) * strides.group +
-                (s_.heads - 1) * strides.head + dim,
-            kNan};
-  }
-  Tensor gradient_input() {
-    Tensor tensor =
-        input(problem().output_dtype, s_.len_q, problem().head_dim_v, {}, params_.grad_output_strides);
-    if (s_.grad_column == 1) return tensor;
-    Strides& strides = params_.grad_output_strides;
-    for (i64* stride : {&strides.batch, &strides.seq, &strides.group, &strides.head})
-      *stride *= s_.grad_column;
-    params_.grad_output_column = s_.grad_column;
-    return {tensor.dtype(), (tensor.count() - 1) * s_.grad_column + 1, kNan};
-  }
-  Tensor bias_input() {
-    const DType dtype = problem().bias == Bias::f16    ? DType::f16
-                        : problem().bias == Bias::bf16 ? DType::bf16
-                                                       : DType::f32;
-    BiasStrides& strides = p().bias_strides;
-    strides.key = s_.bias_columns_apart ? 3 : 1;
-    strides.query = s_.len_k * strides.key + 2;
-    strides.head = s_.len_q * strides.query + 1;
-    strides.group = strides.head * s_.heads;
-    strides.batch = strides.group * s_.groups;
-    if (s_.bias.query) strides.query = 0;
-    if (s_.bias.head) strides.head = 0;
-    if (s_.bias.group) strides.group = 0;
-    if (s_.bias.batch) strides.batch = 0;
-    if (problem().bias == Bias::none) return {dtype, 1, kNan};
-    const i64 count = (s_.batch - 1) * strides.batch + (s_.groups - 1) * strides.group +
-                      (s_.heads - 1) * strides.head + (s_.len_q - 1) * strides.query +
-                      (s_.len_k - 1) * strides.key + 1;
-    return {dtype, problem().bias == Bias::boolean ? ceil_div(static_cast<i32>(count), 4) : count, kNan};
-  }
-
-  static i64 at(const Strides& strides, const PlainBlock& block, int row, int group, int head) {
-    return block.batch * strides.batch + row * strides.seq + group * strides.group + head * strides.head;
-  }
-  i64 bias_at(const BiasStrides& strides, const PlainBlock& block, int group, int head, int i, int j) const {
-    return block.batch * strides.batch + group * strides.group + head * strides.head +
-           (block.q_begin + i) * strides.query + block.key_rows[j] * strides.key;
-  }
-  bool visible(const PlainBlock& block, int i, int j) const {
-    const int shift =
-        s_.anchor == Anchor::bottom_right ? static_cast<int>(block.key_rows.size()) - block.len_q : 0;
-    return (s_.left < 0 || j >= i + shift - s_.left) && (s_.right < 0 || j <= i + shift + s_.right);
-  }
-
-  template <typename Visit>
-  void for_each_query(Visit&& visit) {
-    for (const PlainBlock& block : blocks_of(s_)) {
-      for (int group = 0; group < s_.groups; ++group) {
-        for (int head = 0; head < s_.heads; ++head) {
-          for (int i = 0; i < block.len_q; ++i) visit(block, group, head, i);
-        }
-      }
-    }
-  }
-
-  /// Numbers for all that is looked at, and the forward pass.
-  void fill();
-  void attend(const PlainBlock& block, int group, int head, int i);
-  std::vector<Pair> pairs_of(const PlainBlock& block, int group, int head, int i) const;
-  double grad_output(const PlainBlock& block, int group, int head, int i, int c) const;
-  i64 number_at(const PlainBlock& block, int group, int head, int i) const {
-    return (s_.padded_lse ? block.index : block.batch) * params_.lse.strides.batch +
-           group * params_.lse.strides.group + head * params_.lse.strides.head +
-           (s_.padded_lse ? 0 : block.q_begin) + i;
-  }
-  double score(const PlainBlock& block, int group, int head, int i, int j) const;
-
   void run(Operation operation, const codegen::Arch& arch, const BackwardParams& params) {
     Problem wanted = problem();
     wanted.operation = operation;
@@ -299,132 +77,9 @@ class Backward {
   void check_key_value(const codegen::Arch& arch, Shared shared, bool key, bool value);
   void check_bias(const codegen::Arch& arch);
 
-  Setup s_;
-  Random& random_;
-  BackwardParams params_;
-  Tensor query_, key_, value_, output_, grad_output_, bias_;
-  std::vector<float> lse_, grad_lse_, lse2_, delta_;
+  std::vector<float> lse2_, delta_;
   std::optional<Tensor> copy_;
 };
-
-void Backward::fill() {
-  const auto set_row = [&](Tensor& tensor, i64 first, int dim, i64 column = 1) {
-    for (int c = 0; c < dim; ++c) tensor.set(first + c * column, random_.normal());
-  };
-  const Problem& wanted = problem();
-  const int count = s_.batch * s_.groups * s_.heads * s_.len_q;
-  const int longest = s_.padded_lse ? s_.len_q : 0;
-  const int sequences = std::max<int>(1, static_cast<int>(s_.k_len.size()));
-  params_.lse.strides = {
-      .batch = s_.groups * s_.heads * s_.len_q, .seq = 1, .group = s_.heads * s_.len_q, .head = s_.len_q};
-  params_.lse.length = s_.len_q;
-  params_.lse.per_sequence = s_.padded_lse;
-  lse_.assign(s_.padded_lse ? sequences * s_.groups * s_.heads * longest : count, static_cast<float>(kNan));
-  lse2_.assign(count, static_cast<float>(kUntouched));
-  delta_ = lse2_;
-  grad_lse_.assign(lse_.size(), 0);
-  for (float& x : grad_lse_) x = static_cast<float>(random_.normal());
-  params_.grad_lse = params_.lse;
-  params_.grad_lse.data = grad_lse_.data();
-
-  for_each_query([&](const PlainBlock& block, int group, int head, int i) {
-    const int row = block.q_begin + i;
-    int seen = 0;
-    for (int j = 0; j < static_cast<int>(block.key_rows.size()); ++j) {
-      if (!visible(block, i, j)) continue;
-      ++seen;
-      const int key_row = block.key_rows[j];
-      const i64 key = at(p().key_strides, block, key_row, group, head);
-      const i64 value = at(p().value_strides, block, key_row, group, head);
-      if (std::isnan(key_.get(key))) set_row(key_, key, wanted.head_dim);
-      if (std::isnan(value_.get(value))) set_row(value_, value, wanted.head_dim_v);
-      const i64 bias = bias_at(p().bias_strides, block, group, head, i, j);
-      if (wanted.bias == Bias::boolean) {
-        reinterpret_cast<std::uint8_t*>(bias_.data())[bias] = random_.chance(0.8) && i != 3 ? 7 : 0;
-      } else if (wanted.bias != Bias::none && std::isnan(bias_.get(bias))) {
-        bias_.set(bias, random_.normal());
-      }
-    }
-    if (seen == 0) return;  // whatever its rows hold
-    set_row(query_, at(p().query_strides, block, row, group, head), wanted.head_dim);
-    set_row(grad_output_, at(params_.grad_output_strides, block, row, group, head), wanted.head_dim_v,
-            s_.grad_column);
-  });
-  for_each_query([&](const PlainBlock& block, int group, int head, int i) { attend(block, group, head, i); });
-  for_each_query([&](const PlainBlock& block, int group, int head, int i) {
-    if (block.index == s_.nan_block)
-      query_.set(at(p().query_strides, block, block.q_begin + i, group, head), kNan);
-  });
-}
-
-/// With scale and bias; -inf where the query does not see the key.
-double Backward::score(const PlainBlock& block, int group, int head, int i, int j) const {
-  if (!visible(block, i, j)) return -kInf;
-  const i64 query = at(p().query_strides, block, block.q_begin + i, group, head);
-  const i64 key = at(p().key_strides, block, block.key_rows[j], group, head);
-  double sum = 0;
-  for (int c = 0; c < problem().head_dim; ++c) sum += query_.get(query + c) * key_.get(key + c);
-  sum *= s_.scale;
-  if (problem().bias == Bias::none) return sum;
-  const i64 bias = bias_at(p().bias_strides, block, group, head, i, j);
-  if (problem().bias != Bias::boolean) return sum + bias_.get(bias);
-  return const_cast<Tensor&>(bias_).data()[bias] != std::byte{0} ? sum : -kInf;
-}
-
-void Backward::attend(const PlainBlock& block, int group, int head, int i) {
-  std::vector<double> sums(problem().head_dim_v);
-  double total = 0;
-  for (int j = 0; j < static_cast<int>(block.key_rows.size()); ++j) {
-    const double weight = std::exp(score(block, group, head, i, j));
-    total += weight;
-    const bool kept = dropout_keeps(p().dropout, block.index, group * s_.heads + head, i, j);
-    if (weight == 0 || !kept) continue;
-    const i64 value = at(p().value_strides, block, block.key_rows[j], group, head);
-    for (int c = 0; c < problem().head_dim_v; ++c)
-      sums[c] += weight * p().dropout.rescale * value_.get(value + c);
-  }
-  // A backward pass takes either infinity for a query that saw nothing.
-  lse_[number_at(block, group, head, i)] =
-      static_cast<float>(total == 0 ? (i % 2 == 0 ? kInf : -kInf) : std::log(total));
-  if (total == 0) return;
-  const i64 output = at(p().output_strides, block, block.q_begin + i, group, head);
-  for (int c = 0; c < problem().head_dim_v; ++c) output_.set(output + c, sums[c] / total);
-}
-
-/// As delta copies it, or where it lies.
-double Backward::grad_output(const PlainBlock& block, int group, int head, int i, int c) const {
-  const i64 row = at(params_.grad_output_strides, block, block.q_begin + i, group, head);
-  return rounded_to(problem().dtype, grad_output_.get(row + c * s_.grad_column));
-}
-
-std::vector<Pair> Backward::pairs_of(const PlainBlock& block, int group, int head, int i) const {
-  std::vector<Pair> pairs;
-  const i64 number = number_at(block, group, head, i);
-  if (std::isinf(lse_[number])) return pairs;
-  const i64 output = at(p().output_strides, block, block.q_begin + i, group, head);
-  const i64 gradient = at(params_.grad_output_strides, block, block.q_begin + i, group, head);
-  double delta = -grad_lse_[number], delta_magnitude = std::abs(delta);
-  for (int c = 0; c < problem().head_dim_v; ++c) {
-    const double product = grad_output_.get(gradient + c * s_.grad_column) * output_.get(output + c);
-    delta += product;
-    delta_magnitude += std::abs(product);
-  }
-  for (int j = 0; j < static_cast<int>(block.key_rows.size()); ++j) {
-    const double weight = std::exp(score(block, group, head, i, j) - lse_[number]);
-    if (weight == 0) continue;
-    const bool kept = dropout_keeps(p().dropout, block.index, group * s_.heads + head, i, j);
-    const double factor = kept ? p().dropout.rescale : 0;
-    const i64 value = at(p().value_strides, block, block.key_rows[j], group, head);
-    Pair pair{j, weight * factor, -weight * delta, weight * delta_magnitude};
-    for (int c = 0; c < problem().head_dim_v; ++c) {
-      const double product = weight * factor * grad_output(block, group, head, i, c) * value_.get(value + c);
-      pair.grad_score += product;
-      pair.magnitude += std::abs(product);
-    }
-    pairs.push_back(pair);
-  }
-  return pairs;
-}
 
 /// How many elements are not what they should be: those that are not written are untouched.
 int wrong_elements(const Tensor& actual, const std::vector<Expected>& expected) {
@@ -443,22 +98,23 @@ int wrong_elements(const Tensor& actual, const std::vector<Expected>& expected) 
   return wrong;
 }
 
-void Backward::run_delta(const codegen::Arch& arch) {
+void CheckedBackward::run_delta(const codegen::Arch& arch) {
   BackwardParams params = params_;
-  params.lse2 = lse2_.data();
-  params.delta = delta_.data();
+  const int numbers = s_.batch * s_.groups * s_.heads * s_.len_q;
+  lse2_.resize(numbers);
+  delta_.resize(numbers);
+  params_.lse2 = params.lse2 = lse2_.data();
+  params_.delta = params.delta = delta_.data();
   if (copies()) {
     copy_.emplace(problem().dtype, i64{s_.batch} * s_.len_q * s_.groups * s_.heads * problem().head_dim_v,
                   kNan);
     params.grad_output_copy = copy_->data();
   }
   run(Operation::delta, arch, params);
-  params_.lse2 = lse2_.data();
-  params_.delta = delta_.data();
 }
 
 /// What the kernels after delta are told.
-BackwardParams Backward::after_delta() {
+BackwardParams CheckedBackward::after_delta() {
   BackwardParams params = params_;
   if (!copies()) return params;
   const i64 dim = problem().head_dim_v, row = dim * s_.heads * s_.groups;
@@ -468,7 +124,7 @@ BackwardParams Backward::after_delta() {
   return params;
 }
 
-void Backward::check_query(const codegen::Arch& arch) {
+void CheckedBackward::check_query(const codegen::Arch& arch) {
   BackwardParams params = after_delta();
   params.grad_query_strides = p().query_strides;
   Tensor result(problem().dtype, query_.count(), kUntouched);
@@ -489,7 +145,7 @@ void Backward::check_query(const codegen::Arch& arch) {
   CHECK(wrong_elements(result, expected) == 0);
 }
 
-void Backward::check_key_value(const codegen::Arch& arch, Shared shared, bool key, bool value) {
+void CheckedBackward::check_key_value(const codegen::Arch& arch, Shared shared, bool key, bool value) {
   BackwardParams params = after_delta();
   params.key_groups = shared.group ? 1 : s_.groups;
   params.key_heads = shared.head ? 1 : s_.heads;
@@ -541,7 +197,7 @@ void Backward::check_key_value(const codegen::Arch& arch, Shared shared, bool ke
   CHECK(wrong_elements(grad_value, expected_value) == 0);
 }
 
-void Backward::check_bias(const codegen::Arch& arch) {
+void CheckedBackward::check_bias(const codegen::Arch& arch) {
   BackwardParams params = after_delta();
   params.bias_batch = s_.bias.batch ? 1 : s_.batch;
   params.bias_groups = s_.bias.group ? 1 : s_.groups;
@@ -574,7 +230,7 @@ void Backward::check_bias(const codegen::Arch& arch) {
 void check(const Setup& setup) {
   on_every_isa([&](const codegen::Arch& arch) {
     Random random(test::test_seed());
-    Backward(setup, random).check(arch);
+    CheckedBackward(setup, random).check(arch);
   });
 }
 
