@@ -29,6 +29,7 @@ constexpr auto kGradKeyValue = Operation::grad_key_value;
 constexpr auto kGradBias = Operation::grad_bias;
 constexpr auto kRoundQuery = Operation::round_query;
 constexpr auto kGradMerge = Operation::grad_merge;
+constexpr unsigned kPlainDropout = kWindow | kDropout;
 constexpr unsigned kPlainScores = kEveryFeature & ~(kBias | kDropout);
 
 // The first row that fits wins, so rows go from the most specific to the most general. Why a row has its
@@ -66,9 +67,11 @@ constexpr Candidate kCandidates[] = {
     {"mma_grad_query_64x32x4_d256b",        kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            256,64, 32, 128,1, 0, 4, 0, 0},
     {"mma_grad_query_32x32x2_d512",         kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            512,32, 32, 128,1, 0, 2, 0, 0},
     {"mma_grad_key_value_64x128x4_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        64, 64, 128,64, 2, 2, 4, 1, 0},
+    {"mma_grad_key_value_64x128x4_d64d",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kPlainDropout | kAtomic,  64, 64, 128,64, 2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x128x8_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature | kAtomic,  64, 64, 128,64, 2, 2, 8, 1, 0},
     {"mma_grad_key_value_64x128x8_d128",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kWindow | kAtomic,        128,64, 128,128,2, 4, 8, 1, 0},
     {"mma_grad_key_value_32x128x8_d128",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        128,32, 128,128,2, 2, 8, 1, 0},
+    {"mma_grad_key_value_64x64x8_d128d",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kPlainDropout | kAtomic,  128,64, 64, 128,2, 2, 8, 1, 0},
     {"mma_grad_key_value_64x64x8_d128",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kNoDropout | kAtomic,     128,64, 64, 128,2, 2, 8, 1, 0},
     {"mma_grad_key_value_32x64x4_d128",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kWindow | kAtomic,        128,32, 64, 128,2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x64x8_d128p",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature | kAtomic,  128,64, 64, 64, 2, 2, 8, 0, 0},
@@ -78,6 +81,9 @@ constexpr Candidate kCandidates[] = {
     {"mma_grad_key_value_32x32x2_d256p",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature | kAtomic,  256,32, 32, 64, 2, 2, 2, 0, 0},
     {"mma_grad_key_value_64x32x4_d512",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kMasks | kAtomic,         512,64, 32, 128,2, 2, 4, 0, 0},
     {"mma_grad_key_value_32x32x2_d512",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        512,32, 32, 128,2, 2, 2, 0, 0},
+    {"mma_grad_bias_64x64x8_d128",          kGradBias,    Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            128,64, 64, 0,  2, 2, 8, 0, 0},
+    {"mma_grad_bias_64x32x4_d256",          kGradBias,    Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            256,64, 32, 0,  2, 2, 4, 0, 0},
+    {"mma_grad_bias_32x32x2_d512",          kGradBias,    Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            512,32, 32, 0,  2, 2, 2, 0, 0},
     {"simt_128x32x2_d32",   kForward, Family::simt,  80,  kNewest,  Isa::none,    kF32,  kEveryFeature, 32,   128,  32,   0,    8,  8,  2,  1,  0},
     {"simt_128x64x4_d64",   kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   128,  64,   0,    8,  8,  4,  1,  0},
     {"simt_64x64x4_d64",    kForward, Family::simt,  60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   64,   64,   0,    8,  4,  4,  1,  0},

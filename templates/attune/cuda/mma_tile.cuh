@@ -10,8 +10,9 @@
 
 namespace attune::kernel {
 
+/// Computed anew where it is asked for: addresses that follow from it would occupy registers through loops.
 ATTUNE_DEVICE i32 lane_of_warp() {
-  return static_cast<i32>(threadIdx.x % kWarpSize);
+  return static_cast<i32>(ptx::opaque(threadIdx.x) % kWarpSize);
 }
 
 /// The row (the other is 8 below) and the first of the two columns that a lane holds of a 16x8 accumulator.
@@ -30,7 +31,7 @@ using RowTile = SwizzledTile<round_up(Columns, 16) / kChunkElements>;
 /// gives the A fragment of the rows, ldmatrix.trans the B fragments of two n8 tiles of columns.
 template <typename Tile>
 ATTUNE_DEVICE u32 rows_first(u32 tile, i32 row, i32 chunk) {
-  const i32 lane = ptx::opaque(lane_of_warp());  // or addresses are kept in registers through loops
+  const i32 lane = lane_of_warp();
   return tile + Tile::offset(row + lane % 16, chunk + lane / 16);
 }
 
@@ -38,7 +39,7 @@ ATTUNE_DEVICE u32 rows_first(u32 tile, i32 row, i32 chunk) {
 /// rows, ldmatrix.trans the A fragment of the columns.
 template <typename Tile>
 ATTUNE_DEVICE u32 chunks_first(u32 tile, i32 row, i32 chunk) {
-  const i32 lane = ptx::opaque(lane_of_warp());
+  const i32 lane = lane_of_warp();
   return tile + Tile::offset(row + lane % 8 + lane / 16 * 8, chunk + lane / 8 % 2);
 }
 

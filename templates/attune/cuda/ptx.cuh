@@ -88,6 +88,13 @@ ATTUNE_DEVICE void st_shared_v4(u32 address, const Chunk& c) {
 }
 
 /// 4 bytes; the address is a multiple of 4.
+ATTUNE_DEVICE u32 ld_shared_b32(u32 address) {
+  u32 word;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
+
+/// 4 bytes; the address is a multiple of 4.
 ATTUNE_DEVICE void st_shared_b32(u32 address, u32 word) {
   asm volatile("st.shared.b32 [%0], %1;" : : "r"(address), "r"(word) : "memory");
 }
@@ -118,7 +125,7 @@ ATTUNE_DEVICE void red_add_f32(float* destination, float x) {
                : "memory");
 }
 
-/// Can two or four neighbours be added at once?
+/// Can two neighbours be added at once?
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 inline constexpr bool kHasVectorReductions = true;
 #else
@@ -130,14 +137,6 @@ ATTUNE_DEVICE void red_add_v2_f32(float* destination, float x, float y) {
   asm volatile("red.global.add.v2.f32 [%0], {%1, %2};"
                :
                : "l"(__cvta_generic_to_global(destination)), "f"(x), "f"(y)
-               : "memory");
-}
-
-/// The address is a multiple of 16. sm_90.
-ATTUNE_DEVICE void red_add_v4_f32(float* destination, float x, float y, float z, float w) {
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
-               :
-               : "l"(__cvta_generic_to_global(destination)), "f"(x), "f"(y), "f"(z), "f"(w)
                : "memory");
 }
 

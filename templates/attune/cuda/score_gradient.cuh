@@ -82,18 +82,20 @@ class KeptKeys {
   /// `j` is the first key's row of its group of 32, in which all four lie. The lanes of keys j and j ^ 1 need
   /// the two halves of the same words, so each draws them for one of the queries.
   static ATTUNE_DEVICE KeptKeys of_group(const DropoutParams& p, i32 block, i32 head, i32 query, i32 j) {
-    const bool odd = j % 2 != 0;
-    const Philox<u32> bits =
-        dropout_bits(p, block, head, static_cast<u32>(odd ? query + 1 : query), dropout_call(j));
     KeptKeys kept(p);
+    if (p.threshold != 0) {  // a branch holds the draw, and the registers that it needs, behind the products
+      const bool odd = j % 2 != 0;
+      const Philox<u32> bits =
+          dropout_bits(p, block, head, static_cast<u32>(odd ? query + 1 : query), dropout_call(j));
 #pragma unroll
-    for (i32 pair = 0; pair < 2; ++pair) {
-      const u32 low = __byte_perm(bits.word[pair * 2], bits.word[pair * 2 + 1], kLowHalves);
-      const u32 high = __byte_perm(bits.word[pair * 2], bits.word[pair * 2 + 1], kHighHalves);
-      const u32 own = odd ? high : low;
-      const u32 other = __shfl_xor_sync(0xffffffffu, odd ? low : high, 4);  // lanes of a key are 4
-      kept.halves_[0][pair] = odd ? other : own;
-      kept.halves_[1][pair] = odd ? own : other;
+      for (i32 pair = 0; pair < 2; ++pair) {
+        const u32 low = __byte_perm(bits.word[pair * 2], bits.word[pair * 2 + 1], kLowHalves);
+        const u32 high = __byte_perm(bits.word[pair * 2], bits.word[pair * 2 + 1], kHighHalves);
+        const u32 own = odd ? high : low;
+        const u32 other = __shfl_xor_sync(0xffffffffu, odd ? low : high, 4);  // lanes of a key are 4
+        kept.halves_[0][pair] = odd ? other : own;
+        kept.halves_[1][pair] = odd ? own : other;
+      }
     }
     return kept;
   }

@@ -9,14 +9,26 @@
 
 namespace attune::kernel {
 
+/// Number of a place; 64 bits where every entry of a table of pages is one.
+template <Keys K>
+struct PlaceNumber {
+  using Type = i32;
+};
+template <>
+struct PlaceNumber<Keys::paged> {
+  using Type = i64;
+};
+
 /// The first place from `from` on of which the rows [begin, end) hold a key, the same in all lanes; places()
 /// when there is none.
 template <KernelSpec S>
-ATTUNE_DEVICE i64 next_place(const ForwardParams& p, i32 begin, i32 end, i64 from) {
-  const i64 count = places<S>(p);
+ATTUNE_DEVICE auto next_place(const ForwardParams& p, i32 begin, i32 end,
+                              typename PlaceNumber<S.keys>::Type from) {
+  using Place = decltype(from);
+  const auto count = static_cast<Place>(places<S>(p));
 #pragma unroll 1
   for (; from < count; from += 32) {
-    const i64 place = from + threadIdx.x % 32;
+    const Place place = from + static_cast<Place>(threadIdx.x % 32);
     bool holds = false;
     if (place < count) {
       const KeySegment segment = segment_at<S>(p, 0, begin, end, place);
@@ -37,7 +49,7 @@ ATTUNE_DEVICE void for_each_segment_of_block(const ForwardParams& p, i32 batch, 
   if constexpr (S.blocks == Blocks::dense) {
     visit(segment_at<S>(p, batch, begin, end, 0));
   } else {
-    i64 place = next_place<S>(p, begin, end, 0);
+    auto place = next_place<S>(p, begin, end, 0);
 #pragma unroll 1
     while (place < places<S>(p)) {
       visit(segment_at<S>(p, batch, begin, end, place));

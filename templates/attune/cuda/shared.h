@@ -25,10 +25,10 @@ struct MmaShared {
   }
 };
 
-/// Gradients on tensor cores. A block keeps two tiles, of key and value (grad_key_value) or of query and the
-/// output's gradient (grad_query), and walks over pairs of the others on a ring of `stages` in flight and the
-/// one that is read. grad_key_value also has the tiles of the scores' gradients and of the probabilities that
-/// its warps exchange, and two numbers of every query on the ring.
+/// Gradients on tensor cores. A block keeps two tiles, of query and the output's gradient (grad_query) or of
+/// key and value, and walks over pairs of the others on a ring of `stages` in flight and the one that is
+/// read, in the second case with two numbers of every query. grad_key_value also has the tiles of the scores'
+/// gradients and of the probabilities that its warps exchange.
 struct GradMmaShared {
   i32 slots;
   i32 second_offset;
@@ -51,13 +51,15 @@ struct GradMmaShared {
   constexpr i32 bytes() const { return ring_offset + slots * slot_bytes; }
 
  private:
-  static constexpr bool of_keys(const KernelSpec& s) { return s.operation == Operation::grad_key_value; }
+  static constexpr bool of_keys(const KernelSpec& s) { return s.operation != Operation::grad_query; }
   static constexpr i32 kept_rows(const KernelSpec& s) { return of_keys(s) ? s.block_n : s.block_m; }
   static constexpr i32 ring_rows(const KernelSpec& s) { return of_keys(s) ? s.block_m : s.block_n; }
   static constexpr i32 row_bytes(i32 columns) { return round_up(columns, 16) * 2; }
   static constexpr i32 score_bytes(const KernelSpec& s) { return s.block_m * s.block_n * 2; }
   static constexpr bool adds(const KernelSpec& s) { return s.query_gradient == QueryGradient::atomic; }
-  static constexpr bool exchanges(const KernelSpec& s) { return s.warps * 16 * s.tile_m > kept_rows(s); }
+  static constexpr bool exchanges(const KernelSpec& s) {
+    return s.operation == Operation::grad_key_value && s.warps * 16 * s.tile_m > s.block_n;
+  }
 };
 
 /// Pitch of a row of float32 on ordinary float units, in vectors of 4: odd, so that eight rows read at the

@@ -138,7 +138,8 @@ template <i32 Rows, i32 HeadDim, i32 CopyBytes, i32 Threads>
 ATTUNE_DEVICE void copy_rows(u32 tile, const u16* rows, i64 stride, i32 first, i32 last) {
   using Walk = RowWalk<Rows, HeadDim, Threads>;
   constexpr i32 kUnroll = min(Walk::kPasses, min(kCopiesInFlight<CopyBytes>, 4));
-  Walk::template for_each<kUnroll>(threadIdx.x, [&](i32 row, i32 chunk) {
+  const u32 thread = ptx::opaque(threadIdx.x);  // or what follows from it is kept in registers
+  Walk::template for_each<kUnroll>(thread, [&](i32 row, i32 chunk) {
     const bool exists = first <= row && row < last;
     copy_chunk<CopyBytes>(tile + SwizzledTile<Walk::kChunks>::offset(row, chunk),
                           rows + row * stride + chunk * kChunkElements,
