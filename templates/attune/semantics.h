@@ -63,7 +63,8 @@ ATTUNE_HD constexpr bool visible(Window w, i32 len_k, i32 i, i32 j) {
   return true;
 }
 
-/// visible() for vectors of queries i and of keys j < len_k: the mask of a comparison, all ones where visible.
+/// visible() for vectors of queries i and of keys j < len_k: the mask of a comparison, all ones where
+/// visible.
 template <KernelSpec S, typename Lanes>
 ATTUNE_HD constexpr Lanes visible_lanes(Window w, Lanes i, Lanes j) {
   Lanes seen = Lanes(-1);

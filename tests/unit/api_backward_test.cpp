@@ -8,22 +8,15 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "attune/attune.h"
 #include "tests/unit/allocations.h"
+#include "tests/unit/api_tensors.h"
 
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
 using namespace attune;
+using namespace attune::test;
 
 namespace {
-
-std::vector<float> numbers(std::size_t count, unsigned seed) {
-  std::vector<float> values(count);
-  for (float& value : values) {
-    seed = seed * 1664525u + 1013904223u;
-    value = static_cast<float>(seed >> 8) / static_cast<float>(1u << 23) - 1.0f;
-  }
-  return values;
-}
 
 /// [1, 6, 4, 16] queries over [1, 9, 2, 16] keys and [1, 9, 2, 24] values, and what forward makes of them.
 struct Pass {
@@ -55,11 +48,6 @@ struct Pass {
                                     value, gradients);
   }
 };
-
-std::vector<std::int64_t> shape_of(const Tensor& tensor) {
-  const MutableTensorView view = tensor.view();
-  return {view.shape.begin(), view.shape.begin() + view.rank};
-}
 
 }  // namespace
 

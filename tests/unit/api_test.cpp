@@ -8,23 +8,15 @@
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "attune/attune.h"
 #include "tests/unit/allocations.h"
+#include "tests/unit/api_tensors.h"
 
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
 using namespace attune;
+using namespace attune::test;
 
 namespace {
-
-/// Numbers that look random and are the same everywhere.
-std::vector<float> numbers(std::size_t count, unsigned seed) {
-  std::vector<float> values(count);
-  for (float& value : values) {
-    seed = seed * 1664525u + 1013904223u;
-    value = static_cast<float>(seed >> 8) / static_cast<float>(1u << 23) - 1.0f;
-  }
-  return values;
-}
 
 /// [2, 4, 3, 16] queries over [2, 10, 3, 16] keys and values.
 struct Inputs {
@@ -42,11 +34,6 @@ struct Inputs {
     return view;
   }
 };
-
-std::vector<std::int64_t> shape_of(const Tensor& tensor) {
-  const MutableTensorView view = tensor.view();
-  return {view.shape.begin(), view.shape.begin() + view.rank};
-}
 
 const float* floats(const Tensor& tensor) {
   return static_cast<const float*>(tensor.data());
