@@ -74,8 +74,8 @@ std::string print_entry(const KernelSpec& spec) {
   }
   // Told a number of blocks, ptxas never spills to make room for more: the tiles of simt fill the shared
   // memory, those of a gradient the registers.
-  const bool fills =
-      spec.family == Family::simt || (spec.family == Family::mma && spec.operation != Operation::forward);
+  const bool fills = spec.family == Family::simt || spec.operation == Operation::grad_merge ||
+                     (spec.family == Family::mma && spec.operation != Operation::forward);
   const std::string_view blocks = fills ? ", 1" : "";
   return fmt::format(
       "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32{}) {}(const k::{} params) {{\n"
