@@ -71,6 +71,16 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
     lacks.push_back(
         "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0");
   }
+  if (problem.operation == Operation::grad_key_value) {
+    if (problem.head_dim != problem.head_dim_v) {
+      lacks.push_back(
+          fmt::format("head_dim {} and head_dim_v {} should be equal", problem.head_dim, problem.head_dim_v));
+    }
+    if (problem.query_gradient == kernel::QueryGradient::apart) {
+      lacks.push_back(
+          "adds up the query's gradient in no fixed order: not for deterministic calls or calls without it");
+    }
+  }
   return lacks;
 }
 

@@ -26,8 +26,11 @@ std::string template_of(const KernelSpec& spec) {
                                     : fmt::format("attune/cuda/{}.cuh", function_of(spec));
 }
 
-std::string_view params_of(Operation operation) {
-  switch (operation) {
+std::string_view params_of(const KernelSpec& spec) {
+  if (spec.family == Family::sm90) {
+    return spec.operation == Operation::forward ? "ForwardSm90Params" : "GradKeyValueSm90Params";
+  }
+  switch (spec.operation) {
     case Operation::forward: return "ForwardParams";
     case Operation::merge: return "MergeParams";
     case Operation::grad_merge: return "GradMergeParams";
@@ -54,7 +57,7 @@ std::string print_spec(const KernelSpec& spec) {
 
 /// A kernel is told its parameters and which slot of the operation's work it does (blocks.h, backward.h).
 std::string print_entry(const KernelSpec& spec) {
-  const std::string_view params = params_of(spec.operation);
+  const std::string_view params = params_of(spec);
   const std::string function = function_of(spec);
   if (spec.family == Family::cpu) {
     return fmt::format(
@@ -67,10 +70,10 @@ std::string print_entry(const KernelSpec& spec) {
   if (spec.family == Family::sm90) {  // its warpgroups share out the registers of one block
     return fmt::format(
         "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32, 1)\n"
-        "    {}(const __grid_constant__ k::ForwardSm90Params params) {{\n"
+        "    {}(const __grid_constant__ k::{} params) {{\n"
         "  k::{}<kSpec>(params);\n"
         "}}\n",
-        kEntryName, function);
+        kEntryName, params, function);
   }
   // Told a number of blocks, ptxas never spills to make room for more: the tiles of simt fill the shared
   // memory, those of a gradient the registers.

@@ -89,11 +89,16 @@ class Planner {
 
 }  // namespace
 
+kernel::Strides read_grad_output_strides(const BackwardCall& call) {
+  if (!call.copies_grad_output) return call.params.grad_output_strides;
+  return contiguous_rows(call.params.forward, call.problem.head_dim_v);
+}
+
 Problem problem_of(const Problem& forward, Operation operation) {
   Problem problem = forward;
   problem.operation = operation;
   problem.lse = kernel::Lse::skip;
-  problem.boxes = 0;
+  if (operation != Operation::grad_key_value) problem.boxes = 0;
   if (operation == Operation::delta || operation == Operation::round_query) {
     return {.operation = operation,
             .dtype = problem.dtype,
@@ -147,7 +152,7 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
   planner.add(Operation::delta);
   if (call.copies_grad_output) {
     params.grad_output = params.grad_output_copy;
-    params.grad_output_strides = contiguous_rows(forward, call.problem.head_dim_v);
+    params.grad_output_strides = read_grad_output_strides(call);
     params.grad_output_column = 1;
   }
   planner.add_key_value(sums);

@@ -24,7 +24,8 @@ struct HeadExtents {
 
 /// One backward call, checked and reduced.
 struct BackwardCall {
-  codegen::Problem problem;       // that of the forward pass; output_dtype: of output and grad_output
+  codegen::Problem problem;       // that of the forward pass; output_dtype: of output and grad_output;
+                                  // boxes: of query, key, value and grad_output
   kernel::BackwardParams params;  // without what lies in the workspace
   HeadExtents key_heads;
   HeadExtents value_heads;
@@ -49,6 +50,9 @@ struct BackwardPlan {
   const Step* begin() const { return steps.data(); }
   const Step* end() const { return steps.data() + count; }
 };
+
+/// Where grad_output lies for the kernels after delta.
+kernel::Strides read_grad_output_strides(const BackwardCall& call);
 
 /// The launches of a call on an architecture, with pointers into call.workspace (none where it is null).
 /// Fails with invalid_argument when the workspace would be larger than any memory.

@@ -51,12 +51,12 @@ BoxAxes key_axes(const ForwardParams& p, const Strides& strides) {
   return axes_of(p, strides, p.len_k, i64{p.groups} * p.heads, p.heads == 1 ? strides.group : strides.head);
 }
 
-bool boxes_fit(const ForwardParams& p) {
+bool boxes_fit(const ForwardParams& p, const Strides& output) {
   const bool same_sharing = shared_in_group(p, p.key_strides) == shared_in_group(p, p.value_strides);
-  return same_sharing && one_axis(p, p.query_strides) && one_axis(p, p.output_strides) &&
+  return same_sharing && one_axis(p, p.query_strides) && one_axis(p, output) &&
          (shared_in_group(p, p.key_strides) || one_axis(p, p.key_strides)) &&
          (shared_in_group(p, p.value_strides) || one_axis(p, p.value_strides)) &&
-         fits(query_axes(p, p.query_strides)) && fits(query_axes(p, p.output_strides)) &&
+         fits(query_axes(p, p.query_strides)) && fits(query_axes(p, output)) &&
          fits(key_axes(p, p.key_strides)) && fits(key_axes(p, p.value_strides));
 }
 

@@ -19,7 +19,8 @@ BoxAxes query_axes(const kernel::ForwardParams& params, const kernel::Strides& s
 /// Likewise, or one head for each group where the group shares it.
 BoxAxes key_axes(const kernel::ForwardParams& params, const kernel::Strides& strides);
 
-/// Do query, key, value and output, 16-bit and with rows aligned to 16 bytes, suit the engine?
-bool boxes_fit(const kernel::ForwardParams& params);
+/// Do query, key, value and output, 16-bit and with rows aligned to 16 bytes, suit the engine? `output` has
+/// the strides of the output, or of its gradient where that is read instead.
+bool boxes_fit(const kernel::ForwardParams& params, const kernel::Strides& output);
 
 }  // namespace attune::runtime

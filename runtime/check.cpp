@@ -211,7 +211,8 @@ Result<Call> check(const Arguments& a) {
   }
   call.problem.align_bytes = alignment.bytes();
   const bool two_bytes = a.query.dtype != DType::f32 && output_dtype != kernel::DType::f32;
-  call.problem.boxes = two_bytes && call.problem.align_bytes == 16 && boxes_fit(params) ? 1 : 0;
+  call.problem.boxes =
+      two_bytes && call.problem.align_bytes == 16 && boxes_fit(params, params.output_strides) ? 1 : 0;
   ATTUNE_TRY(add_sequences(a, call));
   return call;
 }

@@ -1,5 +1,6 @@
 // The checks of a backward call: those of its forward call, and of everything that only backward has.
 #include "attune/semantics.h"
+#include "runtime/boxes.h"
 #include "runtime/check.h"
 #include "runtime/check_bias.h"
 #include "runtime/check_tensors.h"
@@ -246,6 +247,8 @@ Result<BackwardCall> check_backward(const BackwardArguments& a) {
   call.copies_grad_output = a.grad_output.dtype != a.query.dtype || p.grad_output_column != 1 ||
                             with_grad_output.bytes() < alignment.bytes();
   call.problem.align_bytes = alignment.bytes();
+  const bool aligned = a.query.dtype != DType::f32 && call.problem.align_bytes == 16;
+  call.problem.boxes = aligned && boxes_fit(p.forward, read_grad_output_strides(call)) ? 1 : 0;
   return call;
 }
 

@@ -6,6 +6,7 @@
 #include "attune/merge.h"
 #include "codegen/candidates.h"
 #include "codegen/emit.h"
+#include "runtime/cuda/grad_key_value_sm90_launch.h"
 #include "runtime/cuda/grid.h"
 #include "runtime/cuda/sm90_launch.h"
 
@@ -126,7 +127,8 @@ class CudaKernel final : public Kernel {
 
   Result<void> forward(const kernel::ForwardParams& params, void* stream) override {
     return with_function(kernel::forward_slots(spec_, params), [&](CUfunction function, unsigned slots) {
-      if (spec_.family == kernel::Family::sm90) return launch_sm90(function, params, stream);
+      if (spec_.family == kernel::Family::sm90)
+        return launch_sm90<kernel::ForwardSm90Params>(function, params, stream);
       return launch(function, &params, slots, stream);
     });
   }
@@ -134,7 +136,11 @@ class CudaKernel final : public Kernel {
     return launch_slots(kernel::merge_slots(spec_, params), params, stream);
   }
   Result<void> backward(const kernel::BackwardParams& params, void* stream) override {
-    return launch_slots(kernel::backward_slots(spec_, params), params, stream);
+    if (spec_.family != kernel::Family::sm90)
+      return launch_slots(kernel::backward_slots(spec_, params), params, stream);
+    return with_function(kernel::backward_slots(spec_, params), [&](CUfunction function, unsigned /*slots*/) {
+      return launch_sm90<kernel::GradKeyValueSm90Params>(function, params, stream);
+    });
   }
   Result<void> grad_merge(const kernel::GradMergeParams& params, void* stream) override {
     return launch_slots(kernel::merge_slots(spec_, params), params, stream);
@@ -181,9 +187,11 @@ class CudaKernel final : public Kernel {
     return function;
   }
 
-  Result<void> launch_sm90(CUfunction function, const kernel::ForwardParams& forward, void* stream) const {
-    kernel::ForwardSm90Params params;
-    ATTUNE_TRY(fill_sm90_params(device_, spec_, forward, static_cast<CUstream>(stream), params));
+  /// Sm90Params are what its kernel is told: `told`, tensor maps and a schedule.
+  template <typename Sm90Params, typename Params>
+  Result<void> launch_sm90(CUfunction function, const Params& told, void* stream) const {
+    Sm90Params params;
+    ATTUNE_TRY(fill_sm90_params(device_, spec_, told, static_cast<CUstream>(stream), params));
     return launch(function, &params, sm90_blocks(device_, params), stream);
   }
 

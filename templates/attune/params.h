@@ -124,8 +124,8 @@ struct alignas(64) TensorMap {
   u64 opaque[16];
 };
 
-/// What the sm90 family is told. Maps have the axes [head_dim, rows, heads, batch]; a box is 64 elements of
-/// a tile's rows of one head.
+/// What the sm90 family is told for forward. Maps have the axes [head_dim, rows, heads, batch]; a box is 64
+/// elements of a tile's rows of one head.
 struct ForwardSm90Params {
   TensorMap query, key, value, output;
   ForwardParams forward;
@@ -137,6 +137,22 @@ struct ForwardSm90Params {
   i32 tiles = 0;               // row_blocks * pairs
   i32 section = 1;             // windows: neighbouring pairs whose keys and values fit the L2 cache
 };
+
+/// What the sm90 family is told for grad_key_value. Maps as above; a box of the sums is 32 columns of the 64
+/// rows that a warpgroup adds.
+struct GradKeyValueSm90Params {
+  TensorMap query, key, value, grad_output, query_sums;
+  BackwardParams backward;
+  u32* counter = nullptr;      // as in ForwardSm90Params
+  i32 heads = 0;               // that gradients of key and value have, over all groups
+  i32 sharing = 1;             // query heads that share one of these
+  i32 heads_per_key_head = 1;  // of these, those that share one head of the key's map
+  i32 key_blocks = 0;          // tiles of one head
+  i32 pairs = 0;               // batch * heads
+  i32 tiles = 0;               // key_blocks * pairs
+  i32 section = 1;             // windows: neighbouring pairs whose queries and sums fit the L2 cache
+};
+static_assert(sizeof(GradKeyValueSm90Params) <= 4096, "kernel parameters of every GPU fit 4 KiB");
 
 /// Most chunks that one merge takes; more are merged in rounds.
 inline constexpr i32 kMaxChunks = 48;

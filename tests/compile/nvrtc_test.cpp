@@ -144,6 +144,10 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
     problem.head_dim = kernel::round_up(problem.head_dim, 8);
     problem.head_dim_v = kernel::round_up(problem.head_dim_v, 8);
     problem.output_dtype = problem.dtype;
+    if (row.operation == Operation::grad_key_value) {
+      problem.head_dim_v = problem.head_dim;
+      problem.query_gradient = QueryGradient::atomic;
+    }
   }
   const int row_bytes = (problem.head_dim | problem.head_dim_v) *
                         std::min(kernel::size_of(problem.dtype), kernel::size_of(problem.output_dtype));

@@ -28,6 +28,7 @@
 #pragma once
 
 #include "attune/blocks.h"
+#include "attune/cuda/panels.cuh"
 #include "attune/cuda/pipeline.cuh"
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/ptx_sm90.cuh"
@@ -41,7 +42,6 @@
 
 namespace attune::kernel {
 
-inline constexpr i32 kWarpgroup = 128;  // threads
 inline constexpr i32 kGroupRows = Sm90Shared::kGroupRows;
 
 /// Where things lie in shared memory.
@@ -204,17 +204,12 @@ class Sm90Producer {
     at.advance();
   }
 
-  /// A tile of `Rows` rows, panel by panel.
+  /// A tile of `Rows` rows.
   template <i32 Panels, i32 Rows>
   static ATTUNE_DEVICE void copy(u32 tile, const TensorMap& map, u32 barrier, ptx::BoxOrigin origin,
                                  u64 policy) {
-    constexpr i32 kPanelBytes = Rows * Sm90Shared::kPanelRowBytes;
-    ptx::mbarrier_arrive_expect_tx(barrier, Panels * kPanelBytes);
-#pragma unroll
-    for (i32 panel = 0; panel < Panels; ++panel) {
-      origin.column = panel * Sm90Shared::kPanelElements;
-      ptx::cp_async_bulk_tensor_load(tile + panel * kPanelBytes, map, barrier, origin, policy);
-    }
+    ptx::mbarrier_arrive_expect_tx(barrier, Panels * kPanelBytes<Rows>);
+    load_panels<Panels, Rows>(tile, map, barrier, origin, policy);
   }
 
   const ForwardSm90Params& p_;
@@ -437,15 +432,9 @@ class Sm90Consumer {
 #pragma unroll
     for (i32 k = 0; k < kDimSteps; ++k) {
       u32(&fragment)[4] = query_[k];
-      ptx::ldmatrix_x4(fragment,
-                       queries_.tile(query_at_) + panel_offset(row, k * 2 + static_cast<i32>(lane() / 16)));
+      ptx::ldmatrix_x4(fragment, queries_.tile(query_at_) +
+                                     panel_offset<kGroupRows>(row, k * 2 + static_cast<i32>(lane() / 16)));
     }
-  }
-
-  /// Byte offset of a chunk of 8 elements in the swizzled panels of a tile of 64 rows.
-  static ATTUNE_DEVICE u32 panel_offset(u32 row, i32 chunk) {
-    return static_cast<u32>(chunk / 8 * (kGroupRows * 128)) + row * 128 +
-           ((static_cast<u32>(chunk % 8) ^ row % 8) * 16);
   }
 
   /// S = Q K^T; asynchronous.
@@ -604,7 +593,7 @@ class Sm90Consumer {
 #pragma unroll
     for (i32 k = 0; k < kDimV / 16; ++k) {
       const float* o = output_ + k * 8;
-      ptx::stmatrix_x4(tile + panel_offset(row, k * 2 + static_cast<i32>(lane() / 16)),
+      ptx::stmatrix_x4(tile + panel_offset<kGroupRows>(row, k * 2 + static_cast<i32>(lane() / 16)),
                        pack<S.dtype>(o[0], o[1]), pack<S.dtype>(o[2], o[3]), pack<S.dtype>(o[4], o[5]),
                        pack<S.dtype>(o[6], o[7]));
     }
@@ -644,8 +633,8 @@ class Sm90Consumer {
     for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
       const i32 row = i / kChunks;
       const i32 chunk = i % kChunks;
-      const ptx::Word4 w =
-          ptx::ld_shared_word4(queries_.tile(query_at_) + panel_offset(static_cast<u32>(row), chunk));
+      const ptx::Word4 w = ptx::ld_shared_word4(queries_.tile(query_at_) +
+                                                panel_offset<kGroupRows>(static_cast<u32>(row), chunk));
       *reinterpret_cast<int4*>(rows + row * row_stride + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }

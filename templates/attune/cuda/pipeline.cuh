@@ -37,10 +37,10 @@ struct Ring {
   ATTUNE_DEVICE u32 full(const Cursor& at) const { return barriers + at.stage * 16; }
   ATTUNE_DEVICE u32 empty(const Cursor& at) const { return full(at) + 8; }
 
-  /// `releases`: how often a tile is released before it is filled again.
-  ATTUNE_DEVICE void init(u32 releases) const {
+  /// `releases`: how often a tile is released before it is filled again; `fills`: how many arrivals fill it.
+  ATTUNE_DEVICE void init(u32 releases, u32 fills = 1) const {
     for (Cursor at(0); at.parity == 0; at.advance()) {
-      ptx::mbarrier_init(full(at), 1);
+      ptx::mbarrier_init(full(at), fills);
       ptx::mbarrier_init(empty(at), releases);
     }
   }

@@ -109,10 +109,18 @@ ATTUNE_DEVICE void cp_async_bulk_tensor_store(const TensorMap& map, u32 source, 
       "r"(source), "r"(at.column), "r"(at.row), "r"(at.head), "r"(at.batch)
       : "memory");
 }
+/// Adds a box of float32 from shared memory to the tensor's; what lies outside it is left out.
+ATTUNE_DEVICE void cp_reduce_async_bulk_tensor_add(const TensorMap& map, u32 source, BoxOrigin at) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::
+          "l"(&map),
+      "r"(source), "r"(at.column), "r"(at.row), "r"(at.head), "r"(at.batch)
+      : "memory");
+}
 ATTUNE_DEVICE void cp_async_bulk_commit_group() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }
-/// Until the stores of all but `Pending` groups have read their shared memory.
+/// Until the stores and additions of all but `Pending` groups have read their shared memory.
 template <i32 Pending>
 ATTUNE_DEVICE void cp_async_bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
@@ -128,6 +136,26 @@ ATTUNE_DEVICE void stmatrix_x4(u32 address, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a),
                "r"(b), "r"(c), "r"(d)
                : "memory");
+}
+
+/// The same with every matrix transposed.
+ATTUNE_DEVICE void stmatrix_x4_trans(u32 address, u32 a, u32 b, u32 c, u32 d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+/// Two floats; the address is a multiple of 8.
+ATTUNE_DEVICE float2 ld_shared_float2(u32 address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+  return v;
+}
+ATTUNE_DEVICE void st_shared_float2(u32 address, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+ATTUNE_DEVICE void st_shared_float(u32 address, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
 
 struct Word4 {

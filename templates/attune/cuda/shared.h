@@ -186,12 +186,56 @@ struct Sm90Shared {
   constexpr i32 bytes() const { return end; }
 };
 
+/// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
+/// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange;
+/// float32 sums on their way to memory, of each warpgroup two panels of 32 columns; for each stage two
+/// numbers of every query, two barriers and what it holds; the work item, and where the sums go.
+struct GradKeyValueSm90Shared {
+  static constexpr i32 kWarpgroups = 2;
+  static constexpr i32 kGroupRows = 64;   // keys of a warpgroup, and queries whose sums it sends
+  static constexpr i32 kSumColumns = 32;  // of a panel: 128 bytes
+  static constexpr i32 kSumPanels = 2;    // of a warpgroup
+
+  i32 panels;
+  i32 key_bytes;    // of a tile of keys or values
+  i32 query_bytes;  // of a tile of queries or output gradients
+  i32 score_bytes;  // of a tile of score gradients
+  i32 sum_bytes;    // of one warpgroup
+  i32 query_offset;
+  i32 score_offset;
+  i32 sum_offset;
+  i32 number_offset;
+  i32 barrier_offset;
+  i32 step_offset;
+  i32 work_offset;
+  i32 target_offset;
+  i32 end;
+
+  constexpr explicit GradKeyValueSm90Shared(const KernelSpec& s)
+      : panels(ceil_div(s.head_dim, Sm90Shared::kPanelElements)),
+        key_bytes(s.block_n * panels * Sm90Shared::kPanelRowBytes),
+        query_bytes(s.block_m * panels * Sm90Shared::kPanelRowBytes),
+        score_bytes(s.block_m * s.block_n * 2),
+        sum_bytes(kSumPanels * kGroupRows * Sm90Shared::kPanelRowBytes),
+        query_offset(2 * key_bytes),
+        score_offset(query_offset + s.stages * 2 * query_bytes),
+        sum_offset(score_offset + 2 * score_bytes),
+        number_offset(sum_offset + kWarpgroups * sum_bytes),
+        barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
+        step_offset(barrier_offset + 16 * (s.stages + 1)),
+        work_offset(step_offset + 16 * s.stages),
+        target_offset(work_offset + 16),
+        end(target_offset + 16 * kWarpgroups) {}
+  constexpr i32 bytes() const { return end; }
+};
+
 /// Dynamic shared memory of the kernel of this spec.
 constexpr i32 shared_bytes(const KernelSpec& s) {
   switch (s.family) {
     case Family::mma:
       return s.operation == Operation::forward ? MmaShared(s).bytes() : GradMmaShared(s).bytes();
-    case Family::sm90: return Sm90Shared(s).bytes();
+    case Family::sm90:
+      return s.operation == Operation::forward ? Sm90Shared(s).bytes() : GradKeyValueSm90Shared(s).bytes();
     case Family::simt: return simt_bytes(s);
     case Family::cpu:
     case Family::merge:

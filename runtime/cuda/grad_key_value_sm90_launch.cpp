@@ -1,0 +1,84 @@
+#include "runtime/cuda/grad_key_value_sm90_launch.h"
+
+#include "attune/backward.h"
+#include "attune/cuda/shared.h"
+#include "attune/hd.h"
+#include "runtime/boxes.h"
+#include "runtime/cuda/tensor_map.h"
+#include "runtime/cuda/tile_counter.h"
+
+#include <algorithm>
+
+namespace attune::runtime {
+namespace {
+
+using kernel::BackwardParams;
+using kernel::ForwardParams;
+using kernel::GradKeyValueSm90Params;
+using kernel::i64;
+using kernel::KernelSpec;
+
+constexpr i64 kSectionBytes = i64{32} << 20;  // of queries, output gradients and sums in the L2 cache
+
+/// [batch, heads, len_q, head_dim], contiguous.
+BoxAxes sums_axes(const ForwardParams& p, int head_dim) {
+  const i64 heads = i64{p.groups} * p.heads;
+  const i64 head_stride = i64{p.len_q} * head_dim;
+  return {.rows = p.len_q,
+          .row_stride = head_dim,
+          .heads = heads,
+          .head_stride = head_stride,
+          .batch = p.batch,
+          .batch_stride = heads * head_stride};
+}
+
+/// How many neighbouring (batch, head) pairs have queries that fit the L2 cache together, with what goes
+/// along; but enough that every multiprocessor gets a tile, or the long ones of the last section would be all
+/// that is left to do at the end.
+int section_of(const CudaDevice& device, const KernelSpec& spec, const GradKeyValueSm90Params& p) {
+  const i64 pair_bytes = i64{p.backward.forward.len_q} * p.sharing * spec.head_dim * (2 + 2 + 4);
+  const auto serves = [&](int section) {
+    return section / 2 * p.key_blocks < device.multiprocessors || section * pair_bytes <= kSectionBytes;
+  };
+  int section = 1;
+  while (section * 2 <= p.pairs && serves(section * 2)) section *= 2;
+  return section;
+}
+
+}  // namespace
+
+Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
+                              const BackwardParams& backward, CUstream stream, GradKeyValueSm90Params& p) {
+  const Driver& driver = *device.driver;
+  const ForwardParams& forward = backward.forward;
+  const BoxAxes query = query_axes(forward, forward.query_strides);
+  const BoxAxes key = key_axes(forward, forward.key_strides);
+  const BoxAxes value = key_axes(forward, forward.value_strides);
+  const BoxAxes grad_output = query_axes(forward, backward.grad_output_strides);
+  const auto panels = [&](const void* data, const BoxAxes& axes, int rows, kernel::TensorMap& map) {
+    return encode_panels(driver, spec.dtype, data, spec.head_dim, axes, rows, map);
+  };
+  ATTUNE_TRY(panels(forward.query, query, spec.block_m, p.query));
+  ATTUNE_TRY(panels(forward.key, key, spec.block_n, p.key));
+  ATTUNE_TRY(panels(forward.value, value, spec.block_n, p.value));
+  ATTUNE_TRY(panels(backward.grad_output, grad_output, spec.block_m, p.grad_output));
+  ATTUNE_TRY(encode_sums(driver, backward.query_sums, spec.head_dim, sums_axes(forward, spec.head_dim),
+                         kernel::GradKeyValueSm90Shared::kGroupRows, p.query_sums));
+  p.backward = backward;
+  p.heads = backward.key_groups * backward.key_heads;
+  p.sharing = kernel::sharing_heads(backward);
+  p.heads_per_key_head = static_cast<int>(p.heads / key.heads);
+  p.key_blocks = kernel::ceil_div(forward.len_k, spec.block_n);
+  p.pairs = forward.batch * p.heads;
+  p.tiles = p.key_blocks * p.pairs;
+  p.section = section_of(device, spec, p);
+  const bool window = spec.window_left == kernel::Edge::bounded || spec.window_right == kernel::Edge::bounded;
+  if (window) p.counter = tile_counter(driver, stream);
+  return done();
+}
+
+unsigned sm90_blocks(const CudaDevice& device, const GradKeyValueSm90Params& params) {
+  return static_cast<unsigned>(std::min(device.multiprocessors, params.tiles));
+}
+
+}  // namespace attune::runtime

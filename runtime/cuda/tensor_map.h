@@ -1,0 +1,21 @@
+// Maps of tensors for Hopper's copy engine.
+#pragma once
+
+#include "attune/params.h"
+#include "attune/spec.h"
+#include "base/result.h"
+#include "runtime/boxes.h"
+#include "runtime/cuda/driver.h"
+
+namespace attune::runtime {
+
+/// The map of a 16-bit tensor whose boxes are a panel of `rows` rows of one head. Fails with internal when
+/// the driver refuses it.
+Result<void> encode_panels(const Driver& driver, kernel::DType dtype, const void* data, int head_dim,
+                           const BoxAxes& axes, int rows, kernel::TensorMap& map);
+
+/// The map of float32 sums, likewise; a panel is 32 columns.
+Result<void> encode_sums(const Driver& driver, float* data, int head_dim, const BoxAxes& axes, int rows,
+                         kernel::TensorMap& map);
+
+}  // namespace attune::runtime

@@ -1,0 +1,658 @@
+// Gradients of key and value on Hopper, with the query's added up beside them: products of warpgroups
+// (wgmma), tiles by the tensor copy engine, warp-specialised.
+//
+// A block stays on its SM and takes one tile of 128 keys after the other. One warp of it, the producer,
+// copies the keys and values, and then a ring of tiles of queries and output gradients, of every head that
+// shares them; two warpgroups of 128 threads own 64 keys each:
+//
+//                   queries      |  Q m  | Q m+1 |       ring of `stages`, with the LSE and delta of
+//                   output grads | dO m  | dO m+1|       each query
+//        +--------+
+//   K, V | 64 x D |  warpgroup 0:  S^T = K Q^T   P^T = exp2(S^T - LSE)      dV += P^T dO
+//   K, V | 64 x D |  warpgroup 1   dP^T = V dO^T dS^T = P^T (dP^T - delta)  dK += dS^T Q
+//        +--------+                              dQ = dS K, shared by the warpgroups
+//
+// Scores are computed with keys as rows, so that P^T and dS^T are operands of dV and dK where they are, in
+// registers. Only dS crosses shared memory: dQ sums over the keys of both warpgroups. Of it each computes 64
+// rows or 64 columns and leaves them to a warp of the producer's, an adder, which has the copy engine add
+// them to the float32 sums in memory (the structure of Shah et al., FlashAttention-3, arXiv 2407.08608).
+//
+// Registers of one thread:    producer  consumer    S + dP, or dS + P + dQ, beside dK + dV
+//   head dim  64, 128 x 128   24        240         64 + 64, or 32 + 32 + 32, beside 32 + 32
+//   head dim 128,  64 x 128   24        240         32 + 32, or 16 + 16 + 32, beside 64 + 64
+#pragma once
+
+#include "attune/backward.h"
+#include "attune/cuda/panels.cuh"
+#include "attune/cuda/pipeline.cuh"
+#include "attune/cuda/ptx.cuh"
+#include "attune/cuda/ptx_sm90.cuh"
+#include "attune/cuda/ptx_wgmma.cuh"
+#include "attune/cuda/shared.h"
+#include "attune/cuda/tile.cuh"
+#include "attune/num.h"
+#include "attune/params.h"
+#include "attune/semantics.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+/// Where things lie in shared memory.
+template <KernelSpec S>
+struct Sm90Memory {
+  static constexpr GradKeyValueSm90Shared kShared{S};
+  using KeyRing = Ring<1, 2 * kShared.key_bytes>;             // keys, then values
+  using QueryRing = Ring<S.stages, 2 * kShared.query_bytes>;  // queries, then output gradients
+  using QueryCursor = typename QueryRing::Cursor;
+
+  u32 base;
+
+  ATTUNE_DEVICE KeyRing keys() const { return {base, base + kShared.barrier_offset}; }
+  ATTUNE_DEVICE QueryRing queries() const {
+    return {base + kShared.query_offset, base + kShared.barrier_offset + KeyRing::kBarrierBytes};
+  }
+  /// The work item that comes with a tile of keys.
+  ATTUNE_DEVICE u32 work() const { return base + kShared.work_offset; }
+  /// What a stage holds.
+  ATTUNE_DEVICE u32 step(const QueryCursor& at) const { return base + kShared.step_offset + at.stage * 16; }
+  /// The LSE of a stage's queries, then their delta.
+  ATTUNE_DEVICE u32 numbers(const QueryCursor& at) const {
+    return base + kShared.number_offset + at.stage * (2 * S.block_m * 4);
+  }
+  ATTUNE_DEVICE u32 scores(u32 buffer) const {
+    return base + kShared.score_offset + buffer * kShared.score_bytes;
+  }
+  /// Sums on their way to memory, and where they go.
+  ATTUNE_DEVICE u32 sums(u32 group) const { return base + kShared.sum_offset + group * kShared.sum_bytes; }
+  ATTUNE_DEVICE u32 target(u32 group) const { return base + kShared.target_offset + group * 16; }
+};
+
+/// Named barriers: of both warpgroups; of each; and of each with its adder. 0 is __syncthreads.
+enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kStaged = 4, kTaken = 6 };
+inline constexpr u32 kAdderThreads = kWarpgroup + 32;
+
+/// How warpgroups share dQ: one panel of columns each, or 64 queries each.
+template <KernelSpec S>
+struct Sm90Sums {
+  static constexpr bool kSplitColumns = S.block_m == GradKeyValueSm90Shared::kGroupRows;
+  static constexpr i32 kDim = kSplitColumns ? Sm90Shared::kPanelElements : round_up(S.head_dim, 16);
+  static constexpr i32 kPanels = ceil_div(kDim, GradKeyValueSm90Shared::kSumColumns);
+};
+
+/// A tile of keys: its first, the head of their gradients over all groups, and how many tiles of queries it
+/// meets.
+struct Sm90Work {
+  i32 begin;
+  i32 head;
+  i32 batch;
+  i32 steps;  // negative: no more work
+};
+
+/// A tile of queries: its first and their head over all groups.
+struct Sm90Step {
+  i32 begin;
+  i32 head;
+  i32 masked;  // is any of its pairs invisible?
+};
+
+/// Tiles of queries [first, last) that see keys of a tile; those of [clear_first, clear_last) see all.
+struct Sm90StepRange {
+  i32 first;
+  i32 last;
+  i32 clear_first;
+  i32 clear_last;
+};
+
+/// Tiles of keys in the order in which blocks take them, as in forward (forward_sm90.cuh): strided where all
+/// are alike; under a window the longest first, whoever is free, within sections of heads whose queries fit
+/// the L2 cache.
+template <KernelSpec S>
+struct Sm90Schedule {
+  static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
+  /// Tiles of one head that start at different queries do not wait for each other's sums. At larger head dims
+  /// that cost more than it saved: they no longer share what is in the L2 cache.
+  static constexpr bool kStaggered = !kWindow && S.head_dim <= 64;
+
+  /// Of a whole warp.
+  static ATTUNE_DEVICE i32 next(i32 tile, const GradKeyValueSm90Params& p) {
+    const i32 blocks = static_cast<i32>(gridDim.x);
+    if (!kWindow || p.counter == nullptr) return tile + blocks;
+    u32 taken = 0;
+    if (threadIdx.x % 32 == 0) taken = ptx::atom_inc(p.counter, static_cast<u32>(p.tiles - 1));
+    return blocks + static_cast<i32>(__shfl_sync(0xffffffffu, taken, 0));
+  }
+
+  /// Without the number of its steps.
+  static ATTUNE_DEVICE Sm90Work work(i32 tile, const GradKeyValueSm90Params& p) {
+    i32 pair = tile / p.key_blocks;
+    i32 key_block = tile % p.key_blocks;
+    if constexpr (kWindow) {
+      const i32 section = tile / (p.section * p.key_blocks);
+      const i32 first = section * p.section;
+      const i32 width = min(p.section, p.pairs - first);
+      const i32 rest = tile - first * p.key_blocks;
+      const bool falling = p.counter == nullptr && section % 2 == 1;
+      pair = first + rest % width;
+      key_block = falling ? p.key_blocks - 1 - rest / width : rest / width;
+    }
+    return {key_block * S.block_n, pair % p.heads, pair / p.heads, 0};
+  }
+
+  static ATTUNE_DEVICE Sm90StepRange steps(const ForwardParams& p, i32 begin) {
+    const i32 end = min(begin + S.block_n, p.len_k);
+    const QueryRange visiting = visiting_queries<S>(p.window, p.len_q, begin, end);
+    const QueryRange clear = unmasked_queries<S>(p.window, p.len_q, begin, end);
+    Sm90StepRange steps;
+    steps.first = max(visiting.begin, 0) / S.block_m;
+    steps.last = max(ceil_div(visiting.end, S.block_m), steps.first);
+    steps.clear_first = ceil_div(max(clear.begin, 0), S.block_m);
+    // Queries past the end have probability 0 without a mask, keys past it have not.
+    steps.clear_last = clear.end == p.len_q ? steps.last : clear.end / S.block_m;
+    if (begin + S.block_n > p.len_k) steps.clear_last = 0;
+    return steps;
+  }
+};
+
+// ---- The producer: a warp, whose first lane talks to the copy engine ----
+
+template <KernelSpec S>
+class Sm90Producer {
+  using Memory = Sm90Memory<S>;
+  using Schedule = Sm90Schedule<S>;
+  static constexpr i32 kPanels = Memory::kShared.panels;
+  static constexpr i32 kKeys = S.block_n;
+  static constexpr i32 kQueries = S.block_m;
+
+ public:
+  ATTUNE_DEVICE Sm90Producer(const GradKeyValueSm90Params& params, Memory memory)
+      : p_(params), memory_(memory), keys_(memory.keys()), queries_(memory.queries()) {}
+
+  ATTUNE_DEVICE void run() {
+#pragma unroll 1
+    for (i32 tile = static_cast<i32>(blockIdx.x); tile < p_.tiles;) {
+      const Sm90Work work = Schedule::work(tile, p_);
+      tile = Schedule::next(tile, p_);
+      produce(work);
+    }
+    keys_.acquire(key_at_);
+    if (first_lane()) {
+      ptx::st_shared_word4(memory_.work(), {0, 0, 0, -1});
+      ptx::mbarrier_arrive(keys_.full(key_at_));
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE i32 lane() {
+    return static_cast<i32>(threadIdx.x % 32);
+  }
+  static ATTUNE_DEVICE bool first_lane() {
+    return lane() == 0;
+  }
+
+  /// The first queries do not wait until the keys before have been multiplied.
+  ATTUNE_DEVICE void produce(Sm90Work work) {
+    const Sm90StepRange range = Schedule::steps(p_.backward.forward, work.begin);
+    const i32 count = range.last - range.first;
+    work.steps = count * p_.sharing;
+    if (work.steps == 0) load_keys(work);
+    i32 m = range.first;
+    if (Schedule::kStaggered) m += static_cast<i32>(i64{work.begin / kKeys} * count / p_.key_blocks);
+    Sm90Step step{0, work.head * p_.sharing, 0};
+    i32 left = count;
+#pragma unroll 1
+    for (i32 number = 0; number < work.steps; ++number) {
+      step.begin = m * kQueries;
+      step.masked = m < range.clear_first || m >= range.clear_last;
+      queries_.acquire(query_at_);
+      load_queries(step, work.batch);
+      if (number == 0) load_keys(work);
+      load_numbers(step, work.batch);
+      query_at_.advance();
+      if (++m == range.last) m = range.first;
+      if (--left == 0) {
+        left = count;
+        ++step.head;
+      }
+    }
+  }
+
+  ATTUNE_DEVICE void load_keys(const Sm90Work& work) {
+    keys_.acquire(key_at_);
+    if (first_lane()) {
+      const u32 tile = keys_.tile(key_at_);
+      const u32 full = keys_.full(key_at_);
+      const ptx::BoxOrigin origin{0, work.begin, work.head / p_.heads_per_key_head, work.batch};
+      ptx::st_shared_word4(memory_.work(), {work.begin, work.head, work.batch, work.steps});
+      ptx::mbarrier_arrive_expect_tx(full, Memory::KeyRing::kBytes);
+      load_panels<kPanels, kKeys>(tile, p_.key, full, origin, ptx::kEvictFirst);
+      load_panels<kPanels, kKeys>(tile + Memory::kShared.key_bytes, p_.value, full, origin, ptx::kEvictFirst);
+    }
+    key_at_.advance();
+  }
+
+  ATTUNE_DEVICE void load_queries(const Sm90Step& step, i32 batch) const {
+    if (!first_lane()) return;
+    const u32 tile = queries_.tile(query_at_);
+    const u32 full = queries_.full(query_at_);
+    const ptx::BoxOrigin origin{0, step.begin, step.head, batch};
+    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, 0});
+    ptx::mbarrier_arrive_expect_tx(full, 2 * Memory::kShared.query_bytes);
+    load_panels<kPanels, kQueries>(tile, p_.query, full, origin, ptx::kEvictLast);
+    load_panels<kPanels, kQueries>(tile + Memory::kShared.query_bytes, p_.grad_output, full, origin,
+                                   ptx::kEvictLast);
+  }
+
+  /// The numbers of a tile's queries. Past the end their LSE is +inf, which makes every probability 0.
+  ATTUNE_DEVICE void load_numbers(const Sm90Step& step, i32 batch) const {
+    constexpr i32 kRounds = kQueries / 32;
+    const i32 len_q = p_.backward.forward.len_q;
+    const i64 row = (i64{batch} * p_.heads * p_.sharing + step.head) * len_q;
+    float lse2[kRounds];
+    float delta[kRounds];
+#pragma unroll
+    for (i32 i = 0; i < kRounds; ++i) {
+      const i32 query = step.begin + i * 32 + lane();
+      const bool inside = query < len_q;
+      lse2[i] = inside ? p_.backward.lse2[row + query] : -neg_inf();
+      delta[i] = inside ? p_.backward.delta[row + query] : 0.0f;
+    }
+    const u32 numbers = memory_.numbers(query_at_) + static_cast<u32>(lane() * 4);
+#pragma unroll
+    for (i32 i = 0; i < kRounds; ++i) {
+      ptx::st_shared_float(numbers + i * 128, lse2[i]);
+      ptx::st_shared_float(numbers + kQueries * 4 + i * 128, delta[i]);
+    }
+    __syncwarp();
+    if (first_lane()) ptx::mbarrier_arrive(queries_.full(query_at_));
+  }
+
+  const GradKeyValueSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::KeyRing keys_;
+  const typename Memory::QueryRing queries_;
+  typename Memory::KeyRing::Cursor key_at_{1};
+  typename Memory::QueryCursor query_at_{1};
+};
+
+// ---- An adder: a warp that spares a warpgroup the wait for the copy engine ----
+
+template <KernelSpec S>
+ATTUNE_DEVICE void add_sums(const GradKeyValueSm90Params& p, Sm90Memory<S> memory, u32 group) {
+  constexpr i32 kRows = GradKeyValueSm90Shared::kGroupRows;
+#pragma unroll 1
+  while (true) {
+    ptx::bar_arrive(kTaken + group, kAdderThreads);
+    ptx::bar_sync(kStaged + group, kAdderThreads);
+    const ptx::Word4 target = ptx::ld_shared_word4(memory.target(group));
+    if (target.w < 0) break;  // no more work
+    if (threadIdx.x % 32 == 0) {
+      // The copy engine leaves out rows and columns past the end.
+      ptx::BoxOrigin origin{target.x, target.y, target.z, target.w};
+#pragma unroll
+      for (i32 panel = 0; panel < Sm90Sums<S>::kPanels; ++panel) {
+        ptx::cp_reduce_async_bulk_tensor_add(p.query_sums, memory.sums(group) + panel * kPanelBytes<kRows>,
+                                             origin);
+        origin.column += GradKeyValueSm90Shared::kSumColumns;
+      }
+      ptx::cp_async_bulk_commit_group();
+      ptx::cp_async_bulk_wait_group_read<0>();
+    }
+    __syncwarp();
+  }
+}
+
+// ---- A consumer warpgroup ----
+
+template <KernelSpec S>
+class Sm90Consumer {
+  using Memory = Sm90Memory<S>;
+  using Shared = GradKeyValueSm90Shared;
+  static constexpr i32 kKeys = S.block_n;
+  static constexpr i32 kQueries = S.block_m;
+  static constexpr i32 kGroupRows = Shared::kGroupRows;
+  static constexpr i32 kThreads = Shared::kWarpgroups * kWarpgroup;
+  static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);  // k16 steps of K Q^T
+  static constexpr i32 kDim = round_up(S.head_dim, 16);       // columns of dK and dV
+  static constexpr bool kSplitColumns = Sm90Sums<S>::kSplitColumns;
+  static constexpr i32 kSumDim = Sm90Sums<S>::kDim;
+
+  using Scores = float[kQueries / 2];  // element e: key half e / 2 % 2, queries e / 4 * 8 + e % 2
+  using Operand = u32[kQueries / 16][4];
+  using Gradient = float[kDim / 2];
+  using Sums = float[kSumDim / 2];
+
+ public:
+  ATTUNE_DEVICE Sm90Consumer(const GradKeyValueSm90Params& params, Memory memory, u32 group)
+      : p_(params), memory_(memory), keys_(memory.keys()), queries_(memory.queries()), group_(group) {}
+
+  ATTUNE_DEVICE void run() {
+#pragma unroll 1
+    while (true) {
+      keys_.wait(key_at_);
+      const i32 steps = work().steps;
+      if (steps < 0) break;
+      clear();
+#pragma unroll 1
+      for (i32 left = steps; left > 0; --left) step();
+      finish();
+      key_at_.advance();
+    }
+    await_adder();
+    if (elected()) ptx::st_shared_word4(memory_.target(group_), {0, 0, 0, -1});
+    ptx::bar_arrive(kStaged + group_, kAdderThreads);
+  }
+
+ private:
+  static ATTUNE_DEVICE u32 thread() {
+    return threadIdx.x % kWarpgroup;
+  }
+  static ATTUNE_DEVICE u32 lane() {
+    return threadIdx.x % 32;
+  }
+  static ATTUNE_DEVICE bool elected() {
+    return thread() == 0;
+  }
+
+  // Read again where they are needed: registers are for accumulators.
+  ATTUNE_DEVICE Sm90Work work() const {
+    const ptx::Word4 w = ptx::ld_shared_word4(memory_.work());
+    return {w.x, w.y, w.z, w.w};
+  }
+  ATTUNE_DEVICE Sm90Step this_step() const {
+    const ptx::Word4 w = ptx::ld_shared_word4(memory_.step(query_at_));
+    return {w.x, w.y, w.z};
+  }
+
+  ATTUNE_DEVICE u32 key_tile() const {
+    return memory_.base;
+  }
+  ATTUNE_DEVICE u32 value_tile() const {
+    return memory_.base + Memory::kShared.key_bytes;
+  }
+  ATTUNE_DEVICE u32 query_tile() const {
+    return queries_.tile(query_at_);
+  }
+  ATTUNE_DEVICE u32 grad_output_tile() const {
+    return queries_.tile(query_at_) + Memory::kShared.query_bytes;
+  }
+
+  ATTUNE_DEVICE void clear() {
+#pragma unroll
+    for (i32 e = 0; e < kDim / 2; ++e) grad_key_[e] = grad_value_[e] = 0.0f;
+  }
+
+  // ---- One tile of queries ----
+
+  ATTUNE_DEVICE void step() {
+    Scores score;
+    Scores gradient;
+    queries_.wait(query_at_);
+    multiply_rows(score, key_tile(), query_tile());
+    multiply_rows(gradient, value_tile(), grad_output_tile());
+    ptx::wgmma_wait_group<1>();
+    ptx::pin(score);
+    make_probabilities(score);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(gradient);
+    make_gradients(gradient, score);
+    Operand grad_score;
+    Operand probability;
+    pack_operand(grad_score, gradient);
+    pack_operand(probability, score);
+    publish(grad_score);
+    multiply_columns(grad_value_, probability, grad_output_tile());
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kExchange, kThreads);
+    Sums sums;
+    multiply_sums(sums);
+    ptx::wgmma_wait_group<1>();
+    ptx::pin(grad_value_);
+    multiply_columns(grad_key_, grad_score, query_tile());
+    ptx::wgmma_wait_group<1>();
+    ptx::pin(sums);
+    send(sums);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(grad_key_);
+    if (elected()) queries_.release(query_at_);
+    query_at_.advance();
+    buffer_ ^= 1;
+  }
+
+  /// This warpgroup's rows of K Q^T or V dO^T; asynchronous.
+  ATTUNE_DEVICE void multiply_rows(Scores& d, u32 rows, u32 columns) const {
+    const u64 row = ptx::wgmma_descriptor(rows + group_ * kPanelBytes<kGroupRows>);
+    const u64 column = ptx::wgmma_descriptor(columns);
+    ptx::pin(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kDimSteps; ++k) {
+      const u64 row_k = row + static_cast<u64>(k / 4 * (kPanelBytes<kKeys> >> 4) + k % 4 * 2);
+      const u64 column_k = column + static_cast<u64>(k / 4 * (kPanelBytes<kQueries> >> 4) + k % 4 * 2);
+      ptx::Wgmma<kQueries>::template multiply<S.dtype>(d, row_k, column_k, k > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// dV += P^T dO or dK += dS^T Q; asynchronous.
+  ATTUNE_DEVICE void multiply_columns(Gradient& d, const Operand& operand, u32 tile) const {
+    const u64 columns = ptx::wgmma_descriptor(tile, kPanelBytes<kQueries>);
+    ptx::pin(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      ptx::Wgmma<kDim>::template multiply<S.dtype, ptx::Major::mn>(
+          d, operand[k], columns + static_cast<u64>(k * (kPanelBytes<16> >> 4)), true);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// This warpgroup's part of dQ = dS K; asynchronous.
+  ATTUNE_DEVICE void multiply_sums(Sums& d) const {
+    const u32 first_row = kSplitColumns ? 0 : group_ * kPanelBytes<kGroupRows>;
+    const u32 first_column = kSplitColumns ? group_ * kPanelBytes<kKeys> : 0;
+    const u64 score = ptx::wgmma_descriptor(memory_.scores(buffer_) + first_row);
+    const u64 key = ptx::wgmma_descriptor(key_tile() + first_column, kPanelBytes<kKeys>);
+    ptx::pin(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kKeys / 16; ++k) {
+      const u64 score_k = score + static_cast<u64>(k / 4 * (kPanelBytes<kQueries> >> 4) + k % 4 * 2);
+      ptx::Wgmma<kSumDim>::template multiply<S.dtype, ptx::Major::mn>(
+          d, score_k, key + static_cast<u64>(k * (kPanelBytes<16> >> 4)), k > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  // ---- Scores ----
+
+  /// P^T of S^T.
+  ATTUNE_DEVICE void make_probabilities(Scores& score) const {
+    const float scale2 = p_.backward.forward.scale * kLog2e;
+    const u32 numbers = memory_.numbers(query_at_) + lane() % 4 * 8;
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; e += 4) {
+      const float2 lse2 = ptx::ld_shared_float2(numbers + e * 8);
+      score[e] = fmaf(score[e], scale2, -lse2.x);
+      score[e + 1] = fmaf(score[e + 1], scale2, -lse2.y);
+      score[e + 2] = fmaf(score[e + 2], scale2, -lse2.x);
+      score[e + 3] = fmaf(score[e + 3], scale2, -lse2.y);
+    }
+    const Sm90Step step = this_step();
+    if (step.masked) hide_invisible(score, step.begin);
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; ++e) score[e] = ptx::ex2_approx_ftz(score[e]);
+  }
+
+  ATTUNE_DEVICE void hide_invisible(Scores& score, i32 query) const {
+    const ForwardParams& p = p_.backward.forward;
+    const i32 key = work().begin + static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16 + lane() / 4);
+    query += static_cast<i32>(lane() % 4 * 2);
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; ++e) {
+      if (!visible<S>(p.window, p.len_k, query + e / 4 * 8 + e % 2, key + e / 2 % 2 * 8)) {
+        score[e] = neg_inf();
+      }
+    }
+  }
+
+  /// dS^T of dP^T.
+  ATTUNE_DEVICE void make_gradients(Scores& gradient, const Scores& probability) const {
+    const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; e += 4) {
+      const float2 delta = ptx::ld_shared_float2(numbers + e * 8);
+      gradient[e] = probability[e] * (gradient[e] - delta.x);
+      gradient[e + 1] = probability[e + 1] * (gradient[e + 1] - delta.y);
+      gradient[e + 2] = probability[e + 2] * (gradient[e + 2] - delta.x);
+      gradient[e + 3] = probability[e + 3] * (gradient[e + 3] - delta.y);
+    }
+  }
+
+  static ATTUNE_DEVICE void pack_operand(Operand& operand, const Scores& values) {
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 4; ++e)
+      operand[e / 4][e % 4] = pack<S.dtype>(values[2 * e], values[2 * e + 1]);
+  }
+
+  /// dS, with queries as rows, to this warpgroup's panel of the exchange. There are two, so that one barrier
+  /// for each tile is enough: who writes a tile has seen everyone past the one before.
+  ATTUNE_DEVICE void publish(const Operand& grad_score) const {
+    const u32 panel = memory_.scores(buffer_) + group_ * kPanelBytes<kQueries>;
+    const u32 row = lane() / 16 * 8 + lane() % 8;
+    const u32 origin =
+        panel + panel_offset<kQueries>(row, static_cast<i32>(thread() / 32 * 2 + lane() / 8 % 2));
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      const u32(&d)[4] = grad_score[k];
+      ptx::stmatrix_x4_trans(origin + k * kPanelBytes<16>, d[0], d[1], d[2], d[3]);
+    }
+  }
+
+  /// Leaves this warpgroup's part of dQ to its adder, with the place where it goes.
+  ATTUNE_DEVICE void send(const Sums& sums) const {
+    constexpr i32 kPanelFragments = Shared::kSumColumns / 8;  // of 8 columns
+    await_adder();
+    if (elected()) ptx::st_shared_word4(memory_.target(group_), sums_target());
+    const u32 staged = memory_.sums(group_);
+    const u32 row = thread() / 32 * 16 + lane() / 4;
+#pragma unroll
+    for (i32 f = 0; f < kSumDim / 8; ++f) {
+      const i32 chunk = f % kPanelFragments * 2 + static_cast<i32>(lane() % 4 / 2);
+      const u32 at = staged + f / kPanelFragments * kPanelBytes<kGroupRows> +
+                     panel_offset<kGroupRows>(row, chunk) + lane() % 2 * 8;
+      ptx::st_shared_float2(at, sums[4 * f], sums[4 * f + 1]);
+      ptx::st_shared_float2(at + kPanelBytes<8>, sums[4 * f + 2], sums[4 * f + 3]);
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_arrive(kStaged + group_, kAdderThreads);
+  }
+
+  /// Until what was staged before has been read.
+  ATTUNE_DEVICE void await_adder() const {
+    ptx::bar_sync(kTaken + group_, kAdderThreads);
+  }
+
+  /// Column, row, head and batch entry.
+  ATTUNE_DEVICE ptx::Word4 sums_target() const {
+    const Sm90Step step = this_step();
+    const i32 part = static_cast<i32>(group_);
+    if constexpr (kSplitColumns) return {part * kSumDim, step.begin, step.head, work().batch};
+    return {0, step.begin + part * kGroupRows, step.head, work().batch};
+  }
+
+  // ---- The end of a tile of keys ----
+
+  /// The gradients leave through this warpgroup's keys and values.
+  ATTUNE_DEVICE void finish() {
+    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
+    const Sm90Work tile = work();
+#pragma unroll
+    for (i32 e = 0; e < kDim / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
+    write_rows(key_tile(), grad_key_);
+    write_rows(value_tile(), grad_value_);
+    ptx::bar_sync(kGroup + group_, kWarpgroup);
+    const BackwardParams& p = p_.backward;
+    store_rows(tile, key_tile(), p.grad_key, p.grad_key_strides);
+    store_rows(tile, value_tile(), p.grad_value, p.grad_value_strides);
+    ptx::fence_proxy_async();
+    keys_.release(key_at_);  // by every thread: each has read from the tile
+  }
+
+  ATTUNE_DEVICE void write_rows(u32 tile, const Gradient& gradient) const {
+    const u32 row = group_ * kGroupRows + thread() / 32 * 16 + lane() % 16;
+#pragma unroll
+    for (i32 k = 0; k < kDim / 16; ++k) {
+      const float* g = gradient + k * 8;
+      ptx::stmatrix_x4(tile + panel_offset<kKeys>(row, k * 2 + static_cast<i32>(lane() / 16)),
+                       pack<S.dtype>(g[0], g[1]), pack<S.dtype>(g[2], g[3]), pack<S.dtype>(g[4], g[5]),
+                       pack<S.dtype>(g[6], g[7]));
+    }
+  }
+
+  ATTUNE_DEVICE void store_rows(const Sm90Work& work, u32 tile, void* gradient,
+                                const Strides& strides) const {
+    if (gradient == nullptr) return;
+    constexpr i32 kChunks = S.head_dim / 8;
+    const i32 first_row = static_cast<i32>(group_) * kGroupRows;
+    const i32 heads = p_.backward.key_heads;
+    u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
+                work.head % heads * strides.head + (work.begin + first_row) * strides.seq;
+    const i32 rest = p_.backward.forward.len_k - work.begin - first_row;
+    const i32 count = min(rest, kGroupRows) * kChunks;
+#pragma unroll 4
+    for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
+      const i32 row = i / kChunks;
+      const i32 chunk = i % kChunks;
+      const ptx::Word4 w =
+          ptx::ld_shared_word4(tile + panel_offset<kKeys>(static_cast<u32>(first_row + row), chunk));
+      *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
+    }
+  }
+
+  const GradKeyValueSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::KeyRing keys_;
+  const typename Memory::QueryRing queries_;
+  const u32 group_;
+  typename Memory::KeyRing::Cursor key_at_{0};
+  typename Memory::QueryCursor query_at_{0};
+  u32 buffer_ = 0;  // of the exchange
+
+  Gradient grad_key_;
+  Gradient grad_value_;
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
+  static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
+  static_assert(S.query_gradient == QueryGradient::atomic && S.blocks == Blocks::dense);
+  static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
+  static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
+  static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
+  static_assert((S.block_m == 64 && S.head_dim <= 128) || (S.block_m == 128 && S.head_dim <= 64));
+  static_assert(S.warps == 12);
+
+  extern __shared__ __align__(1024) u8 shared[];
+  const Sm90Memory<S> memory{ptx::shared_address(shared)};
+  if (threadIdx.x == 0) {
+    for (const TensorMap* map :
+         {&params.query, &params.key, &params.value, &params.grad_output, &params.query_sums}) {
+      ptx::prefetch_tensormap(*map);
+    }
+    memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
+    memory.queries().init(GradKeyValueSm90Shared::kWarpgroups, /*fills=*/2);  // the tiles, and the numbers
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
+  if (warp < 4) {
+    ptx::setmaxnreg_dec<24>();
+    if (warp == 0) Sm90Producer<S>(params, memory).run();
+    if (warp == 1 || warp == 2) add_sums<S>(params, memory, warp - 1);
+  } else {
+    ptx::setmaxnreg_inc<240>();
+    Sm90Consumer<S>(params, memory, warp / 4 - 1).run();
+  }
+}
+
+}  // namespace attune::kernel
