@@ -38,6 +38,8 @@ constexpr Golden kGoldens[] = {
      "operation=grad_query dtype=f16 head_dim=64 head_dim_v=80 dropout=on"},
     {"grad_key_value_cpu.txt", "x86-64-v3",
      "operation=grad_key_value dtype=f32 head_dim=256 window_right=bounded bias=f16"},
+    {"grad_key_value_sm90.txt", "sm_90a",
+     "operation=grad_key_value dtype=bf16 head_dim=64 query_gradient=atomic boxes=1"},
     {"grad_merge_gpu.txt", "sm_90a", "operation=grad_merge dtype=bf16 output_dtype=f32 head_dim_v=80"},
     {"delta.txt", "sm_80", "operation=delta dtype=bf16 output_dtype=f32 head_dim=96 head_dim_v=128"},
     {"grad_query_simt.txt", "sm_70",

@@ -272,6 +272,33 @@ TEST_CASE("every backward problem finds a candidate on a CPU") {
   }
 }
 
+TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what it lacks goes to others") {
+  const Arch hopper = *arch_from_name("sm_90a");
+  Problem problem{.operation = kernel::Operation::grad_key_value,
+                  .dtype = DType::bf16,
+                  .output_dtype = DType::bf16,
+                  .head_dim = 128,
+                  .head_dim_v = 128,
+                  .window_right = Edge::bounded,
+                  .query_gradient = kernel::QueryGradient::atomic,
+                  .boxes = 1};
+  CHECK(adds_query_gradient(problem, hopper));
+  REQUIRE(choose(problem, hopper).ok());
+  CHECK(choose(problem, hopper)->spec.family == Family::sm90);
+
+  problem.head_dim_v = 64;
+  problem.blocks = kernel::Blocks::varlen;
+  problem.query_gradient = kernel::QueryGradient::apart;
+  problem.boxes = 0;
+  CHECK(
+      not_supported_reasons(Family::sm90, problem, hopper) ==
+      std::vector<std::string>{
+          "no kernels with packed sequences",
+          "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0",
+          "head_dim 128 and head_dim_v 64 should be equal",
+          "adds up the query's gradient in no fixed order: not for deterministic calls or calls without it"});
+}
+
 TEST_CASE("candidate names are unique and every row is the choice for something") {
   std::set<std::string> names;
   for (const Candidate& row : candidates()) CHECK(names.insert(row.name).second);
