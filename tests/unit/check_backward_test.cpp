@@ -253,6 +253,31 @@ TEST_CASE_FIXTURE(Fixture, "what forward alone looks at is not in a gradient ker
   }
 }
 
+TEST_CASE_FIXTURE(Fixture, "Hopper's copy engine feeds grad_key_value wherever the tensors suit it") {
+  query = {memory[0], DType::bf16, {2, 5, 3, 8}};
+  key = {memory[1], DType::bf16, {2, 7, 3, 8}};
+  value = {memory[2], DType::bf16, {2, 7, 3, 8}};
+  output = {memory[3], DType::bf16, {2, 5, 3, 8}};
+  grad_output = {memory[4], DType::bf16, {2, 5, 3, 8}};
+  grad_query = {memory[6], DType::bf16, {2, 5, 3, 8}};
+  grad_key = {memory[7], DType::bf16, {2, 7, 3, 8}};
+  grad_value = {memory[8], DType::bf16, {2, 7, 3, 8}};
+  const auto boxes = [&] {
+    const BackwardPlan steps = plan("sm_90a");
+    for (const auto& step : steps) {
+      CHECK((step.problem.operation == Operation::grad_key_value || step.problem.boxes == 0));
+    }
+    return steps.steps[1].problem.boxes;
+  };
+  CHECK(boxes() == 1);
+  CHECK(operations("sm_90a").back() == Operation::round_query);
+  grad_output.strides = {0, 0, 0, 0};  // copied
+  CHECK(boxes() == 1);
+  grad_output = {memory[4], DType::bf16, {2, 5, 3, 8}};
+  grad_output.strides[2] = 0;  // read where it lies
+  CHECK(boxes() == 0);
+}
+
 // ---- Refusals ----
 
 TEST_CASE_FIXTURE(Fixture, "the forward's refusals are the backward's") {
