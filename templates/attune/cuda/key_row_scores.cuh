@@ -38,7 +38,7 @@ class KeyRowScores {
   using GradOutputTile = RowTile<S.head_dim_v>;  // and value tiles
   using Scores = float[S.tile_m][S.tile_n][4];
 
-  // Computed anew where it is asked for: what follows from it would occupy registers.
+  /// Computed anew where it is asked for: what follows from it would occupy registers.
   static ATTUNE_DEVICE i32 warp() { return static_cast<i32>(ptx::opaque(threadIdx.x) / kWarpSize); }
   /// The warp's number among those of its rows.
   static ATTUNE_DEVICE i32 sharer() { return warp() % kSharers; }
@@ -128,14 +128,14 @@ class KeyRowScores {
   /// Which of the thread's keys are kept for `query` and the next.
   ATTUNE_DEVICE KeptKeys kept_keys(i32 query) const {
     const DropoutParams& dropout = p_.forward.dropout;
-    const i32 head = head_number(p_.forward, head_now());
-    const i32 key = key_of(row_of(0, 0));
     if constexpr (S.dropout == Dropout::off) {
       return KeptKeys(dropout);
-    } else if constexpr (S.blocks == Blocks::dense) {
-      return KeptKeys::of_group(dropout, segment_.block.index, head, query, key);
     } else {
-      return KeptKeys::of_any<S.block_n>(dropout, segment_.block.index, head, query, key);
+      const i32 block = segment_.block.index;
+      const i32 head = head_number(p_.forward, head_now());
+      const i32 key = key_of(row_of(0, 0));
+      if constexpr (S.blocks == Blocks::dense) return KeptKeys::of_group(dropout, block, head, query, key);
+      return KeptKeys::of_any<S.block_n>(dropout, block, head, query, key);
     }
   }
 
