@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Attune's GPU backward against PyTorch's fused attention, in one process, on the same random tensors.
 
-gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--special] [--json FILE]
+gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--special] [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Only the backward pass is timed: CUDA-event medians of runs taken
 in turns. FLOPs are 2.5 * 4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and H * K = 2048. "det" is our
@@ -88,14 +88,14 @@ def text_of(number, form="{:5.0f}"):
     return "    -" if number is None else form.format(number)
 
 
-def measure(dtype, head_dim, length, causal):
+def measure(dtype, head_dim, length, causal, op):
     problem = Problem(head_dim, length, getattr(torch, dtype))
     bias = LowerTriangularMask() if causal else None
-    ours = problem.ours(bias)
+    ours = problem.ours(bias, op=op)
     ours()
     kernel = attune.last_kernel()
     peers = {name: problem.peer(backend, is_causal=causal) for name, backend in PEERS.items()}
-    measured = tflops(problem, [ours, problem.ours(bias, deterministic=True), *peers.values()], 0.5 if causal else 1)
+    measured = tflops(problem, [ours, problem.ours(bias, deterministic=True, op=op), *peers.values()], 0.5 if causal else 1)
     return {
         "dtype": dtype, "head_dim": head_dim, "length": length, "causal": causal, "kernel": kernel,
         "tflops": measured[0], "deterministic": measured[1] / measured[0], "peers": dict(zip(peers, measured[2:])),
@@ -103,12 +103,13 @@ def measure(dtype, head_dim, length, causal):
 
 
 def dense(arguments):
+    op = getattr(fmha, arguments.family).BwOp if arguments.family else None
     print(f"{'case':34} {'kernel':30}  ours   det  ratio: {', '.join(PEERS)} (TFLOP/s)")
     for dtype in arguments.dtype:
         for head_dim in arguments.head_dim:
             for causal in (False, True):
                 for length in arguments.length:
-                    row = measure(dtype, head_dim, length, causal)
+                    row = measure(dtype, head_dim, length, causal, op)
                     peers = ", ".join(
                         "-" if speed is None else f"{row['tflops'] / speed:.2f} ({speed:.0f})"
                         for speed in row["peers"].values()
@@ -174,6 +175,7 @@ def main():
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--length", type=int, nargs="+", default=[512, 4096, 16384])
+    parser.add_argument("--family", choices=["mma", "simt"], help="force a kernel family")
     parser.add_argument("--special", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

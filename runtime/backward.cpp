@@ -57,29 +57,33 @@ class Planner {
     return step;
   }
 
-  /// Gradients of key and value, which are computed together where the same query heads share both.
+  /// Gradients of key and value, which are computed together where the same query heads share both. Else the
+  /// first of two launches adds up the query's gradient.
   void add_key_value(bool adds_query_gradient) {
     plan_.main = plan_.count;
     const bool together = call_.key_heads == call_.value_heads;
+    bool adds = adds_query_gradient;
     if (params_.grad_key != nullptr || (together && params_.grad_value != nullptr)) {
-      add_key_value(call_.key_heads, /*key=*/true, /*value=*/together, adds_query_gradient);
-      adds_query_gradient = false;
+      BackwardPlan::Step& step = add_key_value(call_.key_heads, adds_query_gradient);
+      if (!together) step.params.grad_value = nullptr;
+      adds = false;
     }
     if (!together && params_.grad_value != nullptr) {
-      add_key_value(call_.value_heads, /*key=*/false, /*value=*/true, adds_query_gradient);
+      BackwardPlan::Step& step = add_key_value(call_.value_heads, adds_query_gradient);
+      step.params.grad_key = nullptr;
+      if (!adds) step.params.query_sums = nullptr;
     }
   }
 
   BackwardPlan& plan() { return plan_; }
 
  private:
-  void add_key_value(HeadExtents heads, bool key, bool value, bool adds_query_gradient) {
+  BackwardPlan::Step& add_key_value(HeadExtents heads, bool adds_query_gradient) {
     BackwardPlan::Step& step = add(Operation::grad_key_value);
     step.problem.query_gradient = adds_query_gradient ? QueryGradient::atomic : QueryGradient::apart;
     step.params.key_groups = heads.groups;
     step.params.key_heads = heads.heads;
-    if (!key) step.params.grad_key = nullptr;
-    if (!value) step.params.grad_value = nullptr;
+    return step;
   }
 
   const BackwardCall& call_;

@@ -248,7 +248,9 @@ Result<BackwardCall> check_backward(const BackwardArguments& a) {
                             with_grad_output.bytes() < alignment.bytes();
   call.problem.align_bytes = alignment.bytes();
   const bool aligned = a.query.dtype != DType::f32 && call.problem.align_bytes == 16;
-  call.problem.boxes = aligned && boxes_fit(p.forward, read_grad_output_strides(call)) ? 1 : 0;
+  const bool shared_alike = call.key_heads == call.value_heads;  // by the same heads of the query
+  call.problem.boxes =
+      shared_alike && aligned && boxes_fit(p.forward, read_grad_output_strides(call)) ? 1 : 0;
   return call;
 }
 

@@ -112,7 +112,7 @@ struct BackwardParams {
   Strides grad_value_strides;
   BiasStrides grad_bias_strides;
   float* query_sums = nullptr;  // [batch, groups, heads, len_q, head_dim], contiguous: grad_query before its
-                                // rounding and without the scale; zero before
+                                // rounding and without the scale; zero before. Null: not added up
   // Each of these extents is the query's, or 1 where the tensor serves all.
   i32 key_groups = 0, key_heads = 0;
   i32 bias_batch = 0, bias_groups = 0, bias_heads = 0, bias_rows = 0;

@@ -185,6 +185,28 @@ TEST_CASE_FIXTURE(Fixture, "heads that key or value serve are those that their g
   CHECK(steps.steps[2].params.key_heads == 2);
 }
 
+TEST_CASE_FIXTURE(Fixture, "of two launches for key and value one adds up the query's gradient") {
+  query = {memory[0], DType::bf16, {1, 5, 3, 2, 8}};
+  key = {memory[1], DType::bf16, {1, 7, 3, 1, 8}};
+  value = {memory[2], DType::bf16, {1, 7, 1, 2, 8}};
+  output = {memory[3], DType::bf16, {1, 5, 3, 2, 8}};
+  grad_output = {memory[4], DType::bf16, {1, 5, 3, 2, 8}};
+  lse = {memory[5], DType::f32, {1, 3, 2, 5}};
+  grad_query = {memory[6], DType::bf16, {1, 5, 3, 2, 8}};
+  grad_key = {memory[7], DType::bf16, {1, 7, 3, 1, 8}};
+  grad_value = {memory[8], DType::bf16, {1, 7, 1, 2, 8}};
+  backward.workspace = memory[9];
+  CHECK(operations("sm_90a") == std::vector{Operation::delta, Operation::grad_key_value,
+                                            Operation::grad_key_value, Operation::round_query});
+  const BackwardPlan steps = plan("sm_90a");
+  CHECK(steps.steps[1].problem == steps.steps[2].problem);  // one kernel
+  CHECK(steps.steps[1].problem.boxes == 0);
+  CHECK(steps.steps[1].params.query_sums != nullptr);
+  CHECK(steps.steps[2].params.query_sums == nullptr);
+  gradients.key = nullptr;
+  CHECK(plan("sm_90a").steps[1].params.query_sums != nullptr);
+}
+
 TEST_CASE_FIXTURE(Fixture, "a bias's gradient is summed over the axes where its extent is 1") {
   use_bias({memory[10], DType::f16, {2, 3, 5, 7}});
   kernel::BackwardParams p = run()->params;

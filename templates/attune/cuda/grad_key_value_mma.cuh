@@ -112,14 +112,7 @@ class GradKeyValueMma : KeyRowScores<S> {
     if (segment_.begin >= segment_.end) return;
     queries_ = queries_of_segment();
     if (queries_.begin >= queries_.end) return;
-    __syncthreads();  // the tiles of the segment before are no longer read
     const KeySlot slot = slot_now();
-    const Strides& key = p_.forward.key_strides;
-    const Strides& value = p_.forward.value_strides;
-    Base::template load_rows<S.head_dim>(key_tile_, rows_of(p_.forward.key) + key_head_offset(slot, key),
-                                         key.seq);
-    Base::template load_rows<S.head_dim_v>(
-        value_tile_, rows_of(p_.forward.value) + key_head_offset(slot, value), value.seq);
     head_ = {slot.group, slot.head};
 #pragma unroll 1
     do {
@@ -141,6 +134,16 @@ class GradKeyValueMma : KeyRowScores<S> {
       head_.head = 0;
     }
     return p_.key_groups < p_.forward.groups && ++head_.group < p_.forward.groups;
+  }
+
+  /// Anew for each head: those that share a key need not share the value, nor the other way round.
+  ATTUNE_DEVICE void load_keys(const Slot& head) {
+    const Strides& key = p_.forward.key_strides;
+    const Strides& value = p_.forward.value_strides;
+    Base::template load_rows<S.head_dim>(key_tile_, rows_of(p_.forward.key) + head_offset(head, key),
+                                         key.seq);
+    Base::template load_rows<S.head_dim_v>(value_tile_, rows_of(p_.forward.value) + head_offset(head, value),
+                                           value.seq);
   }
 
   /// Over the queries of one head.
@@ -166,6 +169,7 @@ class GradKeyValueMma : KeyRowScores<S> {
     };
     tile_ = ring_;
     __syncthreads();  // the tiles of the head before are no longer read
+    load_keys(head);
     refill(tile_, queries_.begin);
 #pragma unroll 1
     for (i32 m = queries_.begin; m < queries_.end; m += S.block_m) {
@@ -217,7 +221,7 @@ class GradKeyValueMma : KeyRowScores<S> {
         multiply(probability, gradient, step * 16);
       }
     }
-    if constexpr (kAdds) add_query_gradient(m);
+    if (kAdds && p_.query_sums != nullptr) add_query_gradient(m);
   }
 
   static ATTUNE_DEVICE void load_fragments(u32 (&a)[S.tile_m][4], u32 tile, i32 step) {
