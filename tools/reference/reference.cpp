@@ -57,6 +57,8 @@ class Scores {
   double largest() const { return largest_; }
   /// exp(score - largest)
   double weight(std::size_t j) const { return std::exp(score_[j] - largest_); }
+  /// scale * q.k
+  double product(std::size_t j) const { return product_[j]; }
   /// What a float32 score's error is in proportion to.
   double magnitude(std::size_t j, const SeenKey& seen) const {
     return std::abs(product_[j]) + std::abs(seen.bias);
@@ -129,6 +131,8 @@ GradientValues reference_backward(const BackwardInputs& inputs) {
   const double scale = scale_of(forward);
   const double rescale = rescale_of(forward);
   const bool biased = has_bias_gradient(forward);
+  // sqrt(K) / 2 ulps of q.k; tiny_of() takes three for each unit of a score.
+  const double dot_roundings = std::sqrt(e.head_dim) / 6;
   const Values values = reference_attention(forward);
   GradientValues result{no_terms(count_of(forward.query)), no_terms(count_of(forward.key)),
                         no_terms(count_of(forward.value)),
@@ -151,7 +155,8 @@ GradientValues reference_backward(const BackwardInputs& inputs) {
       const double kept = seen.kept ? rescale : 0;
       const Sum grad_weight = dot(grad, seen.value, e.head_dim_v);
       const double grad_score = probability * (kept * grad_weight.value - delta.value);
-      const double score = scores.magnitude(j, seen) + std::abs(lse);
+      const double score =
+          scores.magnitude(j, seen) + dot_roundings * std::abs(scores.product(j)) + std::abs(lse);
       const double tiny = tiny_of(score, probability * (kept * grad_weight.magnitude + delta.magnitude));
       add_row(result.value, seen.value_row, grad, e.head_dim_v, probability * kept,
               tiny_of(score, probability * kept));

@@ -20,12 +20,14 @@
 // An element of a gradient is a sum of terms, one of each pair of a query and a key (attune/backward.h). A
 // term's tiny is tiny_of(score, value) with the pair's own score, as a weight is its factor, and its
 // magnitude for a value. The weight is taken from the caller's lse, a float32 number, so |lse| counts as a
-// score, too. Roundings are independent of each other and add up like the steps of a random walk: the
-// element's tiny is the root of the sum of its terms' squares, and four ulps of itself. dS = P (Z dO V^T -
-// delta) is a difference of two sums over columns, whose errors stay where the sums cancel. A sum's error,
-// likewise, is in proportion to the sum and to the root of its terms' squares; so the magnitude of dS is that
-// of both sums and |dLSE|. Of a tensor, the element with the largest tiny counts against the worst element,
-// and the mean of all against the mean.
+// score, too; and an error of a row's largest score does not cancel, as it does where the sum of the same
+// weights is divided by: that of the K additions in it, half an ulp each, is sqrt(K) / 2 ulps of q.k.
+// Roundings are independent of each other and add up like the steps of a random walk: the element's tiny is
+// the root of the sum of its terms' squares, and four ulps of itself. dS = P (Z dO V^T - delta) is a
+// difference of two sums over columns, whose errors stay where the sums cancel. A sum's error, likewise, is
+// in proportion to the sum and to the root of its terms' squares; so the magnitude of dS is that of both sums
+// and |dLSE|. Of a tensor, the element with the largest tiny counts against the worst element, and the mean
+// of all against the mean.
 #pragma once
 
 #include <cstddef>
