@@ -63,14 +63,20 @@ ATTUNE_HD void delta_cpu(const BackwardParams& params, i64 number, void* memory)
                                       scratch.grad_output);
     if (params.grad_output_copy != nullptr) {
       auto* copy = copied_row<S>(params, slot, row);
-      for_each_vector<S.head_dim_v, S.lanes>(
-          [&]<i32 L>(i32 c) { store_as<S.dtype, L>(copy + c, load<Floats<L>>(&scratch.grad_output[c])); });
+      for_each_vector<S.head_dim_v, S.lanes>([&]<i32 L>(i32 c) {
+        store_as<S.dtype, L>(copy + c, load<Floats<L>>(&scratch.grad_output[c]));
+        // As the other kernels will read it: where a query sees one key, delta then cancels what they
+        // compute.
+        store(&scratch.grad_output[c], load_as_float<S.dtype, L>(copy + c));
+      });
     }
     const float grad_lse =
         params.grad_lse.data == nullptr ? 0.0f : params.grad_lse.data[offset_of(params.grad_lse, slot, i)];
     const i64 offset = lse_offset(p, slot, i);
-    params.delta[offset] = row_delta<S>(output + row * p.output_strides.seq, scratch) - grad_lse;
-    params.lse2[offset] = backward_lse2(params.lse.data[offset_of(params.lse, slot, i)]);
+    const float lse2 = backward_lse2(params.lse.data[offset_of(params.lse, slot, i)]);
+    const float delta = row_delta<S>(output + row * p.output_strides.seq, scratch) - grad_lse;
+    params.lse2[offset] = lse2;
+    params.delta[offset] = lse2 == -neg_inf() ? 0.0f : delta;  // a query that sees no key has gradients of 0
   }
 }
 
