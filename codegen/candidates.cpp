@@ -71,7 +71,7 @@ constexpr Candidate kCandidates[] = {
     {"mma_grad_key_value_64x128x4_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        64, 64, 128,64, 2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x128x4_d64d",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kPlainDropout | kAtomic,  64, 64, 128,64, 2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x128x8_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature | kAtomic,  64, 64, 128,64, 2, 2, 8, 1, 0},
-    {"mma_grad_key_value_64x128x8_d128",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kWindow | kAtomic,        128,64, 128,128,2, 4, 8, 1, 0},
+    {"mma_grad_key_value_64x128x8_d128",    kGradKeyValue,Family::mma,80, 99,     Isa::none,kHalf,kWindow | kAtomic,        128,64, 128,128,2, 4, 8, 1, 0},
     {"mma_grad_key_value_32x128x8_d128",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        128,32, 128,128,2, 2, 8, 1, 0},
     {"mma_grad_key_value_64x64x8_d128d",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kPlainDropout | kAtomic,  128,64, 64, 128,2, 2, 8, 1, 0},
     {"mma_grad_key_value_64x64x8_d128",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kNoDropout | kAtomic,     128,64, 64, 128,2, 2, 8, 1, 0},

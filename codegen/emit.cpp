@@ -76,8 +76,8 @@ std::string print_entry(const KernelSpec& spec) {
         kEntryName, params, function);
   }
   // Told a number of blocks, ptxas never spills to make room for more: the tiles of simt fill the shared
-  // memory, those of a gradient the registers.
-  const bool fills = spec.family == Family::simt || spec.operation == Operation::grad_merge ||
+  // memory, those of a gradient or of a merge's chunks the registers.
+  const bool fills = spec.family == Family::simt || spec.family == Family::merge ||
                      (spec.family == Family::mma && spec.operation != Operation::forward);
   const std::string_view blocks = fills ? ", 1" : "";
   return fmt::format(

@@ -121,7 +121,7 @@ TEST_CASE_FIXTURE(Pass, "prepare loads the kernels that the call uses, and expla
   CHECK(counters().compiles == prepared.compiles);
   CHECK(counters().loads == prepared.loads);
   CHECK(counters().launches == prepared.launches + 3);
-  CHECK(last_kernel().find("_dkv") != std::string::npos);
+  CHECK(last_kernel().find("grad_key_value") != std::string::npos);
   const auto json =
       nlohmann::json::parse(explain_backward(grad_output, output, lse, query, key, value, gradients, bias));
   REQUIRE(json.at("kernels").size() == 3);

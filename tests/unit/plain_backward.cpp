@@ -249,7 +249,8 @@ std::vector<Pair> PlainBackward::pairs_of(const PlainBlock& block, int group, in
   const i64 gradient = at(params_.grad_output_strides, block, block.q_begin + i, group, head);
   double delta = -grad_lse_[number], delta_magnitude = std::abs(delta);
   for (int c = 0; c < problem().head_dim_v; ++c) {
-    const double product = grad_output_.get(gradient + c * s_.grad_column) * output_.get(output + c);
+    const double product = rounded_to(problem().dtype, grad_output_.get(gradient + c * s_.grad_column)) *
+                           output_.get(output + c);
     delta += product;
     delta_magnitude += std::abs(product);
   }
