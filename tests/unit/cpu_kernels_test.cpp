@@ -289,6 +289,36 @@ TEST_CASE("a sequence among others is computed as it would be alone, bit for bit
   });
 }
 
+TEST_CASE("a query's result does not depend on the queries beside it, bit for bit") {
+  constexpr int kDim = 8, kLenQ = 120, kLenK = 300;
+  on_every_isa([](const codegen::Arch& arch) {
+    Random random(test::test_seed());
+    const Problem problem{.head_dim = kDim, .head_dim_v = kDim};
+    const auto last_queries = [&](const Attention& from, int len_q) {
+      Attention a(problem, {1, 1, 1, len_q, kLenK}, random);
+      a.see(Anchor::bottom_right, 140, 0);
+      a.query.assign(from.query.end() - len_q * kDim, from.query.end());
+      a.key = from.key;
+      a.value = from.value;
+      a.run(arch);
+      return a;
+    };
+    Attention all(problem, {1, 1, 1, kLenQ, kLenK}, random);
+    // Scores rise with the key: wherever a block of keys ended, the maximum would move and be rounded anew.
+    std::ranges::fill(all.query, 1.0f);
+    for (int j = 0; j < kLenK; ++j) {
+      for (int c = 0; c < kDim; ++c) all.key[j * kDim + c] = 0.01f * static_cast<float>(j) + 0.001f * c;
+    }
+    all = last_queries(all, kLenQ);
+    for (const int len_q : {119, 103, 71, 40, 1}) {
+      CAPTURE(len_q);
+      const Attention some = last_queries(all, len_q);
+      CHECK(std::equal(some.output.begin(), some.output.end(), all.output.end() - len_q * kDim));
+      CHECK(std::equal(some.lse.begin(), some.lse.end(), all.lse.end() - len_q));
+    }
+  });
+}
+
 TEST_CASE("pages hold what neighbouring rows hold, bit for bit, and nobody sees the rest") {
   constexpr int kDim = 33, kPage = 5, kPages = 60, kWidth = 25, kLenQ = 120, kGap = 7;
   const Table q_start{0, 50, 51, 120}, k_len{97, 12, 80}, k_start{0, 97 + kGap, 97 + 12 + 2 * kGap};

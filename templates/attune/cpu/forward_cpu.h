@@ -182,15 +182,12 @@ ATTUNE_HD void forward_cpu(const ForwardParams& params, i64 number, void* memory
   load_transposed<S.dtype, S.lanes>(query + first_row * params.query_strides.seq, params.query_strides.seq,
                                     count, params.scale * kLog2e, scratch.query);
 
-  const KeyRange all = keys_of<S>(task);
-#pragma clang loop unroll(disable)
-  for (i32 n0 = all.begin; n0 < all.end; n0 += S.block_n) {
-    const KeyRange block{n0, min(n0 + S.block_n, all.end)};
+  for_each_key_block<S>(task, [&](KeyRange block) {
     const Rows keys = fetch_keys<S>(task, key, params.key_strides.seq, block, scratch.key);
     const Rows values = fetch_keys<S>(task, value, params.value_strides.seq, block, scratch.value);
     for_each_register_tile<S>(
         task, [&]<i32 V>(Queries queries) { attend<S, V>(task, block, keys, values, queries, scratch); });
-  }
+  });
 
   store_transposed<S.output_dtype, S.lanes>(scratch.output, output + first_row * params.output_strides.seq,
                                             params.output_strides.seq, count,

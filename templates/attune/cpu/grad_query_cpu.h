@@ -116,15 +116,12 @@ ATTUNE_HD void grad_query_cpu(const BackwardParams& params, i64 number, void* me
   load_numbers<L>(params.delta + first_number, count, 0.0f, scratch.delta);
   clear<L>(count, scratch.sums);
 
-  const KeyRange all = keys_of<S>(task);
-#pragma clang loop unroll(disable)
-  for (i32 n0 = all.begin; n0 < all.end; n0 += S.block_n) {
-    const KeyRange block{n0, min(n0 + S.block_n, all.end)};
+  for_each_key_block<S>(task, [&](KeyRange block) {
     const Rows keys = fetch_keys<S>(task, key, p.key_strides.seq, block, scratch.key);
     const Rows values = fetch_keys<S>(task, value, p.value_strides.seq, block, scratch.value);
     for_each_register_tile<S>(
         task, [&]<i32 V>(Queries queries) { add_keys<S, V>(task, block, keys, values, queries, scratch); });
-  }
+  });
 
   store_transposed<S.dtype, L>(scratch.sums,
                                rows_of(static_cast<T*>(params.grad_query), params.grad_query_strides),

@@ -55,12 +55,19 @@ ATTUNE_HD Rows fetch_keys(const Task<S>& task, const Element<S.dtype>* data, i64
   return fetch<S.dtype, S.lanes, Task<S>::kCopied>(row_of, stride, keys.end - keys.begin, buffer);
 }
 
-/// The keys that some query of the task sees. With dropout they begin with a group that shares its bits.
-template <KernelSpec S>
-ATTUNE_HD KeyRange keys_of(const Task<S>& task) {
-  KeyRange keys = visited_keys<S>(task.window, task.slot.block.len_k, task.slot.begin, task.slot.end);
-  if constexpr (S.dropout == Dropout::on) keys.begin = keys.begin / kDropoutGroup * kDropoutGroup;
-  return keys;
+/// Calls visit(block) for blocks of keys that hold all that some query of the task sees. They end at
+/// multiples of block_n, wherever the first begins: so the bits of a query's result do not depend on which
+/// other queries its task has.
+template <KernelSpec S, typename Visit>
+ATTUNE_HD void for_each_key_block(const Task<S>& task, Visit&& visit) {
+  const KeyRange keys = visited_keys<S>(task.window, task.slot.block.len_k, task.slot.begin, task.slot.end);
+  KeyRange block{keys.begin, keys.begin};
+#pragma clang loop unroll(disable)
+  while (block.begin < keys.end) {
+    block.end = min((block.begin / S.block_n + 1) * S.block_n, keys.end);
+    visit(block);
+    block.begin = block.end;
+  }
 }
 
 /// Calls visit.template operator()<V>(queries) for all queries of the task, tile_m vectors at a time; what is
