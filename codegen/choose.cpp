@@ -67,6 +67,12 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
                                 problem.head_dim_v));
   }
   if (problem.output_dtype != problem.dtype) lacks.push_back("the output should have the inputs' dtype");
+  if (problem.operation == Operation::forward && problem.blocks == kernel::Blocks::varlen &&
+      problem.bias != kernel::Bias::none) {
+    lacks.push_back(
+        "no kernels with a bias tensor of packed sequences: their columns begin anywhere, the copy "
+        "engine's at multiples of 16 bytes");
+  }
   if (problem.boxes == 0) {
     lacks.push_back(
         "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0");

@@ -1,18 +1,20 @@
 #include "runtime/boxes.h"
 
+#include <cstdint>
+
 namespace attune::runtime {
 namespace {
 
+using kernel::Bias;
 using kernel::ForwardParams;
 using kernel::i64;
 using kernel::Strides;
 
-constexpr i64 kElementBytes = 2;
-constexpr i64 kAnyStride = 16 / kElementBytes;
-constexpr i64 kMaxStride = (i64{1} << 40) / kElementBytes - 1;
+constexpr i64 kAnyStride = 16;  // whatever the element
+constexpr i64 kStrideEnd = i64{1} << 40;
 
-/// Can the groups and their heads be walked with one stride?
-bool one_axis(const ForwardParams& p, const Strides& strides) {
+/// Can the groups and their heads be walked with one stride? Strides or BiasStrides.
+bool one_axis(const ForwardParams& p, const auto& strides) {
   return p.groups == 1 || p.heads == 1 || strides.group == p.heads * strides.head;
 }
 
@@ -20,18 +22,21 @@ bool shared_in_group(const ForwardParams& p, const Strides& strides) {
   return p.heads > 1 && strides.head == 0;
 }
 
-bool fits(i64 extent, i64 stride) {
-  return extent > 0 && stride > 0 && stride <= kMaxStride && stride * kElementBytes % 16 == 0;
-}
-
-bool fits(const BoxAxes& axes) {
+bool fits(const BoxAxes& axes, i64 element_bytes) {
+  const auto fits = [&](i64 extent, i64 stride) {
+    return extent > 0 && stride > 0 && stride < kStrideEnd / element_bytes &&
+           stride * element_bytes % 16 == 0;
+  };
   return fits(axes.rows, axes.row_stride) && fits(axes.heads, axes.head_stride) &&
          fits(axes.batch, axes.batch_stride);
 }
 
+/// The stride of an axis of extent 1 is never used, but must be one that the engine takes.
+i64 usable(i64 extent, i64 stride) {
+  return extent == 1 ? kAnyStride : stride;
+}
+
 BoxAxes axes_of(const ForwardParams& p, const Strides& strides, i64 rows, i64 heads, i64 head_stride) {
-  // The stride of an axis of extent 1 is never used, but must be one that the engine takes.
-  const auto usable = [](i64 extent, i64 stride) { return extent == 1 ? kAnyStride : stride; };
   return {.rows = rows,
           .row_stride = usable(rows, strides.seq),
           .heads = heads,
@@ -51,13 +56,35 @@ BoxAxes key_axes(const ForwardParams& p, const Strides& strides) {
   return axes_of(p, strides, p.len_k, i64{p.groups} * p.heads, p.heads == 1 ? strides.group : strides.head);
 }
 
+BoxAxes bias_axes(const ForwardParams& p) {
+  const kernel::BiasStrides& strides = p.bias_strides;
+  const auto extent = [](i64 all, i64 stride) { return stride == 0 ? 1 : all; };
+  const bool by_group = p.heads == 1 || strides.head == 0;
+  const i64 rows = extent(p.len_q, strides.query);
+  const i64 heads = by_group ? extent(p.groups, strides.group) : i64{p.groups} * p.heads;
+  const i64 batch = extent(p.batch, strides.batch);
+  return {.rows = rows,
+          .row_stride = usable(rows, strides.query),
+          .heads = heads,
+          .head_stride = usable(heads, by_group ? strides.group : strides.head),
+          .batch = batch,
+          .batch_stride = usable(batch, strides.batch)};
+}
+
 bool boxes_fit(const ForwardParams& p, const Strides& output) {
+  constexpr i64 kBytes = 2;
   const bool same_sharing = shared_in_group(p, p.key_strides) == shared_in_group(p, p.value_strides);
   return same_sharing && one_axis(p, p.query_strides) && one_axis(p, output) &&
          (shared_in_group(p, p.key_strides) || one_axis(p, p.key_strides)) &&
          (shared_in_group(p, p.value_strides) || one_axis(p, p.value_strides)) &&
-         fits(query_axes(p, p.query_strides)) && fits(query_axes(p, output)) &&
-         fits(key_axes(p, p.key_strides)) && fits(key_axes(p, p.value_strides));
+         fits(query_axes(p, p.query_strides), kBytes) && fits(query_axes(p, output), kBytes) &&
+         fits(key_axes(p, p.key_strides), kBytes) && fits(key_axes(p, p.value_strides), kBytes);
+}
+
+bool bias_boxes_fit(const ForwardParams& p, Bias bias) {
+  const kernel::BiasStrides& strides = p.bias_strides;
+  return strides.key == 1 && reinterpret_cast<std::uintptr_t>(p.bias) % 16 == 0 &&
+         (strides.head == 0 || one_axis(p, strides)) && fits(bias_axes(p), size_of(bias));
 }
 
 }  // namespace attune::runtime

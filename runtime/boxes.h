@@ -1,9 +1,10 @@
-// Can a tensor copy engine (Hopper's TMA) take a call's tensors, and as which axes? The engine wants five
-// axes of which the innermost, 64 elements, is contiguous, and strides of 16 bytes' multiples, positive and
-// below 2^40 bytes.
+// Can a tensor copy engine (Hopper's TMA) take a call's tensors, and as which axes? The engine wants at most
+// five axes of which the innermost is contiguous, and strides of 16 bytes' multiples, positive and below 2^40
+// bytes.
 #pragma once
 
 #include "attune/params.h"
+#include "attune/spec.h"
 
 namespace attune::runtime {
 
@@ -19,8 +20,14 @@ BoxAxes query_axes(const kernel::ForwardParams& params, const kernel::Strides& s
 /// Likewise, or one head for each group where the group shares it.
 BoxAxes key_axes(const kernel::ForwardParams& params, const kernel::Strides& strides);
 
+/// Of a bias tensor, whose rows are queries and whose innermost axis are keys: an axis along which it is
+/// broadcast has extent 1, and heads are those of the query, one of each group, or one.
+BoxAxes bias_axes(const kernel::ForwardParams& params);
+
 /// Do query, key, value and output, 16-bit and with rows aligned to 16 bytes, suit the engine? `output` has
 /// the strides of the output, or of its gradient where that is read instead.
 bool boxes_fit(const kernel::ForwardParams& params, const kernel::Strides& output);
+/// Does a bias of this type suit it?
+bool bias_boxes_fit(const kernel::ForwardParams& params, kernel::Bias bias);
 
 }  // namespace attune::runtime

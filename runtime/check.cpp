@@ -211,8 +211,10 @@ Result<Call> check(const Arguments& a) {
   }
   call.problem.align_bytes = alignment.bytes();
   const bool two_bytes = a.query.dtype != DType::f32 && output_dtype != kernel::DType::f32;
-  call.problem.boxes =
-      two_bytes && call.problem.align_bytes == 16 && boxes_fit(params, params.output_strides) ? 1 : 0;
+  const bool bias_fits = call.problem.bias == kernel::Bias::none || bias_boxes_fit(params, call.problem.bias);
+  const bool boxes_suit =
+      two_bytes && call.problem.align_bytes == 16 && bias_fits && boxes_fit(params, params.output_strides);
+  call.problem.boxes = boxes_suit ? 1 : 0;
   ATTUNE_TRY(add_sequences(a, call));
   return call;
 }

@@ -20,6 +20,16 @@ using kernel::Sm90Shared;
 
 constexpr i64 kSectionBytes = i64{32} << 20;  // of keys and values that stay in the L2 cache
 
+/// The map of the bias, and which of its axes are broadcast.
+Result<void> add_bias(const Driver& driver, const KernelSpec& spec, ForwardSm90Params& p) {
+  const BoxAxes axes = bias_axes(p.forward);
+  p.bias_rows = axes.rows == 1 ? 1 : spec.block_m;
+  p.bias_batches = axes.batch == 1 ? 0 : 1;
+  p.heads_per_bias_head = static_cast<int>(p.heads / axes.heads);
+  return encode_bias(driver, spec.bias, p.forward.bias, p.forward.len_k, axes,
+                     Sm90Shared(spec).bias_row_bytes, p.bias_rows, p.bias);
+}
+
 /// How many neighbouring (batch, head) pairs have keys and values that fit the L2 cache together.
 int section_of(const KernelSpec& spec, const ForwardSm90Params& p) {
   const i64 pair_bytes = i64{p.forward.len_k} * (spec.head_dim + spec.head_dim_v) * 2 / p.heads_per_key_head;
@@ -46,6 +56,7 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec, 
   p.forward = forward;
   p.heads = forward.groups * forward.heads;
   p.heads_per_key_head = static_cast<int>(p.heads / key.heads);
+  if (spec.bias != kernel::Bias::none) ATTUNE_TRY(add_bias(driver, spec, p));
   p.row_blocks = static_cast<int>(kernel::tiles_of_head(spec, forward.len_q, forward.sequences.count));
   p.pairs = forward.batch * p.heads;
   p.tiles = p.row_blocks * p.pairs;

@@ -125,17 +125,22 @@ struct alignas(64) TensorMap {
 };
 
 /// What the sm90 family is told for forward. Maps have the axes [head_dim, rows, heads, batch]; a box is 64
-/// elements of a tile's rows of one head.
+/// elements of a tile's rows of one head. The bias's has [key, query, heads, batch], each of extent 1 where
+/// all share.
 struct ForwardSm90Params {
   TensorMap query, key, value, output;
+  TensorMap bias;  // unless there is none
   ForwardParams forward;
   u32* counter = nullptr;      // of tiles handed out; 0 before and after. Null: tiles are strided
   i32 heads = 0;               // of queries, over all groups
   i32 heads_per_key_head = 1;  // query heads that share one head of the key's map
-  i32 row_blocks = 0;          // tiles of one head, over all of its blocks
-  i32 pairs = 0;               // batch * heads
-  i32 tiles = 0;               // row_blocks * pairs
-  i32 section = 1;             // windows: neighbouring pairs whose keys and values fit the L2 cache
+  i32 heads_per_bias_head = 1;
+  i32 bias_rows = 0;     // of a box: block_m, or 1 where all queries share it
+  i32 bias_batches = 0;  // 1: each batch entry has its own
+  i32 row_blocks = 0;    // tiles of one head, over all of its blocks
+  i32 pairs = 0;         // batch * heads
+  i32 tiles = 0;         // row_blocks * pairs
+  i32 section = 1;       // windows: neighbouring pairs whose keys and values fit the L2 cache
 };
 
 /// What the sm90 family is told for grad_key_value. Maps as above; a box of the sums is 32 columns of the 64

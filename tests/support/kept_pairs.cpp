@@ -61,7 +61,7 @@ std::vector<bool> kept_pairs(const DropoutProblem& p, const AttentionBias& bias,
   const GuardedTensor query = tensor_of(p.dtype, {p.batch, p.len_q, p.heads, p.head_dim}, zero);
   const GuardedTensor key = tensor_of(p.dtype, {p.batch, p.len_k, 1, p.head_dim}, zero);
   const GuardedTensor value = tensor_of(p.dtype, {p.batch, p.len_k, 1, p.len_k}, identity);
-  const GuardedTensor output = tensor_of(DType::f32, {p.batch, p.len_q, p.heads, p.len_k}, zero);
+  const GuardedTensor output = tensor_of(p.dtype, {p.batch, p.len_q, p.heads, p.len_k}, zero);
   arena.begin({{"query", &query, Access::read},
                {"key", &key, Access::read},
                {"value", &value, Access::read},

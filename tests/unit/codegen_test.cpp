@@ -50,11 +50,14 @@ std::vector<Problem> everything() {
     varlen.blocks = kernel::Blocks::varlen;
     Problem bias = plain;
     bias.bias = kernel::Bias::f32;
+    Problem half_bias = plain;
+    half_bias.bias = kernel::Bias::f16;
     problems.insert(problems.end(), {plain,
                                      window,
                                      dropout,
                                      varlen,
                                      bias,
+                                     half_bias,
                                      {.dtype = dtype,
                                       .output_dtype = dtype,
                                       .window_left = Edge::bounded,
@@ -206,8 +209,10 @@ TEST_CASE("reasons name the features that a family lacks, and what it is not for
   problem.dropout = kernel::Dropout::on;
   problem.boxes = 1;
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
-        std::vector<std::string>{"no kernels with paged keys", "no kernels with a bias tensor",
-                                 "no kernels with dropout"});
+        std::vector<std::string>{
+            "no kernels with paged keys",
+            "no kernels with a bias tensor of packed sequences: their columns begin anywhere, "
+            "the copy engine's at multiples of 16 bytes"});
   CHECK(not_supported_reasons(Family::cpu, problem, hopper) ==
         std::vector<std::string>{"cpu kernels do not run on cuda tensors"});
   CHECK(not_supported_reasons(Family::merge, problem, hopper) ==

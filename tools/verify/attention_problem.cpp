@@ -216,9 +216,11 @@ void AttentionProblem::draw_extents(Random& random) {
   const codegen::Problem& p = traits();
   // Few pairs leave room for many heads.
   const std::int64_t most_products = kMostProducts / random.pick({1, 4, 8});
+  // A copy engine takes no tensor without rows, and no bias of one key, which has no stride.
+  const int fewest_keys = p.boxes == 0 ? 0 : has_bias_tensor() ? 2 : 1;
   do {
     plan_ = random_plan(random, mask_, most_products / (p.head_dim + p.head_dim_v));
-  } while (p.boxes != 0 && plan_.len_k == 0);  // a copy engine takes no tensor without rows
+  } while (plan_.len_k < fewest_keys);
   route_ = random.pick({Route::lists, Route::tables, Route::tables, Route::conversion});
   const HostTables tables = tables_of(plan_);
   if (route_ == Route::tables) {
@@ -291,8 +293,11 @@ void AttentionProblem::draw_bias_tensor(Random& random, const Used& used) {
   }
   shape.push_back(plan_.len_k);
   const int rank = static_cast<int>(shape.size());
+  const bool boxes = traits().boxes != 0;
+  if (boxes && rank == 5 && shape[1] != query_heads_[0]) shape[2] = 1;  // heads of groups, or of all
   const DType dtype = dtype_of(traits().bias);
-  bias_tensor = GuardedTensor(dtype, shape, random_strides(random, rank));
+  bias_tensor = GuardedTensor(
+      dtype, shape, boxes ? random_bias_box_layout(random, dtype, rank) : random_strides(random, rank));
   BiasElements next(random, dtype == DType::boolean, std::max<std::int64_t>(1, shape.back()));
   bias_tensor.fill([&] { return next(); });
   if (used.everything) return;

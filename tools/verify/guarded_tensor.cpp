@@ -81,6 +81,18 @@ Layout random_box_layout(Random& random, DType dtype, int rank) {
   return layout;
 }
 
+Layout random_bias_box_layout(Random& random, DType dtype, int rank) {
+  Layout layout;
+  layout.granule = 16 / item_bytes(dtype);
+  const int head = rank - 3;  // or the batch entry; groups and heads are walked with one stride
+  for (int axis = 0; axis < rank; ++axis) {
+    if (axis != head && random.chance(0.5)) layout.gap[axis] = layout.granule * random.integer(1, 5);
+    const bool group = rank == 5 && axis == 1;
+    layout.broadcast[axis] = axis < rank - 1 && !group && random.chance(0.1);
+  }
+  return layout;
+}
+
 Layout random_strides(Random& random, int rank) {
   Layout layout;
   layout.offset = random.integer(0, 3);

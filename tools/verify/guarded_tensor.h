@@ -34,6 +34,8 @@ enum class Access { read, write };
 Layout random_layout(Random& random, DType dtype, int rank, int align_bytes, Access access);
 /// A layout that a tensor copy engine takes (runtime/boxes.h).
 Layout random_box_layout(Random& random, DType dtype, int rank);
+/// Likewise, for a bias tensor [..., query, key].
+Layout random_bias_box_layout(Random& random, DType dtype, int rank);
 
 /// Any layout at all, for a tensor that is read element by element.
 Layout random_strides(Random& random, int rank);

@@ -143,10 +143,12 @@ ATTUNE_HD Floats<L> max(Floats<L> a, Floats<L> b) {
 }
 
 template <i32 L>
-struct MultiplyHigh<Words<L>> {
-  static ATTUNE_HD Words<L> of(Words<L> a, u32 b) {
+struct Product<Words<L>> {
+  Words<L> high, low;
+  static ATTUNE_HD Product of(Words<L> a, u32 b) {
     typedef u64 Wide __attribute__((ext_vector_type(L)));
-    return __builtin_convertvector(__builtin_convertvector(a, Wide) * Wide(b) >> 32, Words<L>);
+    const Wide wide = __builtin_convertvector(a, Wide) * Wide(b);
+    return {__builtin_convertvector(wide >> 32, Words<L>), a * Words<L>(b)};
   }
 };
 

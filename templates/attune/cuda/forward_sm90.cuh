@@ -20,19 +20,24 @@
 // warpgroup that sees its bet lost (a sum beyond kSumLimit) multiplies the tile again, which is still there,
 // and takes it, and the next kWary, the exact way.
 //
+// A tile of a bias tensor comes with its tile of keys, on the same barrier, and is let go with it.
+//
 // Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
 //   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
-//   2, uneven tiles                            40        232       head dim 256 x  80 keys: 40 + 20 + 128
+//   2, uneven tiles or a bias                  40        232       head dim 256 x  64 keys: 32 + 16 + 128
 //   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
+//   3, a bias, or dropout of uneven tiles      56        152       head dim 128 x  64 keys: 32 + 16 + 64
 //   4 (block_m 256)                            24        112       head dim  64 x  64 keys: 32 + 16 + 32
 #pragma once
 
 #include "attune/blocks.h"
+#include "attune/cuda/dropout.cuh"
 #include "attune/cuda/panels.cuh"
 #include "attune/cuda/pipeline.cuh"
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/ptx_sm90.cuh"
 #include "attune/cuda/ptx_wgmma.cuh"
+#include "attune/cuda/score_bias.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/tile.cuh"
 #include "attune/num.h"
@@ -48,7 +53,7 @@ inline constexpr i32 kGroupRows = Sm90Shared::kGroupRows;
 template <KernelSpec S>
 struct Sm90Memory {
   static constexpr Sm90Shared kShared{S};
-  using KeyRing = Ring<S.stages, kShared.key_bytes>;
+  using KeyRing = Ring<S.stages, kShared.key_bytes + kShared.bias_bytes>;
   using ValueRing = Ring<S.stages, kShared.value_bytes>;
   using QueryRing = Ring<S.query_stages, kShared.query_bytes>;
 
@@ -133,6 +138,7 @@ class Sm90Producer {
   using Memory = Sm90Memory<S>;
   using Schedule = Sm90Schedule<S>;
   static constexpr i32 kGroups = S.block_m / kGroupRows;
+  static constexpr i32 kBiasRowBytes = S.block_n * size_of(S.bias);
 
  public:
   ATTUNE_DEVICE Sm90Producer(const ForwardSm90Params& params, Memory memory)
@@ -164,12 +170,23 @@ class Sm90Producer {
     const i32 first = Schedule::first_of(p_, block, work);
     const i32 key_head = work.head / p_.heads_per_key_head;
     const auto load_key = [&](i32 n) {
-      fill<Memory::kShared.panels>(keys_, key_at_, p_.key,
-                                   {0, block.k_begin + n * S.block_n, key_head, block.batch});
+      const i32 key = block.k_begin + n * S.block_n;
+      keys_.acquire(key_at_);
+      const u32 full = keys_.full(key_at_);
+      ptx::mbarrier_arrive_expect_tx(full, Memory::kShared.key_bytes + p_.bias_rows * kBiasRowBytes);
+      load_panels<Memory::kShared.panels, S.block_n>(keys_.tile(key_at_), p_.key, full,
+                                                     {0, key, key_head, block.batch}, ptx::kEvictLast);
+      if constexpr (S.bias != Bias::none) load_bias(work, block, key);
+      key_at_.advance();
     };
     const auto load_value = [&](i32 n) {
-      fill<Memory::kShared.panels_v>(values_, value_at_, p_.value,
-                                     {0, block.k_begin + n * S.block_n, key_head, block.batch});
+      values_.acquire(value_at_);
+      const u32 full = values_.full(value_at_);
+      ptx::mbarrier_arrive_expect_tx(full, Memory::kShared.value_bytes);
+      load_panels<Memory::kShared.panels_v, S.block_n>(
+          values_.tile(value_at_), p_.value, full, {0, block.k_begin + n * S.block_n, key_head, block.batch},
+          ptx::kEvictLast);
+      value_at_.advance();
     };
     if (first < work.last) load_key(work.last - 1);
     load_queries(work, block);
@@ -189,27 +206,26 @@ class Sm90Producer {
       ptx::st_shared_word4(memory_.work(group, query_at_.stage),
                            {work.begin, work.head, work.block, work.last});
       const i32 row = block.q_begin + work.begin + static_cast<i32>(group) * kGroupRows;
-      copy<Memory::kShared.panels, kGroupRows>(queries.tile(query_at_), p_.query, queries.full(query_at_),
-                                               {0, row, work.head, block.batch}, ptx::kEvictFirst);
+      const u32 full = queries.full(query_at_);
+      ptx::mbarrier_arrive_expect_tx(full, Memory::kShared.panels * kPanelBytes<kGroupRows>);
+      load_panels<Memory::kShared.panels, kGroupRows>(queries.tile(query_at_), p_.query, full,
+                                                      {0, row, work.head, block.batch}, ptx::kEvictFirst);
     }
     query_at_.advance();
   }
 
-  /// The next tile of a ring of keys or values.
-  template <i32 Panels, typename TileRing>
-  static ATTUNE_DEVICE void fill(const TileRing& ring, typename TileRing::Cursor& at, const TensorMap& map,
-                                 ptx::BoxOrigin origin) {
-    ring.acquire(at);
-    copy<Panels, S.block_n>(ring.tile(at), map, ring.full(at), origin, ptx::kEvictLast);
-    at.advance();
-  }
-
-  /// A tile of `Rows` rows.
-  template <i32 Panels, i32 Rows>
-  static ATTUNE_DEVICE void copy(u32 tile, const TensorMap& map, u32 barrier, ptx::BoxOrigin origin,
-                                 u64 policy) {
-    ptx::mbarrier_arrive_expect_tx(barrier, Panels * kPanelBytes<Rows>);
-    load_panels<Panels, Rows>(tile, map, barrier, origin, policy);
+  /// The bias of all warpgroups' queries and the keys from this one on.
+  ATTUNE_DEVICE void load_bias(const Sm90Work& work, const Block& block, i32 key) const {
+    using Tile = BiasTile<S>;
+    const u32 tile = keys_.tile(key_at_) + Memory::kShared.key_bytes;
+    const i32 row = p_.bias_rows == 1 ? 0 : work.begin;
+#pragma unroll
+    for (i32 panel = 0; panel < Tile::kPanels; ++panel) {
+      ptx::cp_async_bulk_tensor_load(tile + panel * Tile::kPanelBytes, p_.bias, keys_.full(key_at_),
+                                     {key + panel * Tile::kPanelKeys, row, work.head / p_.heads_per_bias_head,
+                                      block.batch * p_.bias_batches},
+                                     ptx::kEvictFirst);
+    }
   }
 
   const ForwardSm90Params& p_;
@@ -233,6 +249,7 @@ class Sm90Consumer {
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
+  static constexpr bool kAdditive = S.bias != Bias::none && S.bias != Bias::boolean;
   static constexpr float kSumLimit = 1024.0f;            // of a thread's share of a row in one tile
   static constexpr i32 kWary = 16;                       // tiles taken the exact way after a lost bet
   enum NamedBarrier : u32 { kTurn = 1, kEpilogue = 5 };  // of each warpgroup; 0 is __syncthreads
@@ -253,11 +270,10 @@ class Sm90Consumer {
 #pragma unroll 1
     while (true) {
       queries_.wait(query_at_);
-      const ptx::Word4 slot = ptx::ld_shared_word4(memory_.work(group_, query_at_.stage));
-      const Sm90Work work{slot.x, slot.y, slot.z, slot.w};
+      const Sm90Work work = current_work();
       if (work.last < 0) break;
       attend(work);
-      finish(work);
+      finish(current_work());  // read anew: kept through the loop it would occupy registers
       query_at_.advance();
     }
   }
@@ -271,6 +287,11 @@ class Sm90Consumer {
   }
   static ATTUNE_DEVICE bool elected() {
     return thread() == 0;
+  }
+
+  ATTUNE_DEVICE Sm90Work current_work() const {
+    const ptx::Word4 word = ptx::ld_shared_word4(memory_.work(group_, query_at_.stage));
+    return {word.x, word.y, word.z, word.w};
   }
 
   // Of the block: a launch parameter where all blocks are alike.
@@ -474,20 +495,46 @@ class Sm90Consumer {
   /// Scores of tile n become probabilities; the key tile is let go where both ways have met: in between it
   /// would cost registers. Does O owe a rescale?
   ATTUNE_DEVICE bool probabilities(i32 n, bool masked, bool exact) {
-    if (!(p_.forward.scale > 0.0f)) fold_sign();
+    complete_scores();
     if (!exact && bet_is_lost()) {
       exact = true;
       multiply_query_key();
       ptx::wgmma_wait_group<0>();
       ptx::pin(scores_);
-      if (!(p_.forward.scale > 0.0f)) fold_sign();
+      complete_scores();
     }
     if (exact) {
+      // As the bet's vote does: every warp has read the bias, which goes with the keys.
+      if constexpr (S.bias != Bias::none) ptx::bar_sync(kEpilogue + group_, kWarpgroup);
       if (masked) hide_invisible(n * kKeys);
       exponentiate();
     }
     release_key();
+    if constexpr (S.dropout == Dropout::on) drop(n * kKeys);
     return exact;
+  }
+
+  /// Products become what the softmax takes: its factor is positive_scale2().
+  ATTUNE_DEVICE void complete_scores() {
+    if (!kAdditive && !(p_.forward.scale > 0.0f)) fold_sign();
+    if constexpr (S.bias != Bias::none) add_bias();
+  }
+
+  /// Numbers are added to scaled scores, both in base e.
+  ATTUNE_DEVICE void add_bias() {
+    const i32 thread = static_cast<i32>(ptx::opaque(threadIdx.x)) - kWarpgroup;  // of all consumers
+    const BiasTile<S> bias(keys_.tile(key_at_) + Memory::kShared.key_bytes, thread / 32 * 16,
+                           p_.bias_rows == 1, thread % 32);
+#pragma unroll
+    for (i32 k = 0; k < kKeys / 16; ++k) {
+      float element[8];
+      bias.load(element, k);
+#pragma unroll
+      for (i32 e = 0; e < 8; ++e) {
+        float& score = scores_[k * 8 + e];
+        score = kAdditive ? fmaf(score, p_.forward.scale, element[e]) : with_bias<S.bias>(score, element[e]);
+      }
+    }
   }
 
   /// The softmax takes maxima before it scales, which needs a positive factor: a negative scale becomes its
@@ -498,6 +545,7 @@ class Sm90Consumer {
     for (i32 e = 0; e < kKeys / 2; ++e) scores_[e] *= sign;
   }
   ATTUNE_DEVICE float positive_scale2() const {
+    if constexpr (kAdditive) return kLog2e;
     return p_.forward.scale == 0.0f ? 1.0f : fabsf(p_.forward.scale) * kLog2e;
   }
 
@@ -561,6 +609,40 @@ class Sm90Consumer {
     return lost;
   }
 
+  /// Drops probabilities of the tile at `key`, which the sums do not notice; the survivors are scaled up in
+  /// finish().
+  ATTUNE_DEVICE void drop(i32 key) {
+    const DropoutParams& p = p_.forward.dropout;
+    const Sm90Work work = current_work();
+    const i32 first_call = dropout_call(key) + static_cast<i32>(ptx::opaque(threadIdx.x) % 4);
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      const DropoutWord query(static_cast<u32>(row_ + half * 8));
+#pragma unroll
+      for (i32 group = 0; group < kKeys / kDropoutGroup; ++group) {
+        const Philox<DropoutWord> bits =
+            dropout_bits(p, work.block, work.head, query, first_call + group * 4);
+#pragma unroll
+        for (i32 n = 0; n < 4; ++n) {
+          drop(scores_ + (group * 4 + n) * 4 + half * 2, bits.word[n]);
+        }
+      }
+    }
+  }
+
+  /// Of a pair. Three warpgroups are at the limit of the integer units, two are not and wait for the result.
+  ATTUNE_DEVICE void drop(float* pair, DropoutWord word) const {
+    const DropoutParams& p = p_.forward.dropout;
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      if constexpr (kGroups > 2) {
+        pair[half] *= keep_factor(p, word, half);
+      } else if (!kept(p, word.bits, half)) {
+        pair[half] = 0.0f;
+      }
+    }
+  }
+
   ATTUNE_DEVICE void pack_probabilities() {
 #pragma unroll
     for (i32 e = 0; e < kKeys / 4; ++e)
@@ -574,8 +656,7 @@ class Sm90Consumer {
 
   // ---- The end of a tile ----
 
-  /// Normalises, writes the LSE, and sends the output through this warpgroup's query tile; hands that back
-  /// when it has been read.
+  /// Normalises, writes the LSE and the output, and hands the query tile back.
   ATTUNE_DEVICE void finish(const Sm90Work& work) {
     const Block block = block_of<S>(p_.forward, work.block);
 #pragma unroll
@@ -583,10 +664,16 @@ class Sm90Consumer {
       float sum = sum_[half];
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-      factor_[half] = inverse_sum(sum);
+      factor_[half] = inverse_sum(sum) * (S.dropout == Dropout::on ? p_.forward.dropout.rescale : 1.0f);
       if constexpr (S.lse == Lse::write) write_lse(work, block, row_ + half * 8, reference_[half], sum);
     }
     rescale_output();
+    store_staged(work, block);
+    queries_.release(query_at_);  // by every thread: each has read the work item, too
+  }
+
+  /// The output leaves through this warpgroup's query tile.
+  ATTUNE_DEVICE void store_staged(const Sm90Work& work, const Block& block) const {
     ptx::bar_sync(kEpilogue + group_, kWarpgroup);  // every warp's products have read the queries
     const u32 tile = queries_.tile(query_at_);
     const u32 row = thread() / 32 * 16 + lane() % 16;
@@ -605,7 +692,13 @@ class Sm90Consumer {
     } else if (elected()) {
       store_tile({0, block.q_begin + first_row, work.head, block.batch});
     }
-    queries_.release(query_at_);  // by every thread: each has read the work item, too
+  }
+
+  /// Elements from the output's start to its row for a query of the block.
+  ATTUNE_DEVICE i64 output_offset(const Sm90Work& work, const Block& block, i32 query) const {
+    const Strides& strides = p_.forward.output_strides;
+    return block.batch * strides.batch + work.head / p_.forward.heads * strides.group +
+           work.head % p_.forward.heads * strides.head + (block.q_begin + query) * strides.seq;
   }
 
   /// The copy engine leaves out what is outside the tensor.
@@ -624,10 +717,8 @@ class Sm90Consumer {
   /// But not the rows of the next sequence.
   ATTUNE_DEVICE void store_rows(const Sm90Work& work, const Block& block, i32 first_row) const {
     constexpr i32 kChunks = S.head_dim_v / 8;
-    const ForwardParams& p = p_.forward;
-    const i64 row_stride = p.output_strides.seq;
-    u16* rows = static_cast<u16*>(p.output) + work.head / p.heads * p.output_strides.group +
-                work.head % p.heads * p.output_strides.head + (block.q_begin + first_row) * row_stride;
+    const i64 row_stride = p_.forward.output_strides.seq;
+    u16* rows = static_cast<u16*>(p_.forward.output) + output_offset(work, block, first_row);
     const i32 count = min(block.len_q - first_row, kGroupRows) * kChunks;
 #pragma unroll 1
     for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
@@ -672,13 +763,22 @@ class Sm90Consumer {
 template <KernelSpec S>
 ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.output_dtype == S.dtype);
+  static_assert(S.dropout == Dropout::off || S.block_n % kDropoutGroup == 0);
+  static_assert(S.bias == Bias::none || S.blocks == Blocks::dense,
+                "boxes begin at 16 bytes' multiples of a row");
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0 && S.head_dim <= 256 && S.head_dim_v <= 256);
   static_assert(S.block_m % kGroupRows == 0 && S.block_n % 16 == 0);
   constexpr i32 kGroups = S.block_m / kGroupRows;
   static_assert(S.warps == 4 * (kGroups + 1));
-  constexpr bool kUneven = Sm90Schedule<S>::kUneven;
-  constexpr i32 kProducerRegisters = kGroups == 2 ? (kUneven ? 40 : 24) : kGroups == 3 ? 32 : 24;
-  constexpr i32 kConsumerRegisters = kGroups == 2 ? (kUneven ? 232 : 240) : kGroups == 3 ? 160 : 112;
+  constexpr bool kBias = S.bias != Bias::none;
+  constexpr bool kUneven = Sm90Schedule<S>::kUneven || kBias;
+  constexpr bool kLaden = kBias || (S.blocks == Blocks::varlen && S.dropout == Dropout::on);
+  constexpr i32 kProducerRegisters = kGroups == 2   ? (kUneven ? 40 : 24)
+                                     : kGroups == 3 ? (kLaden ? 56 : 32)
+                                                    : 24;
+  constexpr i32 kConsumerRegisters = kGroups == 2   ? (kUneven ? 232 : 240)
+                                     : kGroups == 3 ? (kLaden ? 152 : 160)
+                                                    : 112;
 
   extern __shared__ __align__(1024) u8 shared[];
   const Sm90Memory<S> memory{ptx::shared_address(shared)};
@@ -686,6 +786,7 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
     for (const TensorMap* map : {&params.query, &params.key, &params.value, &params.output}) {
       ptx::prefetch_tensormap(*map);
     }
+    if constexpr (S.bias != Bias::none) ptx::prefetch_tensormap(params.bias);
     memory.keys().init(kGroups);
     memory.values().init(kGroups);
     for (u32 group = 0; group < kGroups; ++group) memory.queries(group).init(kWarpgroup);

@@ -63,6 +63,27 @@ ATTUNE_DEVICE u32 cvt_rn_bf16x2_f32(float low, float high) {
   return bits;
 }
 
+/// a + b, clamped to [0, 1].
+ATTUNE_DEVICE float add_sat_f32(float a, float b) {
+  float y;
+  asm("add.sat.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+}
+
+/// Four bytes of a (numbers 0 to 3) and b (4 to 7), by the four hexadecimal digits of `bytes`.
+ATTUNE_DEVICE u32 prmt(u32 a, u32 b, u32 bytes) {
+  u32 word;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(bytes));
+  return word;
+}
+
+/// All 64 bits of a product, in one instruction: the compiler takes two for the halves of a product in C++.
+ATTUNE_DEVICE u64 mul_wide_u32(u32 a, u32 b) {
+  u64 product;
+  asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // ---- Shared memory ----
 
 struct Chunk {
@@ -85,6 +106,18 @@ ATTUNE_DEVICE void st_shared_v4(u32 address, const Chunk& c) {
                :
                : "r"(address), "r"(c.word[0]), "r"(c.word[1]), "r"(c.word[2]), "r"(c.word[3])
                : "memory");
+}
+
+/// 2 bytes; the address is a multiple of 2.
+ATTUNE_DEVICE u16 ld_shared_u16(u32 address) {
+  u16 word;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(word) : "r"(address) : "memory");
+  return word;
+}
+
+/// 8 bytes; the address is a multiple of 8.
+ATTUNE_DEVICE void ld_shared_v2_f32(float& low, float& high, u32 address) {
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(low), "=f"(high) : "r"(address) : "memory");
 }
 
 /// 4 bytes; the address is a multiple of 4.

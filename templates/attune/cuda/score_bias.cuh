@@ -1,9 +1,11 @@
-// Bias tensors on tensor cores: how their elements come from global memory to where an mma accumulator holds
-// the scores.
+// Bias tensors on tensor cores: how their elements come from global memory, or from tiles in shared memory,
+// to where an accumulator of mma or wgmma holds the scores.
 #pragma once
 
 #include "attune/blocks.h"
 #include "attune/cuda/ptx.cuh"
+#include "attune/cuda/shared.h"
+#include "attune/cuda/tile.cuh"
 #include "attune/num.h"
 #include "attune/params.h"
 #include "attune/semantics.h"
@@ -98,6 +100,66 @@ class BiasFragments {
   }
 
   u32 word_[kRows][kPairs][kWords];
+};
+
+/// A tile in shared memory as Hopper's copy engine leaves it: panels of block_m swizzled rows.
+template <KernelSpec S>
+class BiasTile {
+  static constexpr i32 kBytes = size_of(S.bias);
+  static constexpr i32 kRowBytes = Sm90Shared(S).bias_row_bytes;
+  using Panel = SwizzledTile<kRowBytes / kChunkBytes>;
+
+ public:
+  static constexpr i32 kPanelBytes = S.block_m * kRowBytes;
+  static constexpr i32 kPanelKeys = kRowBytes / kBytes;
+  static constexpr i32 kPanels = S.block_n / kPanelKeys;
+  static_assert(kPanels * kPanelKeys == S.block_n);
+
+  /// For a lane of the warp whose 16 rows begin at `row`; or all have the tile's first row.
+  ATTUNE_DEVICE BiasTile(u32 tile, i32 row, bool one_row, i32 lane)
+      : eight_rows_(one_row ? 0 : 8 * kRowBytes) {
+    if constexpr (kBytes == 2) {  // where ldmatrix wants an address from this lane
+      origin_ = tile + Panel::offset(one_row ? 0 : row + lane % 16, lane / 16);
+    } else {  // the lane's first pair
+      const i32 bytes = lane % 4 * 2 * kBytes;
+      origin_ = tile + Panel::offset(one_row ? 0 : row + lane / 4, bytes / kChunkBytes) + bytes % kChunkBytes;
+    }
+  }
+
+  /// Elements 8k to 8k + 7 of the accumulator.
+  ATTUNE_DEVICE void load(float (&element)[8], i32 k) const {
+    if constexpr (kBytes == 2) {
+      u32 word[4];
+      ptx::ldmatrix_x4(word, address(k * 32));
+#pragma unroll
+      for (i32 e = 0; e < 8; ++e) {
+        const auto bits = static_cast<u16>(word[e / 2] >> e % 2 * 16);
+        element[e] = S.bias == Bias::f16 ? ptx::cvt_f32_f16(bits) : bf16_to_float(bits);
+      }
+    } else {
+#pragma unroll
+      for (i32 pair = 0; pair < 4; ++pair) {
+        const u32 at = address((k * 16 + pair / 2 * 8) * kBytes) + pair % 2 * eight_rows_;
+        if constexpr (kBytes == 4) {
+          ptx::ld_shared_v2_f32(element[pair * 2], element[pair * 2 + 1], at);
+        } else {
+          const u32 both = ptx::ld_shared_u16(at);
+          element[pair * 2] = static_cast<float>(both & 0xffu);
+          element[pair * 2 + 1] = static_cast<float>(both >> 8);
+        }
+      }
+    }
+  }
+
+ private:
+  /// `bytes` to the right of the origin: a multiple of 8, and of two chunks where the lane's chunk is not 0.
+  ATTUNE_DEVICE u32 address(i32 bytes) const {
+    return (origin_ ^ static_cast<u32>(bytes % kRowBytes / kChunkBytes * kChunkBytes)) +
+           static_cast<u32>(bytes / kRowBytes * kPanelBytes + bytes % kChunkBytes);
+  }
+
+  u32 origin_;
+  const u32 eight_rows_;
 };
 
 }  // namespace attune::kernel

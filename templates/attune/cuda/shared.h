@@ -153,18 +153,22 @@ constexpr i32 simt_bytes(const KernelSpec& s) {
 
 /// Forward on Hopper: rings of value and key tiles, a ring of query tiles for each warpgroup, two barriers
 /// for each of these, and the work item of each query tile. A tile is panels of 64 elements, 128 bytes a row;
-/// the last panel is zero beyond the head dim. The output leaves through the query tile.
+/// the last panel is zero beyond the head dim. The output leaves through the query tile. A tile of a bias
+/// tensor, for all warpgroups, lies behind the key tile that it belongs to: panels of 128 bytes a row, or of
+/// 64 or 32 where the tile is no wider.
 struct Sm90Shared {
   static constexpr i32 kGroupRows = 64;      // queries of a warpgroup
   static constexpr i32 kPanelElements = 64;  // what the swizzle works on
   static constexpr i32 kPanelRowBytes = 128;
 
-  i32 groups;       // warpgroups
-  i32 panels;       // of a key or query tile
-  i32 panels_v;     // of a value or output tile
-  i32 key_bytes;    // of a tile
-  i32 value_bytes;  // of a tile
-  i32 query_bytes;  // of one warpgroup's tile
+  i32 groups;          // warpgroups
+  i32 panels;          // of a key or query tile
+  i32 panels_v;        // of a value or output tile
+  i32 key_bytes;       // of a tile
+  i32 value_bytes;     // of a tile
+  i32 query_bytes;     // of one warpgroup's tile
+  i32 bias_row_bytes;  // of a panel
+  i32 bias_bytes;      // of a tile
   i32 key_offset;
   i32 query_offset;
   i32 barrier_offset;
@@ -178,12 +182,19 @@ struct Sm90Shared {
         key_bytes(s.block_n * panels * kPanelRowBytes),
         value_bytes(s.block_n * panels_v * kPanelRowBytes),
         query_bytes(kGroupRows * max(panels, panels_v) * kPanelRowBytes),
+        bias_row_bytes(panel_row_bytes(s.block_n * size_of(s.bias))),
+        bias_bytes(s.block_m * s.block_n * size_of(s.bias)),
         key_offset(s.stages * value_bytes),
-        query_offset(key_offset + s.stages * key_bytes),
+        query_offset(key_offset + s.stages * (key_bytes + bias_bytes)),
         barrier_offset(query_offset + groups * s.query_stages * query_bytes),
         work_offset(barrier_offset + 16 * (2 * s.stages + groups * s.query_stages)),
         end(work_offset + 16 * groups * s.query_stages) {}
   constexpr i32 bytes() const { return end; }
+
+ private:
+  static constexpr i32 panel_row_bytes(i32 row_bytes) {
+    return row_bytes % 128 == 0 ? 128 : row_bytes % 64 == 0 ? 64 : 32;
+  }
 };
 
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
