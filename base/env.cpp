@@ -18,6 +18,13 @@ constexpr std::array kVariables{
         .effect = "The cache's own folder. It must belong to the user and be writable by nobody else.",
         .fallback = "$XDG_CACHE_HOME/attune",
         .read_in = "cache/store.cpp"},
+    EnvVariable{
+        .name = "ATTUNE_CACHE_MAX_SIZE",
+        .values = "a size: 500M, 2G",
+        .effect =
+            "How large the cache may grow before kernels that were not used for long go; 0 is no bound.",
+        .fallback = "1G",
+        .read_in = "runtime/engine.cpp"},
     EnvVariable{.name = "ATTUNE_CACHE_MODE",
                 .values = "rw|ro|off|refresh",
                 .effect = "Read and write the cache, only read it, do neither, or write it without reading.",
@@ -83,6 +90,11 @@ constexpr std::array kVariables{
                 .effect = "Holds attune, the cache's folder when ATTUNE_CACHE_DIR is not set.",
                 .fallback = "$HOME/.cache",
                 .read_in = "cache/store.cpp"},
+    EnvVariable{.name = "XDG_RUNTIME_DIR",
+                .values = "an absolute path",
+                .effect = "Holds attune.locks when the cache's folder is on no local disk.",
+                .fallback = "no locks then",
+                .read_in = "cache/lock.cpp"},
 };
 
 }  // namespace

@@ -23,27 +23,6 @@ Failure os_failure(const char* verb, const fs::path& path, int error) {
       fmt::format("cannot {} {}: {}", verb, path.string(), std::generic_category().message(error)));
 }
 
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-
-  bool valid() const { return fd_ >= 0; }
-  int get() const { return fd_; }
-  /// Closes now. False, with errno, when the kernel reports an error that it had kept back.
-  bool close() {
-    const int fd = std::exchange(fd_, -1);
-    return ::close(fd) == 0 || errno == EINTR;  // Linux has closed it even then
-  }
-
- private:
-  int fd_;
-};
-
 Result<std::vector<std::byte>> read_all(const Descriptor& file, const fs::path& path, off_t expected) {
   // One byte more than expected, so that the read which fills the buffer also sees the end.
   std::vector<std::byte> bytes(static_cast<std::size_t>(expected) + 1);
@@ -78,6 +57,14 @@ Result<void> check_private(const struct stat& info, const fs::path& path) {
                                            path.string(), info.st_mode & 07777U));
   }
   return done();
+}
+
+/// Opens for reading without changing the time of the last access, which the cache keeps for itself. Only the
+/// owner of a file may ask for that.
+Descriptor open_quietly(const fs::path& path) {
+  constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW;
+  const int fd = ::open(path.c_str(), kFlags | O_NOATIME);
+  return Descriptor(fd < 0 && errno == EPERM ? ::open(path.c_str(), kFlags) : fd);
 }
 
 Result<void> write_all(const Descriptor& file, const fs::path& path, std::span<const std::byte> bytes) {
@@ -130,13 +117,21 @@ Result<std::vector<std::byte>> read_file(const fs::path& path, bool no_follow) {
 }
 
 Result<std::optional<std::vector<std::byte>>> read_private_file(const fs::path& path) {
-  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
+  const Descriptor file = open_quietly(path);
   if (!file.valid() && (errno == ENOENT || errno == ENOTDIR)) return std::optional<std::vector<std::byte>>();
   if (!file.valid()) return os_failure("open", path, errno);
   ATTUNE_ASSIGN(info, stat_regular(file, path));
   ATTUNE_TRY(check_private(info, path));
   ATTUNE_ASSIGN(bytes, read_all(file, path, info.st_size));
   return std::optional(std::move(bytes));
+}
+
+Result<Descriptor> open_private_file(const fs::path& path) {
+  Descriptor file(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, 0600));
+  if (!file.valid()) return os_failure("open", path, errno);
+  ATTUNE_ASSIGN(info, stat_regular(file, path));
+  ATTUNE_TRY(check_private(info, path));
+  return file;
 }
 
 Result<void> write_file_atomic(const fs::path& path, std::span<const std::byte> bytes,

@@ -2,6 +2,7 @@
 // errno's text.
 #pragma once
 
+#include "base/descriptor.h"
 #include "base/result.h"
 
 #include <cstddef>
@@ -17,8 +18,12 @@ namespace attune {
 Result<std::vector<std::byte>> read_file(const std::filesystem::path& path, bool no_follow = false);
 
 /// read_file for what only we may have written: refuses a symlink, another user's file and one that others
-/// may write. Nothing when there is no such file.
+/// may write. Nothing when there is no such file. The time of the last access stays as it is.
 Result<std::optional<std::vector<std::byte>>> read_private_file(const std::filesystem::path& path);
+
+/// Opens a file for reading and writing under the same conditions. Makes it, with mode 0600, when there is
+/// none.
+Result<Descriptor> open_private_file(const std::filesystem::path& path);
 
 /// Writes to a new file of mode 0600 in `temp_dir` (same filesystem), fsyncs it, renames it over `path` and
 /// fsyncs the folder. On failure no temporary file is left behind, and `path` holds the old or the new bytes,

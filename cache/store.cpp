@@ -2,10 +2,9 @@
 
 #include "base/env.h"
 #include "base/file.h"
+#include "cache/lock.h"
 
 #include <fmt/format.h>
-
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <chrono>
@@ -19,6 +18,8 @@ namespace fs = std::filesystem;
 
 /// A temporary file this old was left by a process that died: no store takes longer.
 constexpr std::chrono::hours kStaleAfter{1};
+/// A refused entry this old will not be reported any more.
+constexpr std::chrono::hours kQuarantineFor{30 * 24};
 
 /// https://bford.info/cachedir/: backup programs skip a folder with this file.
 constexpr std::string_view kCacheDirTag =
@@ -30,27 +31,6 @@ fs::path without_trailing_slash(const fs::path& path) {
   return normal.has_filename() ? normal : normal.parent_path();
 }
 
-fs::path objects_in(const fs::path& root) {
-  return root / "v1" / "objects";
-}
-fs::path temporary_in(const fs::path& root) {
-  return root / "v1" / "tmp";
-}
-fs::path quarantine_in(const fs::path& root) {
-  return root / "v1" / "quarantine";
-}
-
-/// Best effort: a file that can't be removed today is found again by the next process.
-void sweep_stale(const fs::path& folder) {
-  std::error_code error;
-  const auto limit = fs::file_time_type::clock::now() - kStaleAfter;
-  for (fs::directory_iterator at(folder, error), end; !error && at != end; at.increment(error)) {
-    std::error_code one_file;
-    const auto modified = at->last_write_time(one_file);
-    if (!one_file && modified < limit) fs::remove(at->path(), one_file);
-  }
-}
-
 Result<void> write_cache_dir_tag(const fs::path& root) {
   const fs::path tag = root / "CACHEDIR.TAG";
   std::error_code error;
@@ -58,25 +38,24 @@ Result<void> write_cache_dir_tag(const fs::path& root) {
   return write_file_atomic(tag, std::as_bytes(std::span(kCacheDirTag)), temporary_in(root));
 }
 
-/// The file at objects/<folder>/<name>, if its name is a key's.
-std::optional<Listed> listed_file(const fs::path& path) {
-  const auto key = Digest::from_hex(path.parent_path().filename().string() + path.filename().string());
-  struct stat info {};
-  if (!key || ::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return std::nullopt;
-  return Listed{.key = *key,
-                .path = path,
-                .bytes = static_cast<std::uint64_t>(info.st_size),
-                .modified_unix = info.st_mtim.tv_sec};
+std::uint64_t total_bytes(const std::vector<Listed>& entries) {
+  std::uint64_t total = 0;
+  for (const Listed& entry : entries) total += entry.bytes;
+  return total;
 }
 
 }  // namespace
 
-Store::Store(const fs::path& root, Mode mode, std::function<void(const std::string&)> warn)
-    : root_(without_trailing_slash(root)), mode_(mode), warn_(std::move(warn)) {}
+Store::Store(const fs::path& root, Mode mode, std::function<void(const std::string&)> warn,
+             std::uint64_t max_bytes)
+    : root_(without_trailing_slash(root)),
+      mode_(mode),
+      warn_(std::move(warn)),
+      max_bytes_(max_bytes),
+      ledger_(root_) {}
 
 fs::path Store::path_of(const Digest& key) const {
-  const std::string hex = key.hex();
-  return objects_in(root_) / hex.substr(0, 2) / hex.substr(2);
+  return object_in(root_, key);
 }
 
 // ---- Reading ----
@@ -87,7 +66,9 @@ std::optional<Entry> Store::find(const Digest& key) {
   if (bytes.ok() && bytes->has_value()) {
     auto entry = decode(**bytes, key);
     if (entry.ok()) {
+      if (mode_ == Mode::rw) touch(path_of(key));
       counters_.hits.fetch_add(1, std::memory_order_relaxed);
+      count({.hits = 1});
       return std::move(*entry);
     }
     refuse(key, entry.failure().message);
@@ -98,6 +79,7 @@ std::optional<Entry> Store::find(const Digest& key) {
     refuse(key, bytes.failure().message);
   }
   counters_.misses.fetch_add(1, std::memory_order_relaxed);
+  count({.misses = 1});
   return std::nullopt;
 }
 
@@ -121,6 +103,7 @@ bool Store::readable() {
 
 void Store::refuse(const Digest& key, const std::string& why) {
   counters_.defects.fetch_add(1, std::memory_order_relaxed);
+  ledger_.note({.defects = 1});
   warn_(fmt::format("{} ({}); the kernel is compiled again", why, path_of(key).string()));
 }
 
@@ -132,7 +115,7 @@ Result<Entry> Store::inspect(const Digest& key) const {
 }
 
 bool Store::quarantine(const Digest& key) {
-  if (mode_ == Mode::off || mode_ == Mode::ro) return false;
+  if (read_only()) return false;
   if (!check_private_directory(root_).ok() || !make_private_directory(quarantine_in(root_)).ok())
     return false;
   std::error_code error;
@@ -144,16 +127,21 @@ bool Store::quarantine(const Digest& key) {
 
 void Store::store(const Entry& entry) {
   if (!writable()) return;
-  if (const auto published = publish(entry); !published.ok()) {
+  const auto replaced = listed_file(path_of(entry.key));
+  const auto published = publish(entry);
+  if (!published.ok()) {
     counters_.store_errors.fetch_add(1, std::memory_order_relaxed);
     turn_off_writing(published.failure());
     return;
   }
   counters_.stores.fetch_add(1, std::memory_order_relaxed);
+  ledger_.note({.stores = 1}, *published - static_cast<std::int64_t>(replaced ? replaced->bytes : 0));
+  const auto bytes = ledger_.write();
+  if (max_bytes_ != 0 && bytes.ok() && bytes->value_or(max_bytes_ + 1) > max_bytes_) sweep();
 }
 
 bool Store::writable() {
-  if (mode_ == Mode::off || mode_ == Mode::ro || writes_off_.load(std::memory_order_relaxed)) return false;
+  if (read_only() || writes_off_.load(std::memory_order_relaxed)) return false;
   if (prepared_.load(std::memory_order_acquire)) return true;
   const std::lock_guard lock(mutex_);
   if (prepared_.load(std::memory_order_relaxed)) return true;
@@ -171,14 +159,17 @@ Result<void> Store::prepare() {
   ATTUNE_TRY(make_private_directory(root_));
   ATTUNE_TRY(make_private_directory(objects_in(root_)));
   ATTUNE_TRY(make_private_directory(temporary_in(root_)));
-  sweep_stale(temporary_in(root_));
+  remove_older(temporary_in(root_), kStaleAfter);
   return write_cache_dir_tag(root_);
 }
 
-Result<void> Store::publish(const Entry& entry) {
+/// The bytes that were written.
+Result<std::int64_t> Store::publish(const Entry& entry) {
   const fs::path path = path_of(entry.key);
+  const auto bytes = encode(entry);
   ATTUNE_TRY(make_private_directory(path.parent_path()));
-  return write_file_atomic(path, encode(entry), temporary_in(root_));
+  ATTUNE_TRY(write_file_atomic(path, bytes, temporary_in(root_)));
+  return static_cast<std::int64_t>(bytes.size());
 }
 
 void Store::turn_off_writing(const Failure& why) {
@@ -186,27 +177,67 @@ void Store::turn_off_writing(const Failure& why) {
   warn_(fmt::format("kernels are kept in memory only: {}", why.message));
 }
 
+// ---- Eviction ----
+
+/// By the writer that passed the bound, unless another is at it. The ledger's bytes may be wrong: it is the
+/// list that counts.
+void Store::sweep() {
+  const auto lock =
+      try_lock(root_, sweep_slot);  // where locks don't work, two sweeps choose the same entries
+  if (lock.ok() && !lock->has_value()) return;
+  remove_older(temporary_in(root_), kStaleAfter);
+  remove_older(quarantine_in(root_), kQuarantineFor);
+  auto entries = list();
+  const bool too_large = total_bytes(entries) > max_bytes_;
+  remove(std::move(entries), too_large ? PruneLimits{.max_bytes = max_bytes_ / 5 * 4} : PruneLimits{});
+}
+
+Pruned Store::remove(std::vector<Listed> entries, const PruneLimits& limits) {
+  Pruned pruned = cache::prune(std::move(entries), limits);
+  if (limits.dry_run) return pruned;
+  counters_.evictions.fetch_add(pruned.removed.size(), std::memory_order_relaxed);
+  ledger_.note({.evictions = pruned.removed.size()});
+  static_cast<void>(ledger_.write_bytes(pruned.kept_bytes));  // stays noted if it can't be written now
+  return pruned;
+}
+
+Result<Pruned> Store::prune(const PruneLimits& limits) {
+  if (limits.dry_run) return remove(list(), limits);
+  if (read_only())
+    return environment_failure(fmt::format("the cache {} is open for reading only", root_.string()));
+  std::error_code error;
+  if (!fs::exists(fs::symlink_status(root_, error))) return Pruned{};
+  ATTUNE_TRY(check_private_directory(root_));
+  const auto lock = try_lock(root_, sweep_slot);
+  if (lock.ok() && !lock->has_value()) {
+    return environment_failure(fmt::format("another process prunes {} now; try again", root_.string()));
+  }
+  return remove(list(), limits);
+}
+
+// ---- Counting ----
+
+void Store::compiled() {
+  ledger_.note({.compiles = 1});
+}
+
+/// Each change goes to disk at once: finding an entry costs a hundred times as much.
+void Store::count(const Totals& more) {
+  ledger_.note(more);
+  const bool safe =
+      root_checked_.load(std::memory_order_acquire) || prepared_.load(std::memory_order_acquire);
+  if (!safe || read_only() || writes_off_.load(std::memory_order_relaxed)) return;
+  static_cast<void>(ledger_.write());  // stays noted if it can't be written now
+}
+
 // ---- Listing ----
 
 std::vector<Listed> Store::list() const {
-  std::vector<Listed> found;
-  std::error_code error;
-  for (fs::directory_iterator folder(objects_in(root_), error), end; !error && folder != end;
-       folder.increment(error)) {
-    std::error_code inner;
-    if (folder->is_symlink(inner)) continue;
-    for (fs::directory_iterator file(folder->path(), inner); !inner && file != end; file.increment(inner)) {
-      if (auto listed = listed_file(file->path())) found.push_back(std::move(*listed));
-    }
-  }
-  std::ranges::sort(found, {}, &Listed::key);
-  return found;
+  return list_objects(root_);
 }
 
 std::uint64_t Store::bytes_on_disk() const {
-  std::uint64_t total = 0;
-  for (const Listed& file : list()) total += file.bytes;
-  return total;
+  return total_bytes(list());
 }
 
 std::optional<fs::path> default_root() {

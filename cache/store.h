@@ -3,6 +3,9 @@
 #pragma once
 
 #include "cache/entry.h"
+#include "cache/folder.h"
+#include "cache/ledger.h"
+#include "cache/prune.h"
 
 #include <atomic>
 #include <cstdint>
@@ -29,19 +32,19 @@ struct Counters {
   std::atomic<std::uint64_t> defects{0};  // an entry that was refused; counts as a miss too
   std::atomic<std::uint64_t> stores{0};
   std::atomic<std::uint64_t> store_errors{0};
+  std::atomic<std::uint64_t> evictions{0};
 };
 
-struct Listed {
-  Digest key;
-  std::filesystem::path path;
-  std::uint64_t bytes = 0;
-  std::int64_t modified_unix = 0;
-};
+/// ATTUNE_CACHE_MAX_SIZE's default: ten to twenty thousand kernels.
+inline constexpr std::uint64_t kDefaultMaxBytes = std::uint64_t{1} << 30;
 
 class Store {
  public:
   /// Opens lazily: nothing is created before the first store. `warn` gets one line for each kind of trouble.
-  Store(const std::filesystem::path& root, Mode mode, std::function<void(const std::string&)> warn);
+  /// Whoever stores more than `max_bytes` (0: no bound) removes entries down to 80 % of that, the least
+  /// recently used first.
+  Store(const std::filesystem::path& root, Mode mode, std::function<void(const std::string&)> warn,
+        std::uint64_t max_bytes = kDefaultMaxBytes);
 
   /// The verified entry, or nothing. A defective file is moved to quarantine/ with a warning; one that can't
   /// be read or trusted (a symlink, not ours, writable by others) stays, with a warning, until the next store
@@ -59,9 +62,18 @@ class Store {
   /// Moves a defective entry to quarantine/, over an earlier one of its key. True when it was moved.
   bool quarantine(const Digest& key);
 
+  /// Removes entries until the rest keeps the limits. Fails when it may not, or while another process does.
+  Result<Pruned> prune(const PruneLimits& limits);
+
+  /// Counts a compile among the totals; the store that follows it writes them.
+  void compiled();
+  /// What all processes have done with this folder since it was made.
+  Result<Totals> totals() const { return ledger_.totals(); }
+
   std::uint64_t bytes_on_disk() const;
   const std::filesystem::path& root() const { return root_; }
   Mode mode() const { return mode_; }
+  std::uint64_t max_bytes() const { return max_bytes_; }
   const Counters& counters() const { return counters_; }
 
   /// <root>/v1/objects/ab/cdef...
@@ -71,14 +83,20 @@ class Store {
   bool readable();
   bool writable();
   Result<void> prepare();
-  Result<void> publish(const Entry& entry);
+  bool read_only() const { return mode_ == Mode::off || mode_ == Mode::ro; }
+  Result<std::int64_t> publish(const Entry& entry);
+  void sweep();
+  Pruned remove(std::vector<Listed> entries, const PruneLimits& limits);
+  void count(const Totals& more);
   void turn_off_writing(const Failure& why);
   void refuse(const Digest& key, const std::string& why);
 
   std::filesystem::path root_;
   Mode mode_;
   std::function<void(const std::string&)> warn_;
+  std::uint64_t max_bytes_;
   Counters counters_;
+  Ledger ledger_;
 
   std::mutex mutex_;  // guards the two changes of state, never an entry's reading or writing
   std::atomic<bool> root_checked_{false};  // by the first find() that sees a root

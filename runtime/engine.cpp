@@ -4,6 +4,7 @@
 #include "base/env.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/size.h"
 #include "cache/single_flight.h"
 #include "codegen/embedded.h"
 #include "codegen/names.h"
@@ -88,6 +89,14 @@ Result<Value> parse_choice(const char* variable, std::initializer_list<std::pair
   return invalid_argument(fmt::format("{}={}: expected one of {}", variable, *text, known));
 }
 
+Result<std::uint64_t> parse_max_bytes() {
+  const auto text = env("ATTUNE_CACHE_MAX_SIZE");
+  if (!text) return cache::kDefaultMaxBytes;
+  auto size = parse_size(*text);
+  if (!size.ok()) return invalid_argument("ATTUNE_CACHE_MAX_SIZE=" + size.failure().message);
+  return size;
+}
+
 Result<void> check_allowed(BackendChoice choice, Device device) {
   if (choice == BackendChoice::cpu && device.type == DeviceType::cuda) {
     return environment_failure(
@@ -123,6 +132,8 @@ Result<EngineOptions> EngineOptions::from_environment() {
                                                       {"cuda", BackendChoice::cuda},
                                                       {"cpu", BackendChoice::cpu}},
                                                      BackendChoice::automatic));
+  ATTUNE_ASSIGN(max_bytes, parse_max_bytes());
+  options.cache_max_bytes = max_bytes;
   options.backend = backend;
   options.cache_mode = mode;
   options.jit = jit;
@@ -135,9 +146,10 @@ struct Engine::State {
   State(EngineOptions chosen, TemplateSet set)
       : options(std::move(chosen)),
         templates(std::move(set)),
-        store(options.cache_root.value_or(std::filesystem::path()),
-              options.cache_root ? options.cache_mode : cache::Mode::off,
-              [](const std::string& line) { log(LogLevel::warn, line); }) {}
+        store(
+            options.cache_root.value_or(std::filesystem::path()),
+            options.cache_root ? options.cache_mode : cache::Mode::off,
+            [](const std::string& line) { log(LogLevel::warn, line); }, options.cache_max_bytes) {}
 
   EngineOptions options;
   TemplateSet templates;
@@ -226,6 +238,7 @@ Result<std::shared_ptr<const Obtained>> Engine::State::compile(const codegen::Un
   const auto begin = std::chrono::steady_clock::now();
   ATTUNE_ASSIGN(image, compile_for(unit));
   compiles.fetch_add(1, std::memory_order_relaxed);
+  store.compiled();
   if (log_enabled(LogLevel::info)) {
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - begin;
     log(LogLevel::info, fmt::format("compiled {} {} for {} in {:.0f} ms", candidate,

@@ -34,6 +34,7 @@ enum class BackendChoice { automatic, cuda, cpu };
 struct EngineOptions {
   std::optional<std::filesystem::path> cache_root;  // nothing: no cache on disk
   cache::Mode cache_mode = cache::Mode::rw;
+  std::uint64_t cache_max_bytes = cache::kDefaultMaxBytes;  // 0: no bound
   JitMode jit = JitMode::automatic;
   BackendChoice backend = BackendChoice::automatic;
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones

@@ -111,6 +111,17 @@ class CacheTrouble(CommandTest):
         self.assert_fails(2, "ATTUNE_CACHE_MODE=sometimes: expected one of rw, ro, off, refresh",
                           *self.command(), ATTUNE_CACHE_MODE="sometimes")
 
+    def test_bound(self):
+        self.assert_compiled(1, ATTUNE_CACHE_MAX_SIZE="0")
+        self.assertEqual(len(self.entries()), 1)
+        other = Problem(len_q=6, len_k=6, head_dim=16).write(self.folder / "other.safetensors")
+        self.attune("attend", other, "-o", self.target, ATTUNE_CACHE_MAX_SIZE="1K")
+        self.assertEqual(self.entries(), [])
+        self.assert_compiled(1)
+        self.target.unlink()
+        self.assert_fails(2, "ATTUNE_CACHE_MAX_SIZE=lots: expected a size such as 500M or 2G", *self.command(),
+                          ATTUNE_CACHE_MAX_SIZE="lots")
+
     def test_jit(self):
         self.assert_fails(3, "`attune precompile --arch ", *self.command(), ATTUNE_JIT="never")
         self.assert_fails(3, "ATTUNE_JIT=never forbids compiling", *self.command(), ATTUNE_JIT="never")

@@ -1,12 +1,15 @@
 #include "os_faults.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdarg>
 #include <cstddef>
 #include <cstdio>
 
@@ -83,5 +86,20 @@ int fsync(int fd) {
 int rename(const char* from, const char* to) noexcept {
   static auto* const real = attune::test::next<decltype(rename)>("rename");
   return attune::test::fails(attune::test::Call::rename) ? -1 : real(from, to);
+}
+
+int statfs(const char* path, struct statfs* info) noexcept {
+  static auto* const real = attune::test::next<int(const char*, struct statfs*)>("statfs");
+  return attune::test::fails(attune::test::Call::statfs) ? -1 : real(path, info);
+}
+
+int fcntl(int fd, int command, ...) {
+  static auto* const real = attune::test::next<int(int, int, void*)>("fcntl");
+  std::va_list arguments;
+  va_start(arguments, command);
+  void* const argument = va_arg(arguments, void*);
+  va_end(arguments);
+  const bool taken = command == F_OFD_SETLK && static_cast<struct flock*>(argument)->l_type == F_WRLCK;
+  return taken && attune::test::fails(attune::test::Call::lock) ? -1 : real(fd, command, argument);
 }
 }

@@ -5,7 +5,7 @@
 
 namespace attune::test {
 
-enum class Call { write, fsync, rename };
+enum class Call { write, fsync, rename, lock, statfs };
 
 /// While it lives, the call fails with `error` for `times` calls, then works again. One at a time.
 class FailingCall {

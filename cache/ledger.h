@@ -1,0 +1,51 @@
+// Ledger: what all processes together have done with a cache, in a file of 64 bytes. Nothing but statistics,
+// and the occasion for a sweep, rests on it.
+#pragma once
+
+#include "base/result.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <mutex>
+#include <optional>
+
+namespace attune::cache {
+
+struct Totals {
+  std::uint64_t hits = 0;
+  std::uint64_t misses = 0;
+  std::uint64_t defects = 0;
+  std::uint64_t stores = 0;
+  std::uint64_t compiles = 0;
+  std::uint64_t evictions = 0;
+
+  bool operator==(const Totals&) const = default;
+  Totals& operator+=(const Totals& more);
+};
+
+class Ledger {
+ public:
+  explicit Ledger(std::filesystem::path root) : root_(std::move(root)) {}
+
+  /// Counts, in memory.
+  void note(const Totals& more, std::int64_t bytes = 0);
+  /// Adds what was noted to the file. Where that fails, now or for good, it stays noted for the next time: a
+  /// process that dies loses what it could not write until then. Returns how many bytes the entries have, as
+  /// far as is known.
+  Result<std::optional<std::uint64_t>> write();
+  /// Like write(), and from now on the entries have that many bytes: somebody has looked.
+  Result<std::optional<std::uint64_t>> write_bytes(std::uint64_t found);
+
+  /// What the file says; zeros without one.
+  Result<Totals> totals() const;
+
+ private:
+  Result<std::optional<std::uint64_t>> update(std::optional<std::uint64_t> found);
+
+  std::filesystem::path root_;
+  std::mutex mutex_;  // guards what is noted
+  Totals noted_;
+  std::int64_t noted_bytes_ = 0;
+};
+
+}  // namespace attune::cache
