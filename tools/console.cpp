@@ -16,6 +16,7 @@ namespace {
 
 constexpr std::chrono::seconds kLineInterval{10};
 constexpr std::size_t kNameWidth = 40;
+constexpr int kBarWidth = 20;
 constexpr int kWideTerminal = 200;
 constexpr const char* kEraseLine = "\r\x1b[K";
 
@@ -72,16 +73,21 @@ std::string age_text(std::int64_t seconds) {
   return fmt::format("{} days", seconds / (24 * 60 * 60));
 }
 
-Progress::Progress(std::size_t total)
-    : total_(total), terminal_(is_terminal(Stream::err)), begin_(Clock::now()), last_line_(begin_) {}
+Progress::Progress(std::size_t total, double work)
+    : total_(total),
+      work_(work),
+      terminal_(is_terminal(Stream::err)),
+      begin_(Clock::now()),
+      last_line_(begin_) {}
 
 Progress::~Progress() {
   if (terminal_ && finished_ > 0) fmt::print(stderr, "{}", kEraseLine);
 }
 
-void Progress::advance(std::string_view what) {
+void Progress::advance(std::string_view what, double work) {
   const std::lock_guard lock(mutex_);
   ++finished_;
+  work_done_ += work;
   const auto now = Clock::now();
   if (terminal_) {
     fmt::print(stderr, "{}{}", kEraseLine, line(what, now));
@@ -93,10 +99,12 @@ void Progress::advance(std::string_view what) {
 
 std::string Progress::line(std::string_view what, Clock::time_point now) const {
   const std::size_t total = std::max(total_, finished_);  // a total may be an estimate
+  const double done = work_done_ >= work_ ? 1 : work_done_ / work_;
   const std::chrono::duration<double> elapsed = now - begin_;
-  const auto left = elapsed / static_cast<double>(finished_) * static_cast<double>(total - finished_);
-  return fmt::format("[{}/{}] {}  {} left", finished_, total, what.substr(0, kNameWidth),
-                     duration_text(left));
+  const std::string left = done > 0 ? duration_text(elapsed * (1 / done - 1)) + " left" : "";
+  const auto filled = static_cast<std::size_t>(done * kBarWidth);
+  const std::string bar = terminal_ ? fmt::format(" {:.<{}}", std::string(filled, '#'), kBarWidth) : "";
+  return fmt::format("[{}/{}]{} {}  {}", finished_, total, bar, what.substr(0, kNameWidth), left);
 }
 
 }  // namespace attune::tools

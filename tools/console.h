@@ -25,17 +25,20 @@ std::string duration_text(std::chrono::duration<double> time);
 /// "5 min", "3 h", "12 days"
 std::string age_text(std::int64_t seconds);
 
-/// Progress of long work on stderr: one line that is drawn over on a terminal, else a line every ten seconds.
+/// Progress of long work on stderr: a bar that is drawn over on a terminal, else a line every ten seconds.
 /// Thread-safe. The destructor clears the line.
 class Progress {
  public:
-  explicit Progress(std::size_t total);
+  /// Pieces that are alike.
+  explicit Progress(std::size_t total) : Progress(total, static_cast<double>(total)) {}
+  /// Pieces that come to so much work together, in any unit: the time left goes by that.
+  Progress(std::size_t total, double work);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
   /// One more piece is done; `what` names it.
-  void advance(std::string_view what);
+  void advance(std::string_view what, double work = 1);
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -43,10 +46,12 @@ class Progress {
   std::string line(std::string_view what, Clock::time_point now) const;
 
   const std::size_t total_;
+  const double work_;
   const bool terminal_;
   const Clock::time_point begin_;
   std::mutex mutex_;
   std::size_t finished_ = 0;
+  double work_done_ = 0;
   Clock::time_point last_line_;
 };
 

@@ -20,7 +20,7 @@ constexpr std::string_view kWholePass = "operation=backward";
 /// A problem's text with the place that it came from.
 using Line = std::pair<std::string, std::string>;
 
-std::vector<Line> lines_of(std::string_view text, const std::string& origin) {
+std::vector<Line> plain_lines(std::string_view text, const std::string& origin) {
   std::vector<Line> lines;
   for (std::size_t number = 1; !text.empty(); ++number) {
     const std::string_view whole = text.substr(0, text.find('\n'));
@@ -56,6 +56,12 @@ Result<std::vector<Line>> elements_of(std::string_view text, const std::string& 
   return lines;
 }
 
+Result<std::vector<Line>> lines_of(std::string_view text, const std::string& origin) {
+  const std::size_t begin = text.find_first_not_of(kSpaces);
+  if (begin != std::string_view::npos && text[begin] == '[') return elements_of(text, origin);
+  return plain_lines(text, origin);
+}
+
 std::vector<std::string_view> words_of(std::string_view text) {
   std::vector<std::string_view> words;
   for (;;) {
@@ -88,16 +94,16 @@ Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, cons
   return runtime::problems_of_pass(problem, arch, deterministic);
 }
 
+Result<std::vector<std::string>> problem_lines(std::string_view text, const std::string& origin) {
+  ATTUNE_ASSIGN(lines, lines_of(text, origin));
+  std::vector<std::string> words;
+  for (const auto& [line, place] : lines) words.push_back(fmt::format("{}", fmt::join(words_of(line), " ")));
+  return words;
+}
+
 Result<std::vector<codegen::Problem>> parse_problem_list(std::string_view text, const std::string& origin,
                                                          const codegen::Arch& arch) {
-  const std::size_t begin = text.find_first_not_of(kSpaces);
-  std::vector<Line> lines;
-  if (begin != std::string_view::npos && text[begin] == '[') {
-    ATTUNE_ASSIGN(elements, elements_of(text, origin));
-    lines = std::move(elements);
-  } else {
-    lines = lines_of(text, origin);
-  }
+  ATTUNE_ASSIGN(lines, lines_of(text, origin));
   std::vector<codegen::Problem> problems;
   for (const auto& [line, place] : lines) {
     const auto parsed = parse_problems(line, arch);

@@ -19,6 +19,9 @@ std::string problem_help();
 /// asked for.
 Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch);
 
+/// The lines of such a list (below), or its elements as lines, without comments.
+Result<std::vector<std::string>> problem_lines(std::string_view text, const std::string& origin);
+
 /// Text is one of these a line, "dtype=f16 head_dim=64", with '#' before a comment; or a JSON array whose
 /// elements are such lines or objects, {"dtype": "f16", "head_dim": 64}. Repeated problems are dropped. Fails
 /// with invalid_argument; the message has `origin` and the line or element.

@@ -1,8 +1,12 @@
-"""attune precompile: lists, summaries, failures that stop nothing, and kernels that are then there."""
+"""attune precompile: lists, presets, summaries, failures and interrupts that lose nothing, and kernels that are
+then there."""
 
 import json
+import signal
+import subprocess
+import time
 
-from harness import CommandTest, Problem, main, native_arch, needs_cpu, needs_nvrtc
+from harness import COMMAND, CommandTest, Problem, environment, main, native_arch, needs_cpu, needs_nvrtc
 
 PROBLEM = "dtype=f32 head_dim=8 lse=write"
 OTHER = "dtype=f32 head_dim=16"
@@ -32,7 +36,7 @@ class BadLists(CommandTest):
         empty = self.folder / "empty"
         empty.write_text("# nothing\n\n")
         for arguments in ((), (empty,)):
-            self.assert_fails(2, "no problems: name a LIST or give --problem", "precompile", *arguments)
+            self.assert_fails(2, "no problems: name a LIST, or give --preset or --problem", "precompile", *arguments)
         self.assert_fails(2, "cannot open", "precompile", self.folder / "absent")
 
     def test_unknown_architecture(self):
@@ -55,16 +59,20 @@ class Precompile(CommandTest):
         path = self.folder / "problems.txt"
         path.write_text(f"# what the service needs\n\n{PROBLEM}  # {native_arch()}\n  {OTHER}\n{PROBLEM}\n")
         first = self.attune_json("precompile", path, "--jobs", 2)
-        self.assertEqual(set(first), {"kernels", "hits", "compiled", "failed", "seconds", "bytes",
-                                      "store_errors", "results"})
+        tally = {"kernels", "hits", "compiled", "failed", "left", "compile_seconds", "bytes"}
+        self.assertEqual(set(first), tally | {"seconds", "store_errors", "targets", "results"})
+        self.assertEqual(set(first["targets"][native_arch()]), tally)
+        self.assertGreater(first["compile_seconds"], 0)
         self.assertEqual((first["kernels"], first["compiled"], first["hits"], first["failed"]), (2, 2, 0, 0))
         self.assertEqual([result["problem"] for result in first["results"]], [PROBLEM, OTHER])
         self.assertEqual(len(self.entries()), 2)
         second = self.attune_json("precompile", path)
         self.assertEqual((second["compiled"], second["hits"]), (0, 2))
         self.assertEqual(second["bytes"], first["bytes"])
+        self.assertEqual(second["compile_seconds"], 0)
         self.assertRegex(self.attune("precompile", path).out,
-                         r"^2 kernels \(.* kB\): 0 compiled, 2 hits, 0 failed, in \d+ ms\n$")
+                         r"(?s)^target +kernels  hits  compiled  failed  compile time +size\n"
+                         rf"{native_arch()} +2 +2 +0 +0 +0 ms +\S+ kB\n2 problems in \d+ ms\n$")
 
     def test_a_json_list(self):
         path = self.folder / "problems.json"
@@ -106,6 +114,17 @@ class Precompile(CommandTest):
         self.assertEqual([(r["target"], r["candidate"].split("_")[1]) for r in report["results"]],
                          [("x86-64-v3", "avx2"), ("x86-64-v4", "avx512")])
         self.assertEqual(len(self.entries()), 2)
+        self.assertEqual({target: tally["compiled"] for target, tally in report["targets"].items()},
+                         {"x86-64-v3": 1, "x86-64-v4": 1})
+        text = self.attune("precompile", "--problem", PROBLEM, "--arch", "x86-64-v3,x86-64-v4").out
+        self.assertRegex(text, r"(?m)^together +2 +2 +0 +0 ")
+
+    def test_problems_that_share_a_kernel_are_compiled_once(self):
+        problems = ("--problem", PROBLEM, "--problem", PROBLEM + " families=cpu")
+        report = self.attune_json("precompile", *problems)
+        self.assertEqual((report["kernels"], report["compiled"], len(report["results"])), (1, 1, 2))
+        self.assertEqual(report["results"][0]["key"], report["results"][1]["key"])
+        self.assertEqual(len(self.entries()), 1)
 
     def test_one_failure_stops_nothing(self):
         report = self.attune_json("precompile", "--problem", "dtype=f32 head_dim=600", "--problem", PROBLEM,
@@ -116,6 +135,14 @@ class Precompile(CommandTest):
         text = self.attune("precompile", "--problem", "dtype=f32 head_dim=600", code=1).out
         self.assertIn("failed ", text)
         self.assertIn("head_dim 600", text)
+
+    def test_the_same_reason_is_told_once(self):
+        text = self.attune("precompile", "--problem", "dtype=f32 head_dim=600", "--problem",
+                           "dtype=f16 head_dim=600", code=1).out
+        self.assertEqual((text.count("failed x86"), text.count("no kernel for")), (2, 2))
+        text = self.attune("precompile", "--problem", PROBLEM, "--problem", OTHER, "--arch", "sm_80", code=3,
+                           ATTUNE_NVRTC="/nowhere/libnvrtc.so").out
+        self.assertEqual((text.count("failed sm_80"), text.count("no usable NVRTC for sm_80")), (2, 1))
 
     def test_a_disk_that_takes_nothing_is_a_failure(self):
         blocker = self.folder / "blocker"
@@ -129,6 +156,185 @@ class Precompile(CommandTest):
         self.attune("precompile", "--problem", PROBLEM)
         report = self.attune_json("attend", source, "-o", self.folder / "out.safetensors", ATTUNE_JIT="never")
         self.assertEqual((report["compiles"], report["cache_hits"]), (0, 1))
+
+
+@needs_cpu
+class RecordedProgram(CommandTest):
+    """What ATTUNE_RECORD wrote of a program is exactly what the next run of it needs."""
+
+    def run_program(self, **variables):
+        """Forward and backward with and without a mask, in two types; returns the kernels loaded and compiled."""
+        compiles, hits = 0, 0
+        for dtype in ("F32", "BF16"):
+            source = Problem(head_dim=8, len_q=6, len_k=6, dtype=dtype).write(self.folder / "in.safetensors")
+            for options in (("--bias", "lower_triangular"), ("--backward",), ("--p", 0.25, "--backward")):
+                report = self.attune_json("attend", source, "-o", self.folder / "out.safetensors", "--repeat", 1,
+                                          *options, **variables)
+                compiles, hits = compiles + report["compiles"], hits + report["cache_hits"]
+        return compiles, hits
+
+    def test_forward_and_backward(self):
+        record = self.folder / "record"
+        compiled, hits = self.run_program(ATTUNE_RECORD=str(record), ATTUNE_CACHE_MODE="off")
+        self.assertGreater(compiled, 10)
+        self.assertEqual((hits, self.entries()), (0, []))
+        report = self.attune_json("precompile", record)
+        self.assertEqual((report["compiled"], report["failed"]), (len(self.entries()), 0))
+        keys = {path.parent.name + path.name for path in self.entries()}
+        compiled, hits = self.run_program(ATTUNE_JIT="never")
+        self.assertEqual(compiled, 0)
+        self.assertGreater(hits, 10)
+
+        # And nothing else: a fresh run of the program fills a cache with the same kernels.
+        self.cache = self.folder / "fresh"
+        self.run_program()
+        self.assertEqual({path.parent.name + path.name for path in self.entries()}, keys)
+
+
+class Presets(CommandTest):
+
+    def test_their_names(self):
+        listed = self.attune_json("precompile", "--list")["presets"]
+        names = [preset["name"] for preset in listed]
+        for name in ("llama", "mistral", "bert", "stable-diffusion", "whisper", "decoding"):
+            self.assertIn(name, names)
+        for preset in listed:
+            self.assertLessEqual({"head_dims", "dtypes", "masks"}, set(preset["sources"]))
+        text = self.attune("precompile", "--list").out
+        self.assertRegex(text, r"(?m)^llama +64 128 +bf16 f16 +Llama")
+        self.assertRegex(text, r"(?m)^deepseek +192/128 ")
+        self.assertFalse(self.cache.exists())
+
+    def test_one_of_them(self):
+        text = self.attune("precompile", "--preset", "llama", "--list").out
+        self.assertTrue(text.startswith("# preset llama\n# Llama"), text)
+        self.assertIn("# head_dims: ", text)
+        lines = self.attune_json("precompile", "--preset", "llama", "--list")["problems"]
+        self.assertEqual(lines, [line for line in text.splitlines() if not line.startswith("#")])
+        self.assertIn("dtype=bf16 head_dim=128 window_right=bounded blocks=varlen keys=paged boxes=1", lines)
+        self.assertIn("operation=backward dtype=bf16 head_dim=64 window_right=bounded boxes=1", lines)
+        self.assertFalse(self.cache.exists())
+
+    def test_what_is_listed_is_a_list(self):
+        path = self.folder / "problems"
+        path.write_text(self.attune("precompile", "--preset", "mistral,t5", "--problem", PROBLEM, "--list").out)
+        lines = self.attune_json("precompile", path, "--list")["problems"]
+        self.assertEqual(lines, self.attune_json("precompile", "--preset", "mistral", "--preset", "t5", "--problem",
+                                                 PROBLEM, "--list")["problems"])
+        self.assertEqual(lines[-1], PROBLEM)
+
+    def test_mistakes(self):
+        self.assert_fails(2, "--preset lama: no such preset; `attune precompile --list` names them", "precompile",
+                          "--preset", "llama,lama")
+        self.assert_fails(2, "--list", "precompile", "--preset", "llama", "--list", "--check")
+
+    @needs_cpu
+    def test_a_model_finds_its_kernels(self):
+        report = self.attune_json("precompile", "--preset", "whisper")
+        self.assertEqual(report["failed"], 0)
+        for dtype in ("F32", "F16", "BF16"):
+            source = Problem(head_dim=64, dtype=dtype).write(self.folder / "in.safetensors")
+            for options in ((), ("--bias", "lower_triangular"), ("--backward",)):
+                report = self.attune_json("attend", source, "-o", self.folder / "out.safetensors", "--repeat", 1,
+                                          *options, ATTUNE_JIT="never")
+                self.assertEqual(report["compiles"], 0)
+
+
+@needs_cpu
+class Check(CommandTest):
+
+    PROBLEMS = ("--problem", PROBLEM, "--problem", OTHER)
+
+    def test_what_is_missing(self):
+        text = self.attune("precompile", *self.PROBLEMS, "--check", code=1).out
+        self.assertRegex(text, rf"(?m)^missing  {native_arch()}  cpu_\S+ +{PROBLEM}$")
+        self.assertIn("2 kernels: 0 in the cache, 2 would be compiled at run time\n", text)
+        self.assertFalse(self.cache.exists())
+
+        self.attune("precompile", "--problem", PROBLEM)
+        report = self.attune_json("precompile", *self.PROBLEMS, "--check", code=1)
+        self.assertEqual((report["kernels"], report["cached"], report["failed"]), (2, 1, []))
+        self.assertEqual([missing["problem"] for missing in report["missing"]], [OTHER])
+        self.assertEqual(set(report["missing"][0]), {"problem", "target", "key", "candidate"})
+        self.assertEqual(len(self.entries()), 1)
+
+        self.attune("precompile", *self.PROBLEMS)
+        self.assertEqual(self.attune("precompile", *self.PROBLEMS, "--check").out,
+                         "2 kernels: 2 in the cache, 0 would be compiled at run time\n")
+
+    def test_a_defective_entry_is_missing(self):
+        self.attune("precompile", "--problem", PROBLEM)
+        path, = self.entries()
+        path.write_bytes(path.read_bytes()[:-1])
+        self.attune("precompile", "--problem", PROBLEM, "--check", code=1)
+        self.assertTrue(path.exists())
+
+    def test_what_no_kernel_serves(self):
+        text = self.attune("precompile", "--problem", "dtype=f32 head_dim=600", "--check", code=1).out
+        self.assertIn("head_dim 600 is outside 1 to 512", text)
+        self.assertIn("0 kernels: 0 in the cache", text)
+
+    def test_a_cache_that_nobody_reads(self):
+        self.attune("precompile", *self.PROBLEMS)
+        for mode in ("off", "refresh"):
+            self.assert_fails(3, "no program would read the cache", "precompile", *self.PROBLEMS, "--check",
+                              ATTUNE_CACHE_MODE=mode)
+        self.attune("precompile", *self.PROBLEMS, "--check", ATTUNE_CACHE_MODE="ro")
+
+
+@needs_cpu
+class Interrupted(CommandTest):
+    """However it ends, what was compiled is there, and the same command compiles the rest."""
+
+    TOTAL = 12
+
+    def arguments(self):
+        problems = [f"--problem=dtype=f32 head_dim={8 + i}" for i in range(self.TOTAL)]
+        return ["precompile", *problems, "--jobs", "1", "--json"]
+
+    def end_early(self, signal_number):
+        """Sends the signal once two kernels are there; returns what it left."""
+        with subprocess.Popen([COMMAND, *self.arguments()], env=environment(ATTUNE_CACHE_DIR=str(self.cache)),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while len(self.entries()) < 2 and process.poll() is None:
+                time.sleep(0.005)
+            process.send_signal(signal_number)
+            out, err = process.communicate(timeout=300)
+        self.assertEqual(process.returncode, -signal_number)
+        done = len(self.entries())
+        self.assertGreaterEqual(done, 2)
+        self.assertLess(done, self.TOTAL)
+        return done, out, err
+
+    def assert_resumes(self, done):
+        report = self.attune(*self.arguments()).json()
+        self.assertEqual((report["hits"], report["compiled"], report["failed"]), (done, self.TOTAL - done, 0))
+        self.assertEqual(self.attune_json("cache", "verify")["defects"], [])
+
+    def test_killed(self):
+        done, out, _ = self.end_early(signal.SIGKILL)
+        self.assertEqual(out, "")
+        self.assert_resumes(done)
+
+    def test_asked_to_end(self):
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            with self.subTest(signal=signal_number):
+                self.cache = self.folder / signal_number.name
+                done, out, err = self.end_early(signal_number)
+                report = json.loads(out)  # whole: the kernel in work was finished
+                self.assertEqual((report["compiled"], report["left"]), (done, self.TOTAL - done))
+                self.assertEqual(err, "attune: interrupted; the same command compiles what is left\n")
+                self.assert_resumes(done)
+
+
+class WithoutCompiler(CommandTest):
+
+    def test_is_the_environments_fault(self):
+        problems = ("--problem", PROBLEM, "--problem", OTHER, "--arch", "sm_80")
+        text = self.attune("precompile", *problems, code=3, ATTUNE_NVRTC="/nowhere/libnvrtc.so").out
+        self.assertIn("no usable NVRTC for sm_80", text)
+        report = self.attune_json("precompile", *problems, "--check", code=3, ATTUNE_NVRTC="/nowhere/libnvrtc.so")
+        self.assertEqual((report["kernels"], len(report["failed"])), (0, 2))
 
 
 @needs_nvrtc

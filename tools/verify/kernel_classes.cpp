@@ -55,25 +55,9 @@ std::vector<Combination> combinations(std::span<const Family> families) {
   return all;
 }
 
-void draw_mask(const MaskClass& mask, Problem& problem) {
-  const auto edge = [](bool bound) { return bound ? kernel::Edge::bounded : kernel::Edge::open; };
-  problem.window_left = edge(mask.left);
-  problem.window_right = edge(mask.right);
-  if (mask.keys == Addressing::whole) return;
-  problem.blocks = kernel::Blocks::varlen;
-  if (mask.keys == Addressing::paged || mask.keys == Addressing::paged_gappy) {
-    problem.keys = kernel::Keys::paged;
-  }
-}
-
-/// What rows of the tensors can be aligned for, drawn up to that.
+/// Drawn up to what rows of the tensors can be aligned for.
 int random_alignment(Random& random, const Problem& p) {
-  int possible = row_alignment(std::int64_t{p.head_dim_v} * size_of(p.dtype));
-  possible = std::min(possible, row_alignment(std::int64_t{p.head_dim_v} * size_of(p.output_dtype)));
-  if (p.head_dim > 0) {
-    possible = std::min(possible, row_alignment(std::int64_t{p.head_dim} * size_of(p.dtype)));
-  }
-  return std::min(std::max(random.pick({16, 16, 16, 8, 4, 2}), size_of(p.dtype)), possible);
+  return std::min(std::max(random.pick({16, 16, 16, 8, 4, 2}), size_of(p.dtype)), contiguous_alignment(p));
 }
 
 /// What the sm90 family wants of every problem.
@@ -109,7 +93,7 @@ Problem random_forward(Random& random, const Combination& drawn, int head_dim, i
                   .head_dim_v = random.chance(0.3) ? head_dim : head_dim_v,
                   .bias = random.pick({f32, f16, bf16, boolean}),
                   .lse = random.pick({kernel::Lse::skip, kernel::Lse::write})};
-  draw_mask(*drawn.mask, problem);
+  set_mask(*drawn.mask, problem);
   const WithTensor tensor = drawn.mask->tensor;
   if (tensor == WithTensor::never || (tensor == WithTensor::maybe && random.chance(0.5))) problem.bias = none;
   if (random.chance(0.4)) problem.output_dtype = random.pick({DType::f32, DType::f16, DType::bf16});
@@ -179,6 +163,26 @@ std::vector<Problem> steps_of(const Problem& backward, const codegen::Arch& arch
 }
 
 }  // namespace
+
+void set_mask(const MaskClass& mask, Problem& problem) {
+  const auto edge = [](bool bound) { return bound ? kernel::Edge::bounded : kernel::Edge::open; };
+  problem.window_left = edge(mask.left);
+  problem.window_right = edge(mask.right);
+  if (mask.keys == Addressing::whole) return;
+  problem.blocks = kernel::Blocks::varlen;
+  if (mask.keys == Addressing::paged || mask.keys == Addressing::paged_gappy) {
+    problem.keys = kernel::Keys::paged;
+  }
+}
+
+int contiguous_alignment(const Problem& p) {
+  int alignment = row_alignment(std::int64_t{p.head_dim_v} * size_of(p.dtype));
+  alignment = std::min(alignment, row_alignment(std::int64_t{p.head_dim_v} * size_of(p.output_dtype)));
+  if (p.head_dim > 0) {
+    alignment = std::min(alignment, row_alignment(std::int64_t{p.head_dim} * size_of(p.dtype)));
+  }
+  return alignment;
+}
 
 int row_alignment(std::int64_t bytes) {
   return 1 << std::countr_zero(static_cast<std::uint64_t>(bytes) | 16u);

@@ -36,6 +36,12 @@ std::vector<codegen::Problem> problems_of(const KernelClass& kernel_class, const
 codegen::Problem step_of(const codegen::Problem& backward, kernel::Operation operation,
                          kernel::QueryGradient query_gradient = kernel::QueryGradient::apart);
 
+/// Gives a problem the traits of a class's masks, but no tensor.
+void set_mask(const MaskClass& mask, codegen::Problem& problem);
+
+/// What every row of contiguous tensors of a problem is aligned for, as far as align_bytes counts.
+int contiguous_alignment(const codegen::Problem& problem);
+
 /// The widest power of two up to 16 that rows of so many bytes are aligned for.
 int row_alignment(std::int64_t bytes);
 
