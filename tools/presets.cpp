@@ -87,10 +87,10 @@ Problem forward_problem(const std::string& mask, std::string_view dtype, std::pa
 /// Lines, each once.
 class List {
  public:
-  void add(const Problem& problem) { add_line(codegen::to_string(problem)); }
+  void add(const Problem& problem) { add_operation("", problem); }
 
   void add_training(Problem problem) {
-    add_line("operation=backward " + codegen::to_string(problem));
+    add_operation("operation=backward ", problem);
     problem.lse = kernel::Lse::write;
     add(problem);
   }
@@ -116,6 +116,14 @@ class List {
   std::string text() const { return text_; }
 
  private:
+  /// Whether a copy engine takes a bias tensor depends on the number of keys, so both may be wanted.
+  void add_operation(const std::string& operation, Problem problem) {
+    add_line(operation + codegen::to_string(problem));
+    if (problem.bias == kernel::Bias::none || problem.boxes == 0) return;
+    problem.boxes = 0;
+    add_line(operation + codegen::to_string(problem));
+  }
+
   void add_line(const std::string& line) {
     if (std::ranges::find(lines_, line) != lines_.end()) return;
     lines_.push_back(line);

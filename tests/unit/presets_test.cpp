@@ -42,18 +42,25 @@ DType dtype_of(const std::string& name) {
   return static_cast<DType>(dtype);
 }
 
-/// A tensor without a row has no alignment to speak of.
+/// No tensor without rows, and no bias of one row or one key: strides along those are not looked at.
 verify::MaskPlan plan_with_rows(const verify::MaskClass& mask) {
   static Random random(test_seed());
   for (;;) {
     verify::MaskPlan plan = verify::random_plan(random, mask, 4096);
-    if (plan.len_q > 0 && plan.len_k > 0) return plan;
+    if (plan.len_q > 1 && plan.len_k > 1) return plan;
   }
+}
+
+/// A bias tensor whose rows begin at multiples of 16 bytes or, where it is ragged, elsewhere.
+TensorView bias_tensor(DType dtype, const verify::MaskPlan& plan, bool ragged) {
+  TensorView tensor(memory, dtype, {plan.len_q, plan.len_k});
+  tensor.strides[0] = (plan.len_k + 7) / 8 * 8 + (ragged ? 1 : 0);
+  return tensor;
 }
 
 /// The problem of a call with a bias of this class on contiguous tensors, key and value with fewer heads.
 codegen::Problem problem_of_call(const std::string& mask_name, DType dtype, std::pair<int, int> head_dims,
-                                 bool with_lse, const AttentionOptions& options) {
+                                 bool with_lse, const AttentionOptions& options, bool ragged) {
   const auto classes = verify::mask_classes();
   const auto mask = std::ranges::find(classes, mask_name, &verify::MaskClass::name);
   REQUIRE(mask != classes.end());
@@ -62,7 +69,7 @@ codegen::Problem problem_of_call(const std::string& mask_name, DType dtype, std:
   const verify::MaskTables tables{host.q_starts, host.k_starts, host.k_lens, host.pages};
   AttentionBias bias = verify::make_mask(*mask, verify::Route::lists, plan, tables);
   if (mask->tensor == verify::WithTensor::always) {
-    bias = bias.add_bias(TensorView(memory, dtype, {plan.len_q, plan.len_k}));
+    bias = bias.add_bias(bias_tensor(dtype, plan, ragged));
   }
   const std::int64_t batch = bias.sequences != nullptr ? 1 : 2;
   const TensorView query(memory, dtype, {batch, plan.len_q, 8, head_dims.first});
@@ -86,29 +93,48 @@ std::string merge_line(int head_dim_v, DType output_dtype) {
   return codegen::to_string(problem);
 }
 
-std::set<std::string> lines_of_calls(const Preset& preset) {
+/// Both ways in which a bias tensor may lie.
+class Lines {
+ public:
+  Lines(DType dtype, std::pair<int, int> head_dims) : dtype_(dtype), head_dims_(head_dims) {}
+
+  void call(const std::string& mask, bool with_lse, const AttentionOptions& options = {},
+            const std::string& operation = "") {
+    for (const bool ragged : {false, true}) {
+      lines.insert(operation +
+                   codegen::to_string(problem_of_call(mask, dtype_, head_dims_, with_lse, options, ragged)));
+    }
+  }
+
   std::set<std::string> lines;
+
+ private:
+  DType dtype_;
+  std::pair<int, int> head_dims_;
+};
+
+std::set<std::string> lines_of_calls(const Preset& preset) {
+  std::set<std::string> all;
   for (const std::string& dtype_name : preset.dtypes) {
     const DType dtype = dtype_of(dtype_name);
     for (const auto& head_dims : preset.head_dims) {
-      const auto problem = [&](const std::string& mask, bool with_lse, const AttentionOptions& options = {}) {
-        return codegen::to_string(problem_of_call(mask, dtype, head_dims, with_lse, options));
-      };
-      for (const std::string& mask : preset.inference) lines.insert(problem(mask, false));
+      Lines made(dtype, head_dims);
+      for (const std::string& mask : preset.inference) made.call(mask, false);
       for (const std::string& mask : preset.training) {
         for (const double p : preset.dropout ? std::vector{0.0, 0.1} : std::vector{0.0}) {
-          lines.insert(problem(mask, true, {.p = p}));
-          lines.insert("operation=backward " + problem(mask, false, {.p = p}));
+          made.call(mask, true, {.p = p});
+          made.call(mask, false, {.p = p}, "operation=backward ");
         }
       }
       for (const std::string& mask : preset.partial) {
-        lines.insert(problem(mask, true, {.output_dtype = DType::f32}));
-        lines.insert(merge_line(head_dims.second, DType::f32));
-        lines.insert(merge_line(head_dims.second, dtype));
+        made.call(mask, true, {.output_dtype = DType::f32});
+        made.lines.insert(merge_line(head_dims.second, DType::f32));
+        made.lines.insert(merge_line(head_dims.second, dtype));
       }
+      all.merge(made.lines);
     }
   }
-  return lines;
+  return all;
 }
 
 void check_refused(const std::string& row, const std::string& message) {
