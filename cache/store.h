@@ -55,6 +55,9 @@ class Store {
   /// symlink, not ours, writable by others) costs one warning and turns the store off for writing.
   void store(const Entry& entry);
 
+  /// Whether store() would try. Makes the folder.
+  bool writable();
+
   /// All files under objects/, sorted by key; for `attune cache list|verify`.
   std::vector<Listed> list() const;
   /// Reads and verifies one entry without quarantining it.
@@ -81,7 +84,6 @@ class Store {
 
  private:
   bool readable();
-  bool writable();
   Result<void> prepare();
   bool read_only() const { return mode_ == Mode::off || mode_ == Mode::ro; }
   Result<std::int64_t> publish(const Entry& entry);

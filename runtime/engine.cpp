@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/size.h"
 #include "cache/single_flight.h"
+#include "cache/turn.h"
 #include "codegen/embedded.h"
 #include "codegen/names.h"
 #include "runtime/cpu/cpu_backend.h"
@@ -216,12 +217,15 @@ Result<std::pair<codegen::Unit, codegen::Choice>> Engine::State::unit_of(const c
 Result<std::shared_ptr<const Obtained>> Engine::State::obtain(const codegen::Unit& unit,
                                                               const std::string& candidate) {
   return images.run(unit.key, [&]() -> Result<std::shared_ptr<const Obtained>> {
-    if (options.jit != JitMode::always) {
-      if (auto entry = store.find(unit.key)) {
-        return std::make_shared<const Obtained>(Obtained{unit, candidate, std::move(entry->metadata_json),
-                                                         std::move(entry->payload), Source::disk});
-      }
-    }
+    const auto found = [&](cache::Entry&& entry) {
+      return std::make_shared<const Obtained>(
+          Obtained{unit, candidate, std::move(entry.metadata_json), std::move(entry.payload), Source::disk});
+    };
+    if (options.jit == JitMode::always) return compile(unit, candidate);
+    if (auto entry = store.find(unit.key)) return found(std::move(*entry));
+    if (options.jit == JitMode::never) return compile(unit, candidate);  // which says why not
+    cache::Turn turn = cache::take_turn(store, unit.key);                // until the new entry is stored
+    if (turn.entry) return found(std::move(*turn.entry));
     return compile(unit, candidate);
   });
 }

@@ -1,5 +1,6 @@
 """A hit in the cache saves the compiler, and no trouble of the disk costs a call more than a warning."""
 
+import json
 import signal
 import subprocess
 import time
@@ -155,20 +156,33 @@ class CacheTrouble(CommandTest):
         done = problems.read_text().splitlines()[0]
         self.assertEqual(self.attune_json("precompile", "--problem", done)["hits"], 1)
 
-    def test_many_processes_at_once(self):
-        env = environment(ATTUNE_CACHE_DIR=str(self.cache))
-        targets = [self.folder / f"out{i}.safetensors" for i in range(6)]
-        processes = [subprocess.Popen([COMMAND, "attend", self.source, "-o", target], env=env,
-                                      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    def attend_at_once(self, count, **variables):
+        """Starts that many processes and checks what each computes. Their reports."""
+        env = environment(ATTUNE_CACHE_DIR=str(self.cache), **variables)
+        targets = [self.folder / f"out{i}.safetensors" for i in range(count)]
+        processes = [subprocess.Popen([COMMAND, "attend", self.source, "-o", target, "--json"], env=env,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                      for target in targets]
+        reports = []
         for process in processes:
-            _, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=300)
             self.assertEqual((process.returncode, err), (0, b""))
+            reports.append(json.loads(out))
         expected, _ = self.problem.reference()
         for target in targets:
             self.assertLess(worst(read_safetensors(target)[0]["output"][2], expected), 1e-5)
+        return reports
+
+    def test_many_processes_at_once_compile_once(self):
+        reports = self.attend_at_once(64)
+        self.assertEqual(sum(report["compiles"] for report in reports), 1)
         self.assertEqual(len(self.entries()), 1)
         self.attune("cache", "verify")
+
+    def test_many_processes_at_once_without_a_cache(self):
+        reports = self.attend_at_once(4, ATTUNE_CACHE_MODE="off")
+        self.assertEqual(sum(report["compiles"] for report in reports), 4)
+        self.assertFalse(self.cache.exists())
 
 
 if __name__ == "__main__":
