@@ -30,6 +30,11 @@ constexpr std::array kVariables{
                 .effect = "Read and write the cache, only read it, do neither, or write it without reading.",
                 .fallback = "rw",
                 .read_in = "runtime/engine.cpp"},
+    EnvVariable{.name = "ATTUNE_CACHE_PATH",
+                .values = "folders, colons between",
+                .effect = "Caches that others keep, only read, where the user's own lacks a kernel.",
+                .fallback = "none",
+                .read_in = "cache/layers.cpp"},
     EnvVariable{
         .name = "ATTUNE_JIT",
         .values = "auto|never|always",

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <system_error>
@@ -17,6 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr mode_t kWritableByOthers = S_IWGRP | S_IWOTH;
+constexpr uid_t kSuperuser = 0;
 
 Failure os_failure(const char* verb, const fs::path& path, int error) {
   return environment_failure(
@@ -47,16 +49,37 @@ Result<struct stat> stat_regular(const Descriptor& file, const fs::path& path) {
   return info;
 }
 
+Result<void> check_not_writable_by_others(const struct stat& info, const fs::path& path) {
+  if ((info.st_mode & kWritableByOthers) == 0) return done();
+  return environment_failure(fmt::format("others may write to {} (mode {:04o}); chmod go-w it", path.string(),
+                                         info.st_mode & 07777U));
+}
+
+/// Who may have written it: these users and nobody else.
+Result<void> check_owner(const struct stat& info, const fs::path& path, std::initializer_list<uid_t> owners) {
+  if (std::ranges::find(owners, info.st_uid) == owners.end()) {
+    return environment_failure(fmt::format("{} belongs to user {}, not to user {}", path.string(),
+                                           info.st_uid, fmt::join(owners, " or ")));
+  }
+  return check_not_writable_by_others(info, path);
+}
+
 Result<void> check_private(const struct stat& info, const fs::path& path) {
-  if (info.st_uid != ::geteuid()) {
-    return environment_failure(
-        fmt::format("{} belongs to user {}, not to user {}", path.string(), info.st_uid, ::geteuid()));
-  }
-  if ((info.st_mode & kWritableByOthers) != 0) {
-    return environment_failure(fmt::format("others may write to {} (mode {:04o}); chmod go-w it",
-                                           path.string(), info.st_mode & 07777U));
-  }
-  return done();
+  return check_owner(info, path, {::geteuid()});
+}
+
+/// The folder that this open folder is in.
+Result<struct stat> stat_parent(const Descriptor& folder, const fs::path& path) {
+  struct stat info {};
+  if (::fstatat(folder.get(), "..", &info, 0) != 0) return os_failure("stat the parent of", path, errno);
+  return info;
+}
+
+/// In a folder that anyone may write to, only the sticky bit keeps others from renaming ours away.
+Result<void> check_not_replaceable(const struct stat& parent, const fs::path& path) {
+  if ((parent.st_mode & S_IWOTH) == 0 || (parent.st_mode & S_ISVTX) != 0) return done();
+  return environment_failure(fmt::format("anyone may replace {}: its parent has mode {:04o}", path.string(),
+                                         parent.st_mode & 07777U));
 }
 
 /// Opens for reading without changing the time of the last access, which the cache keeps for itself. Only the
@@ -117,11 +140,16 @@ Result<std::vector<std::byte>> read_file(const fs::path& path, bool no_follow) {
 }
 
 Result<std::optional<std::vector<std::byte>>> read_private_file(const fs::path& path) {
+  return read_file_of(path, {::geteuid()});
+}
+
+Result<std::optional<std::vector<std::byte>>> read_file_of(const fs::path& path,
+                                                           std::initializer_list<uid_t> owners) {
   const Descriptor file = open_quietly(path);
   if (!file.valid() && (errno == ENOENT || errno == ENOTDIR)) return std::optional<std::vector<std::byte>>();
   if (!file.valid()) return os_failure("open", path, errno);
   ATTUNE_ASSIGN(info, stat_regular(file, path));
-  ATTUNE_TRY(check_private(info, path));
+  ATTUNE_TRY(check_owner(info, path, owners));
   ATTUNE_ASSIGN(bytes, read_all(file, path, info.st_size));
   return std::optional(std::move(bytes));
 }
@@ -166,13 +194,21 @@ Result<void> check_private_directory(const fs::path& path) {
   struct stat info {};
   if (::fstat(folder.get(), &info) != 0) return os_failure("stat", path, errno);
   ATTUNE_TRY(check_private(info, path));
-  // In a folder that anyone may write to, only the sticky bit keeps others from renaming ours away.
-  if (::fstatat(folder.get(), "..", &info, 0) != 0) return os_failure("stat the parent of", path, errno);
-  if ((info.st_mode & S_IWOTH) != 0 && (info.st_mode & S_ISVTX) == 0) {
-    return environment_failure(fmt::format("anyone may replace {}: its parent has mode {:04o}", path.string(),
-                                           info.st_mode & 07777U));
-  }
-  return done();
+  ATTUNE_ASSIGN(parent, stat_parent(folder, path));
+  return check_not_replaceable(parent, path);
+}
+
+Result<uid_t> check_shared_directory(const fs::path& path) {
+  const Descriptor folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder.valid()) return os_failure("open the folder", path, errno);
+  struct stat info {};
+  if (::fstat(folder.get(), &info) != 0) return os_failure("stat", path, errno);
+  ATTUNE_TRY(check_not_writable_by_others(info, path));
+  ATTUNE_ASSIGN(parent, stat_parent(folder, path));
+  ATTUNE_TRY(check_not_replaceable(parent, path));
+  // Anyone could have made a folder in /tmp before the one who was meant to.
+  if ((parent.st_mode & S_IWOTH) != 0) ATTUNE_TRY(check_owner(info, path, {::geteuid(), kSuperuser}));
+  return info.st_uid;
 }
 
 }  // namespace attune

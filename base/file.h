@@ -5,8 +5,11 @@
 #include "base/descriptor.h"
 #include "base/result.h"
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <filesystem>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
@@ -20,6 +23,10 @@ Result<std::vector<std::byte>> read_file(const std::filesystem::path& path, bool
 /// read_file for what only we may have written: refuses a symlink, another user's file and one that others
 /// may write. Nothing when there is no such file. The time of the last access stays as it is.
 Result<std::optional<std::vector<std::byte>>> read_private_file(const std::filesystem::path& path);
+
+/// The same for a file that one of these users may have written.
+Result<std::optional<std::vector<std::byte>>> read_file_of(const std::filesystem::path& path,
+                                                           std::initializer_list<uid_t> owners);
 
 /// Opens a file for reading and writing under the same conditions. Makes it, with mode 0600, when there is
 /// none.
@@ -37,5 +44,10 @@ Result<void> make_private_directory(const std::filesystem::path& path);
 /// Checks that the path is a real folder (no symlink), ours, not writable by others, and not in a folder
 /// where anyone could replace it.
 Result<void> check_private_directory(const std::filesystem::path& path);
+
+/// Checks a folder of somebody else, behind a symlink or not: not writable by others than its owner, not
+/// where anyone could replace it, and nobody's but ours or the superuser's where anyone could have made it.
+/// Returns its owner.
+Result<uid_t> check_shared_directory(const std::filesystem::path& path);
 
 }  // namespace attune

@@ -165,6 +165,14 @@ Result<void> Store::prepare() {
 
 /// The bytes that were written.
 Result<std::int64_t> Store::publish(const Entry& entry) {
+  auto published = try_publish(entry);
+  std::error_code error;
+  if (published.ok() || fs::exists(temporary_in(root_), error)) return published;
+  ATTUNE_TRY(prepare());  // somebody has cleared the cache while we ran
+  return try_publish(entry);
+}
+
+Result<std::int64_t> Store::try_publish(const Entry& entry) {
   const fs::path path = path_of(entry.key);
   const auto bytes = encode(entry);
   ATTUNE_TRY(make_private_directory(path.parent_path()));

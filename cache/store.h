@@ -87,6 +87,7 @@ class Store {
   Result<void> prepare();
   bool read_only() const { return mode_ == Mode::off || mode_ == Mode::ro; }
   Result<std::int64_t> publish(const Entry& entry);
+  Result<std::int64_t> try_publish(const Entry& entry);
   void sweep();
   Pruned remove(std::vector<Listed> entries, const PruneLimits& limits);
   void count(const Totals& more);

@@ -135,6 +135,7 @@ Result<EngineOptions> EngineOptions::from_environment() {
                                                      BackendChoice::automatic));
   ATTUNE_ASSIGN(max_bytes, parse_max_bytes());
   options.cache_max_bytes = max_bytes;
+  options.cache_paths = cache::shared_paths();
   options.backend = backend;
   options.cache_mode = mode;
   options.jit = jit;
@@ -147,14 +148,14 @@ struct Engine::State {
   State(EngineOptions chosen, TemplateSet set)
       : options(std::move(chosen)),
         templates(std::move(set)),
-        store(
-            options.cache_root.value_or(std::filesystem::path()),
-            options.cache_root ? options.cache_mode : cache::Mode::off,
-            [](const std::string& line) { log(LogLevel::warn, line); }, options.cache_max_bytes) {}
+        store(options.cache_root.value_or(std::filesystem::path()),
+              options.cache_root ? options.cache_mode : cache::Mode::off, warn, options.cache_max_bytes),
+        layers(store, reads_disk() ? options.cache_paths : std::vector<std::filesystem::path>(), warn) {}
 
   EngineOptions options;
   TemplateSet templates;
   cache::Store store;
+  cache::Layers layers;
 
   std::array<HotTable, kMaxCudaDevices + 1> tables;
   std::array<std::atomic<const codegen::Arch*>, kMaxCudaDevices + 1>
@@ -168,6 +169,11 @@ struct Engine::State {
   std::atomic<std::uint64_t> compiles{0};
   std::atomic<std::uint64_t> load_count{0};
   std::atomic<std::uint64_t> launches{0};
+
+  static void warn(const std::string& line) { log(LogLevel::warn, line); }
+  bool reads_disk() const {
+    return options.cache_mode == cache::Mode::rw || options.cache_mode == cache::Mode::ro;
+  }
 
   Result<std::pair<codegen::Unit, codegen::Choice>> unit_of(const codegen::Problem& problem,
                                                             const codegen::Arch& arch);
@@ -217,15 +223,17 @@ Result<std::pair<codegen::Unit, codegen::Choice>> Engine::State::unit_of(const c
 Result<std::shared_ptr<const Obtained>> Engine::State::obtain(const codegen::Unit& unit,
                                                               const std::string& candidate) {
   return images.run(unit.key, [&]() -> Result<std::shared_ptr<const Obtained>> {
-    const auto found = [&](cache::Entry&& entry) {
-      return std::make_shared<const Obtained>(
-          Obtained{unit, candidate, std::move(entry.metadata_json), std::move(entry.payload), Source::disk});
+    const auto take = [&](cache::Found&& found) {
+      log(LogLevel::debug, fmt::format("kernel {} is from {}", unit.key.hex().substr(0, 12), found.layer));
+      return std::make_shared<const Obtained>(Obtained{unit, candidate, std::move(found.entry.metadata_json),
+                                                       std::move(found.entry.payload), Source::disk,
+                                                       std::move(found.layer)});
     };
     if (options.jit == JitMode::always) return compile(unit, candidate);
-    if (auto entry = store.find(unit.key)) return found(std::move(*entry));
+    if (auto found = layers.find(unit.key)) return take(std::move(*found));
     if (options.jit == JitMode::never) return compile(unit, candidate);  // which says why not
     cache::Turn turn = cache::take_turn(store, unit.key);                // until the new entry is stored
-    if (turn.entry) return found(std::move(*turn.entry));
+    if (turn.entry) return take({std::move(*turn.entry), store.root().string()});
     return compile(unit, candidate);
   });
 }
@@ -250,7 +258,7 @@ Result<std::shared_ptr<const Obtained>> Engine::State::compile(const codegen::Un
   }
   auto obtained = std::make_shared<Obtained>(Obtained{unit, candidate,
                                                       entry_metadata(unit, candidate, image.metadata_json),
-                                                      std::move(image.bytes), Source::compiler});
+                                                      std::move(image.bytes), Source::compiler, ""});
   store.store({.key = unit.key, .metadata_json = obtained->metadata_json, .payload = obtained->image});
   return std::shared_ptr<const Obtained>(std::move(obtained));
 }
@@ -263,7 +271,9 @@ Result<std::shared_ptr<Kernel>> Engine::State::load(Backend& backend, const code
     // The bytes are what was stored, yet the loader refuses them: build them anew, once.
     log(LogLevel::warn, fmt::format("cached kernel {} was refused ({}); compiling it again",
                                     unit.key.hex().substr(0, 12), kernel.failure().message));
-    store.quarantine(unit.key);  // not in mode ro; the new build serves this process all the same
+    // Only what is ours can be moved away, and not in mode ro; the new build serves this process all the
+    // same.
+    if (obtained->layer == store.root()) store.quarantine(unit.key);
     ATTUNE_ASSIGN(rebuilt, compile(unit, candidate));
     kernel = backend.load(rebuilt->image, unit.spec);
   }
@@ -405,7 +415,8 @@ Result<Explanation> Engine::explain(const codegen::Problem& problem, const codeg
     return result;
   }
   result.unit = codegen::make_unit(result.choice.spec, arch, std::move(*compiler), state_->templates.files);
-  if (state_->store.inspect(result.unit.key).ok()) result.state = "cached";
+  result.layer = state_->layers.locate(result.unit.key).value_or("");
+  if (!result.layer.empty()) result.state = "cached";
   if (device) {
     ATTUNE_ASSIGN(index, table_index(*device));
     if (state_->tables[index].find(problem) != nullptr) result.state = "loaded";
@@ -418,8 +429,8 @@ Counters Engine::counters() const {
   return {.compiles = state_->compiles.load(),
           .loads = state_->load_count.load(),
           .launches = state_->launches.load(),
-          .cache_hits = cached.hits.load(),
-          .cache_misses = cached.misses.load(),
+          .cache_hits = cached.hits.load() + state_->layers.shared_hits(),
+          .cache_misses = state_->layers.misses(),
           .cache_defects = cached.defects.load(),
           .cache_stores = cached.stores.load()};
 }

@@ -5,6 +5,7 @@
 #include "attune/attune.h"
 #include "attune/params.h"
 #include "base/result.h"
+#include "cache/layers.h"
 #include "cache/store.h"
 #include "codegen/choose.h"
 #include "codegen/problem.h"
@@ -35,6 +36,7 @@ struct EngineOptions {
   std::optional<std::filesystem::path> cache_root;  // nothing: no cache on disk
   cache::Mode cache_mode = cache::Mode::rw;
   std::uint64_t cache_max_bytes = cache::kDefaultMaxBytes;  // 0: no bound
+  std::vector<std::filesystem::path> cache_paths;           // ATTUNE_CACHE_PATH: read after the cache
   JitMode jit = JitMode::automatic;
   BackendChoice backend = BackendChoice::automatic;
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones
@@ -80,6 +82,7 @@ struct Obtained {
   std::string metadata_json;
   std::vector<std::byte> image;
   Source source = Source::compiler;
+  std::string layer;  // where on disk it was
 };
 
 class Engine {

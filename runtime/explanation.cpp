@@ -36,6 +36,7 @@ json to_json(const Explanation& e) {
               {"verdicts", verdicts},
               {"source", e.unit.source},
               {"state", e.state}};
+  if (!e.layer.empty()) object["layer"] = e.layer;
   if (!e.compiler_problem.empty()) {
     object["key"] = nullptr;
     object["compiler_problem"] = e.compiler_problem;

@@ -19,6 +19,7 @@ struct Explanation {
   codegen::Unit unit;            // without a compiler, its key means nothing
   std::string compiler_problem;  // why there is no compiler; empty when all is well
   const char* state = "absent";  // loaded, cached, absent, or unknown without a compiler
+  std::string layer;             // the path that holds it; empty when none does
 };
 
 /// Every field of a spec by name.

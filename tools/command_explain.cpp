@@ -52,7 +52,7 @@ std::string to_text(const runtime::Explanation& e, const ExplainOptions& options
   } else {
     table.row({"compiler", e.unit.compiler.name});
     table.row({"key", e.unit.key.hex()});
-    table.row({"state", e.state});
+    table.row({"state", e.layer.empty() ? e.state : fmt::format("{}, in {}", e.state, e.layer)});
   }
   std::string text = table.text();
   if (options.key && e.compiler_problem.empty()) {

@@ -156,6 +156,25 @@ class CacheTrouble(CommandTest):
         done = problems.read_text().splitlines()[0]
         self.assertEqual(self.attune_json("precompile", "--problem", done)["hits"], 1)
 
+    def test_a_shared_cache_serves_and_stays_as_it_is(self):
+        self.assert_compiled(1)
+        shared = self.folder / "shared"
+        self.cache.rename(shared)
+        before = sorted((path, path.stat().st_ctime_ns) for path in shared.rglob("*"))
+        report, warnings = self.attend(ATTUNE_CACHE_PATH=f"{self.folder}/none:{shared}", ATTUNE_JIT="never",
+                                       ATTUNE_LOG="debug")
+        self.assertEqual((report["compiles"], report["cache_hits"], report["source"]), (0, 1, "disk"))
+        self.assertIn(f"is from {shared}", warnings)
+        self.assertIn(f"ATTUNE_CACHE_PATH: cannot open the folder {self.folder}/none", warnings)
+        self.assertFalse(self.cache.exists())  # nothing is copied
+        self.assertEqual(before, sorted((path, path.stat().st_ctime_ns) for path in shared.rglob("*")))
+        told = self.attune_json("explain", "--problem", "dtype=f32 head_dim=8 lse=write",
+                                ATTUNE_CACHE_PATH=str(shared))
+        self.assertEqual((told["state"], told["layer"]), ("cached", str(shared)))
+        self.assertIn(f"cached, in {shared}", self.attune("explain", "--problem", "dtype=f32 head_dim=8 lse=write",
+                                                         ATTUNE_CACHE_PATH=str(shared)).out)
+        self.assert_compiled(1, ATTUNE_CACHE_PATH=str(shared), ATTUNE_CACHE_MODE="off")
+
     def attend_at_once(self, count, **variables):
         """Starts that many processes and checks what each computes. Their reports."""
         env = environment(ATTUNE_CACHE_DIR=str(self.cache), **variables)

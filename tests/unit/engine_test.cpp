@@ -185,6 +185,69 @@ TEST_CASE("a damaged entry is refused, quarantined with a warning, and built aga
   CHECK(entries_in(dir.path()).size() == 1);
 }
 
+/// Replaces the image in every entry by one that is whole, and that no loader takes.
+void put_strange_images(const fs::path& root) {
+  cache::Store store(root, cache::Mode::rw, [](const std::string& line) { FAIL(line); });
+  for (const cache::Listed& listed : store.list()) {
+    auto entry = store.inspect(listed.key);
+    REQUIRE(entry.ok());
+    entry->payload.assign(5000, std::byte{7});
+    store.store(*entry);
+  }
+}
+
+TEST_CASE("an image that the loader refuses is quarantined and compiled exactly once more") {
+  const test::TempDir dir;
+  REQUIRE(open_engine({.cache_root = dir.path()})->prepare(kProblem, kCpu).ok());
+  put_strange_images(dir.path());
+  Warnings warnings;
+  auto engine = open_engine({.cache_root = dir.path()});
+  run_and_check(*engine);
+  run_and_check(*engine);
+  CHECK(engine->counters().compiles == 1);
+  CHECK(engine->counters().loads == 1);
+  REQUIRE(warnings.lines.size() == 1);
+  CHECK(warnings.lines[0].find("was refused") != std::string::npos);
+  CHECK(std::distance(fs::directory_iterator(dir.path() / "v1" / "quarantine"), {}) == 1);
+  auto next = open_engine({.cache_root = dir.path()});
+  run_and_check(*next);
+  CHECK(next->counters().compiles == 0);
+}
+
+TEST_CASE("a shared cache's image that the loader refuses is compiled into our own, which comes first") {
+  const test::TempDir dir;
+  const fs::path shared = dir.path() / "shared";
+  REQUIRE(open_engine({.cache_root = shared})->prepare(kProblem, kCpu).ok());
+  put_strange_images(shared);
+  const auto compiles = [&] {
+    auto engine = open_engine({.cache_root = dir.path() / "own", .cache_paths = {shared}});
+    run_and_check(*engine);
+    return engine->counters().compiles;
+  };
+  Warnings warnings;
+  CHECK(compiles() == 1);
+  CHECK(compiles() == 0);
+  CHECK(warnings.lines.size() == 1);
+  CHECK(entries_in(shared).size() == 1);
+  CHECK_FALSE(fs::exists(shared / "v1" / "quarantine"));
+}
+
+TEST_CASE("a cache folder that goes while the program runs is made again") {
+  const test::TempDir dir;
+  const fs::path root = dir.path() / "cache";
+  auto engine = open_engine({.cache_root = root});
+  run_and_check(*engine);
+  fs::remove_all(root);
+  Warnings warnings;
+  run_and_check(*engine);  // it is loaded
+  codegen::Problem other = kProblem;
+  other.head_dim_v = 32;
+  REQUIRE(engine->prepare(other, kCpu).ok());
+  CHECK(warnings.lines.empty());
+  CHECK(entries_in(root).size() == 1);
+  CHECK(engine->counters().cache_stores == 2);
+}
+
 TEST_CASE("a cache folder that cannot be made costs a warning, not the call") {
   const test::TempDir dir;
   std::ofstream(dir.path() / "file") << "in the way";

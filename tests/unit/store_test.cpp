@@ -224,7 +224,9 @@ TEST_CASE("a disk that can't be written costs one warning, and what is there is 
     const char* text;
   };
   for (const Fault& fault :
-       {Fault{Call::write, ENOSPC, "No space left on device"}, Fault{Call::fsync, EIO, "Input/output error"},
+       {Fault{Call::write, ENOSPC, "No space left on device"},
+        Fault{Call::write, EDQUOT, "Disk quota exceeded"}, Fault{Call::fsync, EIO, "Input/output error"},
+        Fault{Call::fsync, EDQUOT, "Disk quota exceeded"},
         Fault{Call::rename, EROFS, "Read-only file system"}}) {
     Fixture f;
     f.open().store(sample("old"));
@@ -253,6 +255,32 @@ TEST_CASE("a full disk before the first store costs one warning") {
   store.store(sample("a"));
   CHECK(f.warned("No space left on device"));
   CHECK(store.counters().store_errors == 1);
+}
+
+TEST_CASE("a root whose path is long is like any other") {
+  Fixture f;
+  f.root = f.dir.path() / std::string(150, 'a') / std::string(150, 'b') / std::string(150, 'c');
+  Store store = f.open();
+  store.store(sample("a"));
+  CHECK(store.find(sha256("a")));
+  CHECK(store.prune({.max_bytes = 0})->removed.size() == 1);
+  CHECK(f.warnings.empty());
+}
+
+TEST_CASE("a folder that somebody clears is made again") {
+  Fixture f;
+  Store store = f.open();
+  store.store(sample("a"));
+  fs::remove_all(f.root);
+  CHECK_FALSE(store.find(sha256("a")));
+  store.store(sample("b"));
+  CHECK(store.find(sha256("b")));
+  CHECK(fs::exists(f.root / "CACHEDIR.TAG"));
+  fs::remove_all(f.root / "v1" / "objects");
+  store.store(sample("c"));
+  CHECK(store.list().size() == 1);
+  CHECK(store.counters().store_errors == 0);
+  CHECK(f.warnings.empty());
 }
 
 TEST_CASE("a root that can't be made costs one warning") {

@@ -1,0 +1,63 @@
+// Layers: all places on disk where a kernel may be. Only the user's own cache is ever written; a kernel that
+// another layer has is not copied into it.
+#pragma once
+
+#include "cache/entry.h"
+#include "cache/store.h"
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace attune::cache {
+
+struct Found {
+  Entry entry;
+  std::string layer;  // its path
+};
+
+/// A layer that is only read, by any thread: the verified entry, nothing, or why it can't be had.
+struct ReadLayer {
+  std::string name;
+  std::function<Result<std::optional<Entry>>(const Digest&)> find;
+};
+
+class Layers {
+ public:
+  /// `paths` are folders laid out like the store's. They are opened at the first look-up, and one that is
+  /// unsafe or absent costs a warning.
+  Layers(Store& store, std::vector<std::filesystem::path> paths,
+         std::function<void(const std::string&)> warn);
+
+  /// In the store, then in the folders, in the order of their naming.
+  std::optional<Found> find(const Digest& key);
+  void store(const Entry& entry) { store_.store(entry); }
+  /// The layer that find() would take the entry from. Counts, moves and warns of nothing.
+  std::optional<std::string> locate(const Digest& key);
+
+  /// What other layers than the store had.
+  std::uint64_t shared_hits() const { return shared_hits_.load(std::memory_order_relaxed); }
+  /// What no layer had.
+  std::uint64_t misses() const { return misses_.load(std::memory_order_relaxed); }
+
+ private:
+  const std::vector<ReadLayer>& shared();
+
+  Store& store_;
+  std::vector<std::filesystem::path> paths_;
+  std::function<void(const std::string&)> warn_;
+  std::once_flag opened_;
+  std::vector<ReadLayer> shared_;
+  std::atomic<std::uint64_t> shared_hits_{0};
+  std::atomic<std::uint64_t> misses_{0};
+};
+
+/// The elements of ATTUNE_CACHE_PATH, absolute.
+std::vector<std::filesystem::path> shared_paths();
+
+}  // namespace attune::cache
