@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdio>
+#include <utility>
 
 namespace attune::tools {
 namespace {
@@ -22,6 +24,21 @@ constexpr const char* kEraseLine = "\r\x1b[K";
 
 bool is_terminal(Stream stream) {
   return isatty(stream == Stream::out ? STDOUT_FILENO : STDERR_FILENO) == 1;
+}
+
+/// Bytes of the character that the text begins with; 0 for one that is not to be printed: a control
+/// character, of C1 ("\xc2\x9b" begins a command, too) as well, or no UTF-8.
+std::size_t printable_size(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  if (byte(0) < 0x80) return byte(0) >= 0x20 && byte(0) != 0x7f ? 1 : 0;
+  const std::size_t size = byte(0) >= 0xf0 ? 4 : byte(0) >= 0xe0 ? 3 : 2;
+  if (byte(0) < 0xc2 || byte(0) > 0xf4 || text.size() < size) return 0;
+  for (std::size_t i = 1; i < size; ++i) {
+    if ((byte(i) & 0xc0u) != 0x80u) return 0;
+  }
+  const bool overlong = (byte(0) == 0xe0 && byte(1) < 0xa0) || (byte(0) == 0xf0 && byte(1) < 0x90);
+  const bool c1 = byte(0) == 0xc2 && byte(1) < 0xa0;
+  return overlong || c1 ? 0 : size;
 }
 
 const char* code_of(Colour colour) {
@@ -39,6 +56,21 @@ std::string paint(std::string_view text, Colour colour, Stream stream) {
   static const bool no_color = env("NO_COLOR").has_value();
   if (no_color || !is_terminal(stream)) return std::string(text);
   return fmt::format("\x1b[{}m{}\x1b[0m", code_of(colour), text);
+}
+
+std::string printable(std::string_view text, Lines lines) {
+  std::string shown;
+  while (!text.empty()) {
+    const std::size_t size = printable_size(text);
+    const bool keep = size > 0 || (lines == Lines::many && (text[0] == '\n' || text[0] == '\t'));
+    if (keep) {
+      shown += text.substr(0, std::max<std::size_t>(size, 1));
+    } else {
+      shown += fmt::format("\\x{:02x}", static_cast<unsigned char>(text[0]));
+    }
+    text.remove_prefix(std::max<std::size_t>(size, 1));
+  }
+  return shown;
 }
 
 int terminal_columns() {
@@ -71,6 +103,21 @@ std::string age_text(std::int64_t seconds) {
   if (seconds < 60 * 60) return fmt::format("{} min", seconds / 60);
   if (seconds < 48 * 60 * 60) return fmt::format("{} h", seconds / (60 * 60));
   return fmt::format("{} days", seconds / (24 * 60 * 60));
+}
+
+Result<std::chrono::seconds> parse_age(std::string_view text) {
+  constexpr std::array<std::pair<std::string_view, std::int64_t>, 5> kUnits{
+      {{"", 1}, {"s", 1}, {"min", 60}, {"h", 3600}, {"d", 86400}}};
+  constexpr std::int64_t kMost = std::int64_t{1} << 32;  // 136 years
+  std::int64_t number = 0;
+  const char* const last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(text.data(), last, number);
+  const std::string_view name(end, static_cast<std::size_t>(last - end));
+  const auto* unit = std::ranges::find(kUnits, name, &std::pair<std::string_view, std::int64_t>::first);
+  if (error != std::errc() || unit == kUnits.end() || number < 0 || number > kMost / unit->second) {
+    return invalid_argument(fmt::format("{}: expected a time such as 90s, 5min, 3h or 12d", text));
+  }
+  return std::chrono::seconds(number * unit->second);
 }
 
 Progress::Progress(std::size_t total, double work)

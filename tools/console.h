@@ -1,6 +1,8 @@
 // The terminal: colour and progress, each only where someone watches.
 #pragma once
 
+#include "base/result.h"
+
 #include <chrono>
 #include <cstddef>
 #include <mutex>
@@ -15,6 +17,11 @@ enum class Colour { red, green, yellow };
 /// The text in colour if the stream is a terminal and NO_COLOR is not set, else as it is.
 std::string paint(std::string_view text, Colour colour, Stream stream);
 
+/// Text from a file, for people: control characters, which a terminal would obey, and bytes that are no UTF-8
+/// are spelled "\\x1b". A message may keep its lines.
+enum class Lines { one, many };
+std::string printable(std::string_view text, Lines lines = Lines::one);
+
 /// How many columns stdout has where it is a terminal; else as many as a wide one.
 int terminal_columns();
 
@@ -24,6 +31,8 @@ std::string bytes_text(std::uint64_t bytes);
 std::string duration_text(std::chrono::duration<double> time);
 /// "5 min", "3 h", "12 days"
 std::string age_text(std::int64_t seconds);
+/// "90", "90s", "5min", "3h", "12d". Fails with invalid_argument.
+Result<std::chrono::seconds> parse_age(std::string_view text);
 
 /// Progress of long work on stderr: a bar that is drawn over on a terminal, else a line every ten seconds.
 /// Thread-safe. The destructor clears the line.

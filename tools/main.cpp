@@ -29,13 +29,14 @@ Result<void> print(const std::string& text) {
 }
 
 Result<void> print_json(const nlohmann::json& value) {
-  return print(value.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + '\n');
+  // In ASCII: names from files may hold characters that a terminal would obey.
+  return print(value.dump(2, ' ', true, nlohmann::json::error_handler_t::replace) + '\n');
 }
 
 namespace {
 
 int report(const std::string& message, int exit_code) {
-  fmt::print(stderr, "{} {}\n", paint("attune:", Colour::red, Stream::err), message);
+  fmt::print(stderr, "{} {}\n", paint("attune:", Colour::red, Stream::err), printable(message, Lines::many));
   return exit_code;
 }
 
