@@ -183,6 +183,8 @@ struct Engine::State {
                                              const std::string& candidate);
   Result<std::shared_ptr<Kernel>> load(Backend& backend, const codegen::Unit& unit,
                                        const std::string& candidate);
+  Result<std::unique_ptr<Kernel>> load_another(Backend& backend, const codegen::Unit& unit,
+                                               const std::string& candidate, const std::string& refused);
   Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device, void* stream);
   Result<const codegen::Arch*> arch_of(Device device);
   void record(const codegen::Problem& problem, const codegen::Arch& arch);
@@ -263,19 +265,30 @@ Result<std::shared_ptr<const Obtained>> Engine::State::compile(const codegen::Un
   return std::shared_ptr<const Obtained>(std::move(obtained));
 }
 
+/// The bytes in that layer are what was stored, yet the loader refuses them: build them anew, once. The build
+/// serves this process where it can't be stored, too.
+Result<std::unique_ptr<Kernel>> Engine::State::load_another(Backend& backend, const codegen::Unit& unit,
+                                                            const std::string& candidate,
+                                                            const std::string& refused) {
+  if (refused == store.root()) {
+    store.quarantine(unit.key);
+  } else if (const auto entry = store.find(unit.key)) {  // built by a process that met the same refusal
+    auto kernel = backend.load(entry->payload, unit.spec);
+    if (kernel.ok()) return kernel;
+    store.quarantine(unit.key);
+  }
+  ATTUNE_ASSIGN(rebuilt, compile(unit, candidate));
+  return backend.load(rebuilt->image, unit.spec);
+}
+
 Result<std::shared_ptr<Kernel>> Engine::State::load(Backend& backend, const codegen::Unit& unit,
                                                     const std::string& candidate) {
   ATTUNE_ASSIGN(obtained, obtain(unit, candidate));
   auto kernel = backend.load(obtained->image, unit.spec);
   if (!kernel.ok() && obtained->source == Source::disk) {
-    // The bytes are what was stored, yet the loader refuses them: build them anew, once.
-    log(LogLevel::warn, fmt::format("cached kernel {} was refused ({}); compiling it again",
-                                    unit.key.hex().substr(0, 12), kernel.failure().message));
-    // Only what is ours can be moved away, and not in mode ro; the new build serves this process all the
-    // same.
-    if (obtained->layer == store.root()) store.quarantine(unit.key);
-    ATTUNE_ASSIGN(rebuilt, compile(unit, candidate));
-    kernel = backend.load(rebuilt->image, unit.spec);
+    log(LogLevel::warn, fmt::format("cached kernel {} in {} was refused ({}); looking elsewhere",
+                                    unit.key.hex().substr(0, 12), obtained->layer, kernel.failure().message));
+    kernel = load_another(backend, unit, candidate, obtained->layer);
   }
   if (!kernel.ok()) return kernel.failure();
   load_count.fetch_add(1, std::memory_order_relaxed);
