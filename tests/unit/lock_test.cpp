@@ -33,6 +33,16 @@ struct Root {
   }
 };
 
+/// Runs in a process of its own, as the environment is read once.
+template <typename Body>
+bool in_child(Body body) {
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(body() ? 0 : 1);
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  return status == 0;
+}
+
 TEST_CASE("a slot has one holder at a time, and its neighbours another") {
   const Root root;
   {
@@ -42,11 +52,7 @@ TEST_CASE("a slot has one holder at a time, and its neighbours another") {
     CHECK_FALSE(root.free(7));  // to this process, too
     CHECK(root.free(6));
     CHECK(root.free(sweep_slot));
-    const pid_t child = ::fork();
-    if (child == 0) ::_exit(root.free(7) ? 1 : 0);
-    int status = 0;
-    REQUIRE(::waitpid(child, &status, 0) == child);
-    CHECK(status == 0);
+    CHECK(in_child([&] { return !root.free(7); }));
   }
   CHECK(root.free(7));
   CHECK(fs::exists(locks_in(root.dir.path())));  // never unlinked: others may be waiting on it
@@ -90,6 +96,19 @@ TEST_CASE("a process that is killed leaves no lock behind") {
   CHECK(root.free(3));
 }
 
+TEST_CASE("a cache on no local disk has its locks in the session's folder") {
+  const Root root;
+  const attune::test::TempDir session;
+  CHECK(in_child([&] {
+    ::setenv("XDG_RUNTIME_DIR", session.path().c_str(), 1);
+    const FailingCall failing(Call::statfs, EIO, 1);  // of the cache's folder; the session's comes next
+    const auto lock = try_lock(root.dir.path(), 5);
+    return lock.ok() && lock->has_value();
+  }));
+  CHECK(fs::exists(session.path() / "attune.locks"));
+  CHECK_FALSE(fs::exists(locks_in(root.dir.path())));
+}
+
 TEST_CASE("where locks don't work that is a failure, not a wait") {
   const Root root;
   SUBCASE("the kernel has none left") {
@@ -97,10 +116,12 @@ TEST_CASE("where locks don't work that is a failure, not a wait") {
     CHECK(try_lock(root.dir.path(), 0).failure().message.find("No locks available") != std::string::npos);
   }
   SUBCASE("the file system is not known to be local") {
-    REQUIRE(::unsetenv("XDG_RUNTIME_DIR") == 0);
-    const FailingCall failing(Call::statfs, EIO);
-    CHECK(try_lock(root.dir.path(), 0).failure().message.find("it is not on a local disk") !=
-          std::string::npos);
+    CHECK(in_child([&] {
+      ::unsetenv("XDG_RUNTIME_DIR");
+      const FailingCall failing(Call::statfs, EIO);
+      const auto lock = try_lock(root.dir.path(), 0);
+      return !lock.ok() && lock.failure().message.find("it is not on a local disk") != std::string::npos;
+    }));
     CHECK_FALSE(fs::exists(locks_in(root.dir.path())));
   }
   SUBCASE("others may write to the file") {
