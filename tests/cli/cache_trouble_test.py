@@ -197,6 +197,17 @@ class CacheTrouble(CommandTest):
         self.assertEqual(len(self.entries()), 1)
         self.attune("cache", "verify")
 
+    def test_many_processes_at_once_where_locks_do_not_work(self):
+        folder = self.cache / "v1"
+        folder.mkdir(mode=0o700, parents=True)
+        self.cache.chmod(0o700)
+        (folder / "locks").touch()
+        (folder / "locks").chmod(0o666)  # a lock file that others may write to is not used
+        reports = self.attend_at_once(16)
+        self.assertGreaterEqual(sum(report["compiles"] for report in reports), 1)
+        self.assertEqual(len(self.entries()), 1)
+        self.attune("cache", "verify")
+
     def test_many_processes_at_once_without_a_cache(self):
         reports = self.attend_at_once(4, ATTUNE_CACHE_MODE="off")
         self.assertEqual(sum(report["compiles"] for report in reports), 4)
