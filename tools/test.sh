@@ -42,9 +42,9 @@ configure_and_build() {
   fi
 }
 
-# The test executables with these labels: CTest's name LABEL.TARGET says which target a test runs.
+# The test executables that these arguments of CTest choose: its name LABEL.TARGET says which target a test runs.
 test_targets() {
-  ctest --test-dir "build/$1" -N -L "$2" | sed -n 's/^ *Test *#[0-9]*: [a-z]*\.\([a-z0-9_]*_test\)$/\1/p' | tr '\n' ' '
+  ctest --test-dir "build/$1" -N "${@:2}" | sed -n 's/^ *Test *#[0-9]*: [a-z]*\.\([a-z0-9_]*_test\)$/\1/p' | tr '\n' ' '
 }
 
 # What the failed tests of a CTest log printed, then their names.
@@ -82,27 +82,33 @@ step_release() {
   run_ctest release
 }
 
-# The sanitizers see the host code; what they slow down most and what has nothing of its own to show stays out.
-sanitized() {
-  local name=$1 labels=$2
-  configure_and_build "$name" "attune" --preset "$name" || return 1
-  configure_and_build "$name" "$(test_targets "$name" "$labels")" --preset "$name" || return 1
-  run_ctest "$name" -L "$labels" -R '_test$'
+# build_and_test NAME TARGETS CONFIGURE_ARGUMENTS -- CTEST_ARGUMENTS: the targets and the tests that CTest chooses, without
+# those of kernels compiled at run time, which the release step has run.
+build_and_test() {
+  local name=$1 targets=$2 configure=() choice=(-LE kernels)
+  shift 2
+  while [ "$1" != -- ]; do configure+=("$1"); shift; done
+  choice+=("${@:2}")
+  configure_and_build "$name" "$targets" "${configure[@]}" || return 1
+  configure_and_build "$name" "$(test_targets "$name" "${choice[@]}")" "${configure[@]}" || return 1
+  run_ctest "$name" "${choice[@]}"
 }
 
 # Tests ask for impossible amounts of memory and for processes that fork, which the sanitizers refuse unless told. LLVM
 # keeps what it allocates at load for the process's life: no leak of ours to find.
-step_asan() { ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 sanitized asan 'unit|golden|fuzz|stress'; }
-step_tsan() { TSAN_OPTIONS=die_after_fork=0:allocator_may_return_null=1 sanitized tsan 'unit|stress'; }
+step_asan() {
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+    build_and_test asan attune --preset asan -- -L 'unit|golden|fuzz|stress' -R '_test$'
+}
+step_tsan() {
+  TSAN_OPTIONS=die_after_fork=0:allocator_may_return_null=1 \
+    build_and_test tsan attune --preset tsan -- -L 'threads|stress' -R '_test$'
+}
 
 # A build that lacks a part still builds, and its unit tests pass.
 without() {
-  local name=$1 option=$2 arguments
-  arguments=(-S . -B "build/$name" -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-g0
-    -DATTUNE_WERROR=ON "-D$option=OFF" -DATTUNE_BUILD_BENCH=OFF -DATTUNE_BUILD_EXAMPLES=OFF)
-  configure_and_build "$name" "attune attune_command" "${arguments[@]}" || return 1
-  configure_and_build "$name" "$(test_targets "$name" unit)" "${arguments[@]}" || return 1
-  run_ctest "$name" -L unit
+  build_and_test "$1" "attune attune_command" -S . -B "build/$1" -G Ninja -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-g0 \
+    -DATTUNE_WERROR=ON "-D$2=OFF" -DATTUNE_BUILD_BENCH=OFF -DATTUNE_BUILD_EXAMPLES=OFF -- -L unit
 }
 
 step_no_cuda() { without no_cuda ATTUNE_CUDA; }
