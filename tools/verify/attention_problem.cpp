@@ -218,9 +218,11 @@ void AttentionProblem::draw_extents(Random& random) {
   const std::int64_t most_products = kMostProducts / random.pick({1, 4, 8});
   // A copy engine takes no tensor without rows, and no bias of one key, which has no stride.
   const int fewest_keys = p.boxes == 0 ? 0 : has_bias_tensor() ? 2 : 1;
+  // A forward pass without queries needs no kernel, a backward pass does.
+  const int fewest_queries = p.boxes != 0 && p.operation != kernel::Operation::forward ? 1 : 0;
   do {
     plan_ = random_plan(random, mask_, most_products / (p.head_dim + p.head_dim_v));
-  } while (plan_.len_k < fewest_keys);
+  } while (plan_.len_k < fewest_keys || plan_.len_q < fewest_queries);
   route_ = random.pick({Route::lists, Route::tables, Route::tables, Route::conversion});
   const HostTables tables = tables_of(plan_);
   if (route_ == Route::tables) {
@@ -241,7 +243,7 @@ void AttentionProblem::draw_extents(Random& random) {
   const std::int64_t fewest = outputs == 0 ? 1 : (kFewestOutputs + outputs - 1) / outputs;
   if (mask_.keys == Addressing::whole) {
     const auto drawn = random.integer(1, std::max(1, most / static_cast<int>(product(query_heads_))));
-    batch_ = random.chance(0.03) ? 0 : std::max(static_cast<int>(fewest), drawn);
+    batch_ = fewest_queries == 0 && random.chance(0.03) ? 0 : std::max(static_cast<int>(fewest), drawn);
   } else if (!query_heads_.empty()) {
     query_heads_.back() *= fewest;
   }

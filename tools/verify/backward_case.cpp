@@ -54,7 +54,7 @@ BackwardCase::BackwardCase(Random& random, const KernelClass& kernel_class, cons
     : problem(random, kernel_class, mask),
       own_forward_(random.chance(0.4)),
       has_grad_lse_(random.chance(0.4)),
-      deterministic_(random.chance(0.3)),
+      deterministic_(random.chance(always_adds_query_gradient() ? 0 : 0.3)),
       function_(random.chance(0.75) ? Function::into : Function::allocate),
       own_workspace_(function_ == Function::into && random.chance(0.5)) {
   grad_spread_ = gradient_spread(random);
@@ -118,6 +118,10 @@ void BackwardCase::draw_grad_output(Random& random) {
   grad_lse_.fill(numbers);
 }
 
+bool BackwardCase::always_adds_query_gradient() const {
+  return problem.traits().query_gradient == QueryGradient::atomic;
+}
+
 bool BackwardCase::has_bias_gradient() const {
   return problem.has_bias_tensor() && problem.traits().bias != kernel::Bias::boolean;
 }
@@ -129,6 +133,10 @@ void BackwardCase::draw_results(Random& random) {
     result->wanted = all || random.chance(0.5);
     result->tensor = GuardedTensor(problem.dtype(), shape_of(*tensor),
                                    problem.layout(random, problem.dtype(), Access::write));
+  }
+  if (always_adds_query_gradient()) {
+    query_.wanted = true;
+    value_.wanted = value_.wanted || !key_.wanted;
   }
   if (!has_bias_gradient()) {
     query_.wanted = query_.wanted || (!key_.wanted && !value_.wanted);

@@ -103,10 +103,22 @@ Problem random_forward(Random& random, const Combination& drawn, int head_dim, i
   return problem;
 }
 
+/// The main step of a backward pass. Those of sm90 always add up the query's gradient.
+Problem backward_of(const Problem& forward, Family family) {
+  Problem problem = forward;
+  problem.operation = Operation::grad_key_value;
+  problem.lse = kernel::Lse::skip;
+  if (family != Family::sm90) return problem;
+  problem.head_dim = problem.head_dim_v = std::min(problem.head_dim, 128);
+  problem.query_gradient = QueryGradient::atomic;
+  return problem;
+}
+
 Problem forward_of(const Problem& backward) {
   Problem problem = backward;
   problem.operation = Operation::forward;
   problem.lse = kernel::Lse::write;
+  problem.query_gradient = QueryGradient::apart;
   return problem;
 }
 
@@ -120,10 +132,7 @@ std::optional<KernelClass> random_class(Random& random, const Combination& drawn
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     Problem problem = random_forward(random, drawn, head_dim, head_dim_v);
     problem.families = codegen::only(drawn.family);
-    if (pass == Pass::backward) {
-      problem.operation = Operation::grad_key_value;
-      problem.lse = kernel::Lse::skip;
-    }
+    if (pass == Pass::backward) problem = backward_of(problem, drawn.family);
     if (has_kernel(problem) && (pass == Pass::forward || has_kernel(forward_of(problem)))) {
       return KernelClass{problem, drawn.family, drawn.mask};
     }
@@ -147,12 +156,15 @@ std::vector<Problem> merges_of(const Problem& problem) {
   return {problem, group, last};
 }
 
-/// Any gradients may be wanted, in deterministic mode or not.
+/// Any gradients may be wanted, in deterministic mode or not; if the class always adds up the query's, that
+/// and another's in the default mode.
 std::vector<Problem> steps_of(const Problem& backward, const codegen::Arch& arch) {
-  std::vector<Problem> steps{forward_of(backward), step_of(backward, Operation::delta),
-                             step_of(backward, Operation::grad_key_value),
-                             step_of(backward, Operation::grad_query)};
-  if (codegen::adds_query_gradient(steps[2], arch)) {
+  std::vector<Problem> steps{forward_of(backward), step_of(backward, Operation::delta)};
+  if (backward.query_gradient == QueryGradient::apart) {
+    steps.push_back(step_of(backward, Operation::grad_key_value));
+    steps.push_back(step_of(backward, Operation::grad_query));
+  }
+  if (codegen::adds_query_gradient(step_of(backward, Operation::grad_key_value), arch)) {
     steps.push_back(step_of(backward, Operation::grad_key_value, QueryGradient::atomic));
     steps.push_back(step_of(backward, Operation::round_query));
   }

@@ -15,7 +15,8 @@ namespace attune::verify {
 enum class Pass { forward, backward };
 
 struct KernelClass {
-  codegen::Problem problem;  // backward: a merge's, or key's and value's with the output's type
+  codegen::Problem problem;  // backward: a merge's, or key's and value's with the output's type; where that
+                             // adds up the query's gradient, it always does
   kernel::Family family = kernel::Family::cpu;  // the one that will run it
   const MaskClass* mask = nullptr;              // that its first case draws; null: a merge
 };

@@ -44,6 +44,14 @@ Result<void> check(const NumericsOptions& options) {
   return done();
 }
 
+/// "" when the family has kernels for the problem, with the query's gradient apart or added up; else why not.
+std::string why_not(kernel::Family family, Problem problem, const codegen::Arch& arch) {
+  const auto reasons = codegen::not_supported_reasons(family, problem, arch);
+  if (reasons.empty()) return "";
+  problem.query_gradient = kernel::QueryGradient::atomic;
+  return codegen::not_supported_reasons(family, problem, arch).empty() ? "" : reasons.front();
+}
+
 /// The families of the run; those that the device has when none is asked for.
 Result<std::vector<kernel::Family>> families_of(const NumericsOptions& options, const codegen::Arch& arch) {
   std::vector<kernel::Family> families;
@@ -59,12 +67,13 @@ Result<std::vector<kernel::Family>> families_of(const NumericsOptions& options, 
                       .boxes = 1};
   ATTUNE_ASSIGN(choice, codegen::choose(usual, arch));
   for (const codegen::Verdict& verdict : choice.verdicts) {
-    if (options.families.empty() && verdict.reasons.empty()) families.push_back(verdict.family);
+    if (options.families.empty() && why_not(verdict.family, usual, arch).empty()) {
+      families.push_back(verdict.family);
+    }
   }
   for (const kernel::Family family : families) {
-    if (const auto reasons = codegen::not_supported_reasons(family, usual, arch); !reasons.empty()) {
-      return unsupported(fmt::format("{}: {}", name_of(family), reasons.front()));
-    }
+    const std::string reason = why_not(family, usual, arch);
+    if (!reason.empty()) return unsupported(fmt::format("{}: {}", name_of(family), reason));
   }
   return families;
 }
