@@ -98,7 +98,9 @@ void BackwardCase::draw_grad_output(Random& random) {
     layout = problem.layout(random, problem.output_dtype(), Access::read);
   } else if (kind < 0.8) {
     grad_output_layout_ = "any strides";
-    layout = random_strides(random, rank);
+    // What can be read where it lies has to suit the copy engine.
+    layout = problem.traits().boxes == 0 ? random_strides(random, rank)
+                                         : random_scattered(random, problem.output_dtype(), shape);
   } else if (kind < 0.9) {
     grad_output_layout_ = "one number";
     layout = one_number();

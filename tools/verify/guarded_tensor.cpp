@@ -107,6 +107,16 @@ Layout random_strides(Random& random, int rank) {
   return layout;
 }
 
+Layout random_scattered(Random& random, DType dtype, const std::vector<std::int64_t>& shape) {
+  const auto rank = static_cast<int>(shape.size());
+  Layout layout;
+  do {
+    layout = random_strides(random, rank);
+    layout.step += 1;
+  } while (GuardedTensor(dtype, shape, layout).view().strides[rank - 1] == 1);
+  return layout;
+}
+
 GuardedTensor::GuardedTensor(DType dtype, const std::vector<std::int64_t>& shape, const Layout& layout) {
   shape_.dtype = dtype;
   shape_.rank = static_cast<int>(shape.size());

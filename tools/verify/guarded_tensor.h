@@ -40,6 +40,9 @@ Layout random_bias_box_layout(Random& random, DType dtype, int rank);
 /// Any layout at all, for a tensor that is read element by element.
 Layout random_strides(Random& random, int rank);
 
+/// Likewise, without columns that lie side by side.
+Layout random_scattered(Random& random, DType dtype, const std::vector<std::int64_t>& shape);
+
 /// A tensor's index; the entries from its rank on are 0.
 using Index = std::array<std::int64_t, kMaxRank>;
 
