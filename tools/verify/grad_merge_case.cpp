@@ -235,7 +235,8 @@ void GradMergeCase::draw_gradients(Random& random) {
     layout = one_number();
   } else if (kind > 0.5) {
     grad_output_layout_ = "any strides";
-    // Neighbouring columns would be read by accesses as wide as rows are aligned, which may not be the class's.
+    // Neighbouring columns would be read by accesses as wide as rows are aligned, which may not be the
+    // class's.
     layout = random_scattered(random, output_dtype(), shape());
   }
   grad_output_ = random_rows(output_dtype(), layout, [&] { return next(grad_spread_); });
