@@ -41,6 +41,8 @@ void add_mask(CLI::App& app, Session& session);
 void add_verify(CLI::App& app, Session& session);
 void add_devices(CLI::App& app, Session& session);
 void add_doctor(CLI::App& app, Session& session);
+void add_completion(CLI::App& app, Session& session);
+void add_manual(CLI::App& app, Session& session);
 
 /// Prints to stdout. Fails with environment when stdout is gone.
 Result<void> print(const std::string& text);

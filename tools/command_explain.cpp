@@ -5,8 +5,11 @@
 #include "codegen/names.h"
 #include "codegen/unit.h"
 #include "runtime/engine.h"
+#include "tools/cache_entries.h"
 #include "tools/command.h"
+#include "tools/console.h"
 #include "tools/device_option.h"
+#include "tools/nearest_entry.h"
 #include "tools/problem_list.h"
 #include "tools/table.h"
 
@@ -17,6 +20,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -32,13 +36,41 @@ struct ExplainOptions {
   bool key = false;
 };
 
+struct Explained : runtime::Explanation {
+  std::optional<NearestEntry> nearest;  // of a kernel that is not in the cache
+};
+
+/// "missed because": a kernel like it is there.
+std::string miss_text(const NearestEntry& nearest) {
+  Table table;
+  for (const Difference& difference : nearest.differences) {
+    const auto shown = [](const std::string& text) {
+      const bool digest = Digest::from_hex(text).has_value();
+      return text.empty() ? "(none)" : printable(digest ? text.substr(0, kShortKey) : text);
+    };
+    table.row({"  " + printable(difference.field), shown(difference.cached), "->", shown(difference.wanted)});
+  }
+  return fmt::format("\nnot in the cache; nearest there is {} ({}), which differs in\n{}",
+                     nearest.file.key.hex().substr(0, kShortKey), nearest.candidate, table.text());
+}
+
+json to_json(const NearestEntry& nearest) {
+  json differences = json::array();
+  for (const auto& [field, cached, wanted] : nearest.differences) {
+    differences.push_back({{"field", field}, {"cached", cached}, {"wanted", wanted}});
+  }
+  return {{"key", nearest.file.key.hex()},
+          {"candidate", nearest.candidate},
+          {"differences", std::move(differences)}};
+}
+
 std::string verdict_text(const codegen::Verdict& verdict, const codegen::Choice& choice) {
   if (verdict.family == choice.spec.family) return "chosen";
   if (verdict.reasons.empty()) return "could run too";
   return fmt::format("no: {}", fmt::join(verdict.reasons, "; "));
 }
 
-std::string to_text(const runtime::Explanation& e, const ExplainOptions& options) {
+std::string to_text(const Explained& e, const ExplainOptions& options) {
   Table table;
   table.row({"problem", codegen::to_string(e.problem)});
   table.row({"target", e.unit.arch.target});
@@ -65,32 +97,49 @@ std::string to_text(const runtime::Explanation& e, const ExplainOptions& options
     text += "\nkey fields\n" + fields.text();
   }
   if (!e.compiler_problem.empty()) text += "\n" + e.compiler_problem + "\n";
+  if (e.nearest) text += miss_text(*e.nearest);
   if (options.source) text += "\n" + e.unit.source;
   return text;
 }
 
-/// The kernels of a backward pass as attune::explain_backward has them; one kernel as attune::explain has it.
-json to_json(const std::vector<runtime::Explanation>& kernels) {
-  if (kernels.size() == 1) return runtime::to_json(kernels.front());
+/// As attune::explain has it, and the nearest entry.
+json to_json(const Explained& e) {
+  json object = runtime::to_json(e);
+  if (e.nearest) object["nearest"] = to_json(*e.nearest);
+  return object;
+}
+
+/// The kernels of a backward pass as attune::explain_backward has them.
+json to_json(const std::vector<Explained>& kernels) {
+  if (kernels.size() == 1) return to_json(kernels.front());
   json all = json::array();
-  for (const runtime::Explanation& one : kernels) all.push_back(runtime::to_json(one));
+  for (const Explained& one : kernels) all.push_back(to_json(one));
   return {{"kernels", std::move(all)}};
 }
 
-std::string to_text(const std::vector<runtime::Explanation>& kernels, const ExplainOptions& options) {
+std::string to_text(const std::vector<Explained>& kernels, const ExplainOptions& options) {
   std::string text;
-  for (const runtime::Explanation& one : kernels) text += (text.empty() ? "" : "\n") + to_text(one, options);
+  for (const Explained& one : kernels) text += (text.empty() ? "" : "\n") + to_text(one, options);
   return text;
+}
+
+Result<Explained> explained(const codegen::Problem& problem, const codegen::Arch& arch,
+                            runtime::Engine& engine) {
+  ATTUNE_ASSIGN(explanation, engine.explain(problem, arch, std::nullopt));
+  Explained result{std::move(explanation), std::nullopt};
+  const bool missed = std::string_view(result.state) == "absent" && !engine.store().root().empty();
+  if (missed) result.nearest = nearest_entry(engine.store(), result.unit);
+  return result;
 }
 
 Result<int> explain(const ExplainOptions& options, bool as_json) {
   ATTUNE_ASSIGN(arch, parse_arch(options.arch));
   ATTUNE_ASSIGN(problems, parse_problems(options.problem, arch));
   ATTUNE_ASSIGN(engine, runtime::Engine::global());
-  std::vector<runtime::Explanation> kernels;
+  std::vector<Explained> kernels;
   for (const codegen::Problem& problem : problems) {
-    ATTUNE_ASSIGN(explanation, engine->explain(problem, arch, std::nullopt));
-    kernels.push_back(std::move(explanation));
+    ATTUNE_ASSIGN(kernel, explained(problem, arch, *engine));
+    kernels.push_back(std::move(kernel));
   }
   ATTUNE_TRY(as_json ? print_json(to_json(kernels)) : print(to_text(kernels, options)));
   return kOk;

@@ -147,7 +147,7 @@ void add_precompile(CLI::App& app, Session& session) {
       ->capture_default_str();
   command->add_option("--jobs", options->jobs, "Compilers at a time")
       ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
+      ->default_str("one for each CPU");
   CLI::Option* list =
       command->add_flag("--list", options->only_list,
                         "Print the problems, as a LIST for any architecture, and compile nothing");

@@ -71,6 +71,8 @@ int main(int argc, char** argv) {
   add_verify(app, session);
   add_devices(app, session);
   add_doctor(app, session);
+  add_completion(app, session);
+  add_manual(app, session);
 
   try {
     app.parse(argc, argv);

@@ -1,6 +1,8 @@
 """attune explain and attune emit: the same answer on any machine, without a device."""
 
 import hashlib
+import os
+import shutil
 
 from harness import CommandTest, finding, main, needs_cpu
 
@@ -150,6 +152,53 @@ class Emit(CommandTest):
         blocker = self.folder / "blocker"
         blocker.write_text("a file")
         self.assert_fails(3, "cannot create", "emit", "--all", "--out", blocker / "kernels")
+
+
+@needs_cpu
+class Misses(CommandTest):
+    """Why a kernel is not in the cache: what differs from the entry that is most like it."""
+
+    CACHED = "dtype=f32 head_dim=8"
+
+    def setUp(self):
+        super().setUp()
+        self.attune("precompile", "--problem", self.CACHED, "--problem", "operation=merge dtype=f16 head_dim_v=64")
+        self.key = self.attune_json("explain", "--problem", self.CACHED)["key"]
+
+    def nearest(self, *arguments, **variables):
+        told = self.attune_json("explain", *arguments, **variables)
+        self.assertEqual(told["state"], "absent")
+        self.assertEqual(told["nearest"]["key"], self.key)
+        return [(d["field"], d["cached"], d["wanted"]) for d in told["nearest"]["differences"]]
+
+    def test_another_problem(self):
+        self.assertEqual(self.nearest("--problem", self.CACHED + " lse=write"), [("spec.lse", "skip", "write")])
+        text = self.attune("explain", "--problem", self.CACHED + " lse=write").out
+        self.assertRegex(text, rf"(?m)^not in the cache; nearest there is {self.key[:8]} \(cpu_\S+\), which differs in$")
+        self.assertRegex(text, r"(?m)^  spec.lse  skip  ->  write$")
+
+    def test_another_target(self):
+        other = {"x86-64-v3": "x86-64-v4", "x86-64-v4": "x86-64-v3"}
+        native = self.attune_json("explain", "--problem", self.CACHED)["target"]
+        found = self.nearest("--problem", self.CACHED, "--arch", other[native])
+        self.assertIn(("target", native, other[native]), found)
+        self.assertNotIn("source", [field for field, _, _ in found])
+
+    def test_another_version_of_the_templates(self):
+        templates = self.folder / "templates"
+        shutil.copytree(os.environ["ATTUNE_TEMPLATES"], templates)
+        with open(templates / "attune" / "semantics.h", "a") as file:
+            file.write("// changed\n")
+        found, = self.nearest("--problem", self.CACHED, ATTUNE_TEMPLATE_DIR=str(templates))
+        self.assertEqual(found[0], "headers")
+
+    def test_nothing_to_tell(self):
+        self.assertNotIn("nearest", self.attune_json("explain", "--problem", self.CACHED))  # it is there
+        self.cache = self.folder / "empty"
+        self.assertNotIn("nearest", self.attune_json("explain", "--problem", self.CACHED))
+        self.assertNotIn("nearest", self.attune("explain", "--problem", self.CACHED).out)
+        told = self.attune_json("explain", "--problem", self.CACHED, ATTUNE_CACHE_DIR="", HOME="", XDG_CACHE_HOME="")
+        self.assertNotIn("nearest", told)
 
 
 if __name__ == "__main__":

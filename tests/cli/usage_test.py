@@ -13,7 +13,7 @@ class Usage(CommandTest):
     def test_help(self):
         text = self.attune("--help").out
         for command in ("attend", "explain", "emit", "precompile", "cache", "mask", "verify", "devices",
-                        "doctor"):
+                        "doctor", "completion", "manual"):
             self.assertIn(command, text)
             self.assertIn("--help", self.attune(command, "--help").out)
         self.assertIn("Exit codes: 0 ok, 1 wrong result, 2 usage, 3 environment", text)

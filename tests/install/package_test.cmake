@@ -21,6 +21,14 @@ if(NOT headers STREQUAL "attune/attn_bias.h;attune/attune.h;attune/attune_c.h;at
   message(FATAL_ERROR "installed headers: ${headers}")
 endif()
 
+foreach(file bash-completion/completions/attune zsh/site-functions/_attune fish/vendor_completions.d/attune.fish
+    man/man1/attune.1)
+  file(READ "${prefix}/share/${file}" text)
+  if(NOT text MATCHES "precompile")
+    message(FATAL_ERROR "share/${file} does not know the command:\n${text}")
+  endif()
+endforeach()
+
 set(sanitize_flags "")
 if(SANITIZE)
   set(sanitize_flags "-fsanitize=${SANITIZE}")
