@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# tools/gpu_bundle.sh FOLDER: builds, and puts into FOLDER (about 15 MB) what a machine with a GPU, PyTorch and no compiler
+# needs to check and measure this tree. There run FOLDER/check.sh (tools/gpu_check.sh).
+set -euo pipefail
+[ $# = 1 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+
+tests=(gpu_numerics_test gpu_backward_test gpu_dropout_test)
+cmake --preset release >/dev/null
+cmake --build --preset release --target attune attune_command "${tests[@]}" -- --quiet
+
+mkdir -p "$folder"/{bin,lib,bench,tests/golden}
+for program in attune "${tests[@]}"; do strip -o "$folder/bin/$program" "build/release/bin/$program"; done
+strip -o "$folder/lib/libattune.so" build/release/lib/libattune.so
+# The libraries of the distribution that the other machine may lack.
+ldd build/release/bin/attune | awk '$1 ~ /^lib(fmt|curl|zstd|crypto)\./ { print $3 }' | xargs -I{} cp -L {} "$folder/lib"
+cp -r python "$folder"
+cp bench/*.py "$folder/bench"
+cp -r tests/python "$folder/tests"
+cp tests/golden/masks.json "$folder/tests/golden"
+cp tools/gpu_check.sh "$folder/check.sh"
+echo "gpu_bundle: $(du -sh "$folder" | cut -f1) in $folder"
