@@ -347,6 +347,16 @@ class PrecompileForGpus(CommandTest):
                          [("sm_80", "mma"), ("sm_90a", "mma")])
         self.assertEqual((report["compiled"], len(self.entries())), (2, 2))
 
+    def test_both_majors_of_nvrtc(self):
+        problem = ("--problem", "dtype=f16 head_dim=32")
+        if self.attune_json("explain", *problem, "--arch", "sm_60").get("compiler_problem"):
+            self.skipTest("no NVRTC 12 here, which compiles for Pascal and Volta")
+        report = self.attune_json("precompile", *problem, "--arch", "sm_60,sm_70,sm_90a")
+        self.assertEqual((report["compiled"], report["failed"]), (3, 0))
+        entries = self.attune_json("cache", "list")["entries"]
+        majors = {entry["target"]: entry["compiler"].split()[1].split(".")[0] for entry in entries}
+        self.assertEqual(majors, {"sm_60": "12", "sm_70": "12", "sm_90a": "13"})
+
 
 if __name__ == "__main__":
     main()
