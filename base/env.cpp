@@ -54,6 +54,12 @@ constexpr std::array kVariables{
         .fallback = "searched for",
         .read_in = "runtime/cuda/nvrtc_search.cpp"},
     EnvVariable{
+        .name = "ATTUNE_PACK_KEY",
+        .values = "a PEM file",
+        .effect = "An Ed25519 public key: packs that are not signed with its private key are refused.",
+        .fallback = "packs need no signature",
+        .read_in = "cache/pack_key.cpp"},
+    EnvVariable{
         .name = "ATTUNE_RECORD",
         .values = "a file",
         .effect = "Appends each problem at its first use, one a line, as `attune precompile` reads them.",

@@ -162,6 +162,32 @@ Result<Descriptor> open_private_file(const fs::path& path) {
   return file;
 }
 
+Result<OpenFile> OpenFile::open(const fs::path& path) {
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW));
+  if (!file.valid()) return os_failure("open", path, errno);
+  ATTUNE_ASSIGN(info, stat_regular(file, path));
+  return OpenFile(std::move(file), path, static_cast<std::uint64_t>(info.st_size));
+}
+
+Result<void> OpenFile::check_trusted_owner() const {
+  ATTUNE_ASSIGN(info, stat_regular(file_, path_));
+  constexpr uid_t kRoot = 0;
+  return check_owner(info, path_, {::geteuid(), kRoot});
+}
+
+Result<std::vector<std::byte>> OpenFile::read(std::uint64_t offset, std::size_t count) const {
+  std::vector<std::byte> bytes(count);
+  for (std::size_t used = 0; used < count;) {
+    const ssize_t got =
+        ::pread(file_.get(), bytes.data() + used, count - used, static_cast<off_t>(offset + used));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return os_failure("read", path_, errno);
+    if (got == 0) return environment_failure(path_.string() + " has become shorter");
+    used += static_cast<std::size_t>(got);
+  }
+  return bytes;
+}
+
 Result<void> write_file_atomic(const fs::path& path, std::span<const std::byte> bytes,
                                const fs::path& temp_dir) {
   std::string temporary = (temp_dir / "new-XXXXXX").string();

@@ -8,11 +8,13 @@
 #include <sys/types.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <initializer_list>
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace attune {
@@ -31,6 +33,28 @@ Result<std::optional<std::vector<std::byte>>> read_file_of(const std::filesystem
 /// Opens a file for reading and writing under the same conditions. Makes it, with mode 0600, when there is
 /// none.
 Result<Descriptor> open_private_file(const std::filesystem::path& path);
+
+/// A regular file that stays open and is read in pieces, by any thread.
+class OpenFile {
+ public:
+  /// Never follows a symlink at the last component.
+  static Result<OpenFile> open(const std::filesystem::path& path);
+
+  /// Fails unless the file is ours or the superuser's, and nobody else may write it.
+  Result<void> check_trusted_owner() const;
+  /// How long it was when it was opened.
+  std::uint64_t size() const { return size_; }
+  /// Exactly `count` bytes; fails where the file has become shorter.
+  Result<std::vector<std::byte>> read(std::uint64_t offset, std::size_t count) const;
+
+ private:
+  OpenFile(Descriptor file, std::filesystem::path path, std::uint64_t size)
+      : file_(std::move(file)), path_(std::move(path)), size_(size) {}
+
+  Descriptor file_;
+  std::filesystem::path path_;
+  std::uint64_t size_;
+};
 
 /// Writes to a new file of mode 0600 in `temp_dir` (same filesystem), fsyncs it, renames it over `path` and
 /// fsyncs the folder. On failure no temporary file is left behind, and `path` holds the old or the new bytes,

@@ -1,5 +1,7 @@
 #include "cache/entry.h"
 
+#include "base/byte_fields.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -22,26 +24,6 @@ constexpr std::size_t kKeyAt = 32;            // 32 bytes
 constexpr std::size_t kPayloadDigestAt = 64;  // SHA-256 of the payload
 constexpr std::size_t kHeaderDigestAt = 96;   // SHA-256 of bytes 0..95 and the metadata
 constexpr std::size_t kHeaderBytes = 128;
-
-std::uint64_t load(std::span<const std::byte> file, std::size_t at, std::size_t size) {
-  std::uint64_t value = 0;
-  for (std::size_t i = size; i-- > 0;) value = value << 8 | std::to_integer<std::uint64_t>(file[at + i]);
-  return value;
-}
-
-void store(std::span<std::byte> file, std::size_t at, std::size_t size, std::uint64_t value) {
-  for (std::size_t i = 0; i < size; ++i) file[at + i] = static_cast<std::byte>(value >> (8 * i));
-}
-
-void store(std::span<std::byte> file, std::size_t at, const Digest& digest) {
-  std::memcpy(&file[at], digest.bytes.data(), digest.bytes.size());
-}
-
-Digest load_digest(std::span<const std::byte> file, std::size_t at) {
-  Digest digest;
-  std::memcpy(digest.bytes.data(), &file[at], digest.bytes.size());
-  return digest;
-}
 
 std::size_t payload_offset(std::size_t metadata_bytes) {
   return (kHeaderBytes + metadata_bytes + kPayloadOffset - 1) / kPayloadOffset * kPayloadOffset;
@@ -66,14 +48,14 @@ std::vector<std::byte> encode(const Entry& entry) {
   const std::size_t offset = payload_offset(metadata_bytes);
   std::vector<std::byte> file(offset + entry.payload.size());
   std::memcpy(file.data(), kMagic.data(), kMagic.size());
-  store(file, kVersionAt, 4, kFormatVersion);
-  store(file, kPayloadOffsetAt, 4, offset);
-  store(file, kMetadataBytesAt, 8, metadata_bytes);
-  store(file, kPayloadBytesAt, 8, entry.payload.size());
-  store(file, kKeyAt, entry.key);
-  store(file, kPayloadDigestAt, sha256(entry.payload));
+  store_number(file, kVersionAt, 4, kFormatVersion);
+  store_number(file, kPayloadOffsetAt, 4, offset);
+  store_number(file, kMetadataBytesAt, 8, metadata_bytes);
+  store_number(file, kPayloadBytesAt, 8, entry.payload.size());
+  store_digest(file, kKeyAt, entry.key);
+  store_digest(file, kPayloadDigestAt, sha256(entry.payload));
   std::ranges::copy(std::as_bytes(std::span(entry.metadata_json)), file.begin() + kHeaderBytes);
-  store(file, kHeaderDigestAt, header_digest(file, metadata_bytes));
+  store_digest(file, kHeaderDigestAt, header_digest(file, metadata_bytes));
   std::ranges::copy(entry.payload, file.begin() + static_cast<std::ptrdiff_t>(offset));
   return file;
 }
@@ -83,10 +65,10 @@ Result<Entry> decode(std::span<const std::byte> file, const Digest& expected_key
     return defect(fmt::format("{} bytes are less than its header's {}", file.size(), kHeaderBytes));
   }
   if (std::memcmp(file.data(), kMagic.data(), kMagic.size()) != 0) return defect("not a cache entry (magic)");
-  if (const auto version = load(file, kVersionAt, 4); version != kFormatVersion) {
+  if (const auto version = load_number(file, kVersionAt, 4); version != kFormatVersion) {
     return defect(fmt::format("format version {}, this library reads {}", version, kFormatVersion));
   }
-  const std::uint64_t metadata_bytes = load(file, kMetadataBytesAt, 8);
+  const std::uint64_t metadata_bytes = load_number(file, kMetadataBytesAt, 8);
   if (metadata_bytes > file.size() - kHeaderBytes) {
     return defect(fmt::format("{} bytes of metadata in a file of {}", metadata_bytes, file.size()));
   }
@@ -98,8 +80,8 @@ Result<Entry> decode(std::span<const std::byte> file, const Digest& expected_key
   if (key != expected_key)
     return defect(fmt::format("it has key {}, expected {}", key.hex(), expected_key.hex()));
   const std::size_t offset = payload_offset(metadata_bytes);
-  const std::uint64_t payload_bytes = load(file, kPayloadBytesAt, 8);
-  if (load(file, kPayloadOffsetAt, 4) != offset || offset > file.size() ||
+  const std::uint64_t payload_bytes = load_number(file, kPayloadBytesAt, 8);
+  if (load_number(file, kPayloadOffsetAt, 4) != offset || offset > file.size() ||
       payload_bytes != file.size() - offset) {
     return defect(
         fmt::format("{} bytes of payload at {} in a file of {}", payload_bytes, offset, file.size()));

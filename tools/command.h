@@ -37,6 +37,8 @@ void add_cache_disasm(CLI::App& cache, Session& session);
 void add_cache_verify(CLI::App& cache, Session& session);
 void add_cache_prune(CLI::App& cache, Session& session);
 void add_cache_stats(CLI::App& cache, Session& session);
+void add_cache_pack(CLI::App& cache, Session& session);
+void add_cache_unpack(CLI::App& cache, Session& session);
 void add_mask(CLI::App& app, Session& session);
 void add_verify(CLI::App& app, Session& session);
 void add_devices(CLI::App& app, Session& session);

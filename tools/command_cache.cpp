@@ -12,6 +12,8 @@ void add_cache(CLI::App& app, Session& session) {
   add_cache_verify(*group, session);
   add_cache_prune(*group, session);
   add_cache_stats(*group, session);
+  add_cache_pack(*group, session);
+  add_cache_unpack(*group, session);
 }
 
 }  // namespace attune::tools

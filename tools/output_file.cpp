@@ -20,7 +20,7 @@ fs::perms new_file_permissions() {
 
 }  // namespace
 
-Result<void> write_output_file(const fs::path& path, std::span<const std::byte> bytes) {
+Result<void> write_output_file(const fs::path& path, std::span<const std::byte> bytes, fs::perms most) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (fs::exists(status) && !fs::is_regular_file(status)) {
@@ -28,7 +28,7 @@ Result<void> write_output_file(const fs::path& path, std::span<const std::byte> 
   }
   const fs::path folder = path.parent_path();
   ATTUNE_TRY(write_file_atomic(path, bytes, folder.empty() ? "." : folder));
-  fs::permissions(path, new_file_permissions(), error);
+  fs::permissions(path, new_file_permissions() & most, error);
   if (error) return environment_failure(fmt::format("cannot chmod {}: {}", path.string(), error.message()));
   return done();
 }
