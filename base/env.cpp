@@ -31,8 +31,8 @@ constexpr std::array kVariables{
                 .fallback = "rw",
                 .read_in = "runtime/engine.cpp"},
     EnvVariable{.name = "ATTUNE_CACHE_PATH",
-                .values = "folders, colons between",
-                .effect = "Caches that others keep, only read, where the user's own lacks a kernel.",
+                .values = "packs and folders, colons between",
+                .effect = "Only read: packs before the user's own cache, caches that others keep after it.",
                 .fallback = "none",
                 .read_in = "cache/layers.cpp"},
     EnvVariable{

@@ -171,8 +171,7 @@ Result<OpenFile> OpenFile::open(const fs::path& path) {
 
 Result<void> OpenFile::check_trusted_owner() const {
   ATTUNE_ASSIGN(info, stat_regular(file_, path_));
-  constexpr uid_t kRoot = 0;
-  return check_owner(info, path_, {::geteuid(), kRoot});
+  return check_owner(info, path_, {::geteuid(), kSuperuser});
 }
 
 Result<std::vector<std::byte>> OpenFile::read(std::uint64_t offset, std::size_t count) const {

@@ -2,11 +2,14 @@
 
 #include "base/env.h"
 #include "base/file.h"
+#include "cache/pack.h"
 
 #include <fmt/format.h>
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <memory>
 #include <sstream>
 #include <system_error>
 #include <utility>
@@ -30,30 +33,36 @@ Result<ReadLayer> open_shared_folder(const fs::path& path) {
   return ReadLayer{.name = path.string(), .find = find};
 }
 
+Result<ReadLayer> open_pack(const fs::path& path) {
+  ATTUNE_ASSIGN(key, configured_pack_key());
+  ATTUNE_ASSIGN(opened, Pack::open(path, key ? &*key : nullptr));
+  const auto pack = std::make_shared<const Pack>(std::move(opened));  // a std::function wants to be copied
+  return ReadLayer{.name = path.string(),
+                   .find = [pack](const Digest& wanted) { return pack->find(wanted); }};
+}
+
 }  // namespace
 
 Layers::Layers(Store& store, std::vector<fs::path> paths, std::function<void(const std::string&)> warn)
     : store_(store), paths_(std::move(paths)), warn_(std::move(warn)) {}
 
-const std::vector<ReadLayer>& Layers::shared() {
+void Layers::open() {
   std::call_once(opened_, [this] {
     for (const fs::path& path : paths_) {
-      auto layer = open_shared_folder(path);
+      std::error_code error;
+      const bool is_pack = fs::is_regular_file(path, error);
+      auto layer = is_pack ? open_pack(path) : open_shared_folder(path);
       if (layer.ok()) {
-        shared_.push_back(std::move(*layer));
+        (is_pack ? packs_ : folders_).push_back(std::move(*layer));
       } else {
         warn_(fmt::format("ATTUNE_CACHE_PATH: {}; it is not read", layer.failure().message));
       }
     }
   });
-  return shared_;
 }
 
-std::optional<Found> Layers::find(const Digest& key) {
-  if (auto entry = store_.find(key)) {
-    return Found{.entry = std::move(*entry), .layer = store_.root().string()};
-  }
-  for (const ReadLayer& layer : shared()) {
+std::optional<Found> Layers::find_in(const std::vector<ReadLayer>& layers, const Digest& key) {
+  for (const ReadLayer& layer : layers) {
     auto entry = layer.find(key);
     if (!entry.ok()) {
       warn_(fmt::format("{} ({} in {}); looking elsewhere", entry.failure().message, key.hex(), layer.name));
@@ -62,17 +71,31 @@ std::optional<Found> Layers::find(const Digest& key) {
       return Found{.entry = std::move(**entry), .layer = layer.name};
     }
   }
-  const bool looked = store_.mode() == Mode::rw || store_.mode() == Mode::ro || !shared().empty();
+  return std::nullopt;
+}
+
+std::optional<Found> Layers::find(const Digest& key) {
+  open();
+  if (auto found = find_in(packs_, key)) return found;
+  if (auto entry = store_.find(key)) {
+    return Found{.entry = std::move(*entry), .layer = store_.root().string()};
+  }
+  if (auto found = find_in(folders_, key)) return found;
+  const bool looked =
+      store_.mode() == Mode::rw || store_.mode() == Mode::ro || !packs_.empty() || !folders_.empty();
   if (looked) misses_.fetch_add(1, std::memory_order_relaxed);
   return std::nullopt;
 }
 
 std::optional<std::string> Layers::locate(const Digest& key) {
-  if (store_.inspect(key).ok()) return store_.root().string();
-  for (const ReadLayer& layer : shared()) {
+  open();
+  const auto has = [&](const ReadLayer& layer) {
     const auto entry = layer.find(key);
-    if (entry.ok() && entry->has_value()) return layer.name;
-  }
+    return entry.ok() && entry->has_value();
+  };
+  if (const auto pack = std::ranges::find_if(packs_, has); pack != packs_.end()) return pack->name;
+  if (store_.inspect(key).ok()) return store_.root().string();
+  if (const auto folder = std::ranges::find_if(folders_, has); folder != folders_.end()) return folder->name;
   return std::nullopt;
 }
 

@@ -29,12 +29,12 @@ struct ReadLayer {
 
 class Layers {
  public:
-  /// `paths` are folders laid out like the store's. They are opened at the first look-up, and one that is
-  /// unsafe or absent costs a warning.
+  /// `paths` are packs, and folders laid out like the store's. They are opened at the first look-up, and one
+  /// that is unsafe or absent costs a warning.
   Layers(Store& store, std::vector<std::filesystem::path> paths,
          std::function<void(const std::string&)> warn);
 
-  /// In the store, then in the folders, in the order of their naming.
+  /// In the packs, then in the store, then in the folders; packs and folders in the order of their naming.
   std::optional<Found> find(const Digest& key);
   void store(const Entry& entry) { store_.store(entry); }
   /// The layer that find() would take the entry from. Counts, moves and warns of nothing.
@@ -46,13 +46,15 @@ class Layers {
   std::uint64_t misses() const { return misses_.load(std::memory_order_relaxed); }
 
  private:
-  const std::vector<ReadLayer>& shared();
+  void open();
+  std::optional<Found> find_in(const std::vector<ReadLayer>& layers, const Digest& key);
 
   Store& store_;
   std::vector<std::filesystem::path> paths_;
   std::function<void(const std::string&)> warn_;
   std::once_flag opened_;
-  std::vector<ReadLayer> shared_;
+  std::vector<ReadLayer> packs_;
+  std::vector<ReadLayer> folders_;
   std::atomic<std::uint64_t> shared_hits_{0};
   std::atomic<std::uint64_t> misses_{0};
 };

@@ -36,7 +36,7 @@ struct EngineOptions {
   std::optional<std::filesystem::path> cache_root;  // nothing: no cache on disk
   cache::Mode cache_mode = cache::Mode::rw;
   std::uint64_t cache_max_bytes = cache::kDefaultMaxBytes;  // 0: no bound
-  std::vector<std::filesystem::path> cache_paths;           // ATTUNE_CACHE_PATH: read after the cache
+  std::vector<std::filesystem::path> cache_paths;           // ATTUNE_CACHE_PATH: packs and shared folders
   JitMode jit = JitMode::automatic;
   BackendChoice backend = BackendChoice::automatic;
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 
-from harness import CommandTest, main, native_arch, needs_cpu, needs_nvrtc
+from harness import CommandTest, Problem, main, native_arch, needs_cpu, needs_nvrtc
 
 PROBLEM = "dtype=f32 head_dim=8 lse=write"
 OTHER = "dtype=f16 head_dim=16"
@@ -174,6 +174,31 @@ class Pack(PackTest):
                           ATTUNE_PACK_KEY=str(private))
         self.assert_fails(3, "ATTUNE_PACK_KEY: cannot open", "cache", "unpack", self.pack,
                           ATTUNE_PACK_KEY=str(self.folder / "none"))
+
+
+@needs_cpu
+class CallFromAPack(PackTest):
+
+    def test_no_compiler_runs(self):
+        """Precompiled and packed here; there, an empty cache and no leave to compile."""
+        problem = Problem(len_q=3, len_k=5).write(self.folder / "in.safetensors")
+        private, public = self.key_pair("ours")
+        here = self.attune_json("attend", problem, "-o", self.folder / "here.safetensors")
+        self.assertEqual(here["compiles"], 1)
+        self.attune("cache", "pack", self.pack, "--sign", private)
+
+        there = {"ATTUNE_CACHE_DIR": str(self.folder / "empty"), "ATTUNE_JIT": "never"}
+        self.assert_fails(3, "is not in the cache and ATTUNE_JIT=never", "attend", problem, "-o", self.folder / "none", **there)
+        with_pack = there | {"ATTUNE_CACHE_PATH": str(self.pack), "ATTUNE_PACK_KEY": str(public)}
+        call = self.attune_json("attend", problem, "-o", self.folder / "there.safetensors", **with_pack)
+        self.assertEqual((call["source"], call["compiles"], call["cache_hits"]), ("disk", 0, 1))
+        self.assertEqual((self.folder / "there.safetensors").read_bytes(),
+                         (self.folder / "here.safetensors").read_bytes())
+        self.assertFalse((self.folder / "empty").exists())  # a pack's kernel is not copied
+
+        _, other = self.key_pair("theirs")
+        self.assert_fails(3, "is not in the cache and ATTUNE_JIT=never", "attend", problem, "-o", self.folder / "none",
+                          **with_pack | {"ATTUNE_PACK_KEY": str(other)})
 
 
 @needs_nvrtc

@@ -1,6 +1,8 @@
 #include "cache/layers.h"
 
 #include "cache_entries.h"
+#include "pack_bytes.h"
+#include "pem_keys.h"
 
 #include <doctest/doctest.h>
 
@@ -145,7 +147,7 @@ TEST_CASE("a folder that is unsafe or absent costs one warning, and the next one
   SUBCASE("a file") {
     fs::remove_all(f.one);
     std::ofstream(f.one) << "x";
-    expected = "Not a directory";
+    expected = "pack refused: 1 bytes are less than";
   }
   SUBCASE("writable by a group") {
     REQUIRE(::chmod(f.one.c_str(), 0775) == 0);
@@ -201,6 +203,87 @@ TEST_CASE("ATTUNE_CACHE_PATH is a list") {
         std::vector<fs::path>{"/opt/attune", fs::current_path() / "relative", "/srv/kernels"});
   REQUIRE(::unsetenv("ATTUNE_CACHE_PATH") == 0);
   CHECK(shared_paths().empty());
+}
+
+/// A pack at `path` with one kernel.
+void pack(const fs::path& path, const std::string& name, const std::string& metadata,
+          const SigningKey* key = nullptr) {
+  Entry entry = entry_of(name);
+  entry.metadata_json = metadata;
+  const attune::test::Bytes bytes = attune::test::pack_of({entry}, "{}", key);
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+}
+
+TEST_CASE("packs come before the user's own cache, folders after it") {
+  Shared f;
+  const fs::path first = f.dir.path() / "first.pack";
+  const fs::path second = f.dir.path() / "second.pack";
+  pack(first, "c", "\"first\"");
+  pack(second, "c", "\"second\"");
+  Layers layers(f.own, {f.one, first, second}, [](const std::string& line) { FAIL(line); });
+  f.own.store(entry_of("c"));
+  f.own.store(entry_of("a"));
+  const auto layer_of = [&](const char* name) {
+    const auto found = layers.find(sha256(name));
+    CHECK(layers.locate(sha256(name)) == (found ? std::optional(found->layer) : std::nullopt));
+    return found ? found->layer : "nothing";
+  };
+  CHECK(layer_of("c") == first.string());
+  CHECK(layers.find(sha256("c"))->entry.metadata_json == "\"first\"");
+  CHECK(layer_of("a") == f.own.root().string());
+  CHECK(layer_of("b") == "nothing");
+  Shared::put(f.one, "b");
+  CHECK(layer_of("b") == f.one.string());
+  CHECK(layers.shared_hits() == 3);
+  CHECK(layers.misses() == 1);
+}
+
+TEST_CASE("a pack that is refused is a warning and costs no other layer") {
+  Shared f;
+  const fs::path path = f.dir.path() / "the.pack";
+  pack(path, "a", "\"pack\"");
+  const auto find = [&] {
+    f.warnings.clear();
+    Layers layers(f.own, {path, f.one}, [&](const std::string& line) { f.warnings.push_back(line); });
+    const auto found = layers.find(sha256("a"));
+    return found ? found->entry.metadata_json : "nothing";
+  };
+  CHECK(find() == "\"pack\"");
+  CHECK(f.warnings.empty());
+
+  std::fstream(path, std::ios::binary | std::ios::in | std::ios::out).seekp(-1, std::ios::end).put('\0');
+  CHECK(find() == "\"one\"");
+  CHECK(f.warned("pack entry " + sha256("a").hex() + " refused: checksum"));
+  fs::resize_file(path, 100);
+  CHECK(find() == "\"one\"");
+  CHECK(f.warned("ATTUNE_CACHE_PATH: " + path.string() + ": pack refused: 100 bytes are less than"));
+}
+
+TEST_CASE("where a key is named only packs with its signature are read") {
+  Shared f;
+  const fs::path key_path = f.dir.path() / "key.pub.pem";
+  const auto key = attune::test::ed25519(sha256("ours"));
+  const auto signing_key = SigningKey::from_pem(attune::test::private_pem(key.get()));
+  REQUIRE(signing_key.ok());
+  std::ofstream(key_path) << attune::test::public_pem(key.get());
+  pack(f.dir.path() / "signed.pack", "a", "\"signed\"", &*signing_key);
+  pack(f.dir.path() / "unsigned.pack", "a", "\"unsigned\"");
+  const auto find = [&] {
+    f.warnings.clear();
+    Layers layers(f.own, {f.dir.path() / "unsigned.pack", f.dir.path() / "signed.pack"},
+                  [&](const std::string& line) { f.warnings.push_back(line); });
+    const auto found = layers.find(sha256("a"));
+    return found ? found->entry.metadata_json : "nothing";
+  };
+  CHECK(find() == "\"unsigned\"");
+  REQUIRE(::setenv("ATTUNE_PACK_KEY", key_path.c_str(), 1) == 0);
+  CHECK(find() == "\"signed\"");
+  CHECK(f.warned("unsigned.pack: pack refused: it is not signed"));
+  fs::remove(key_path);  // no key can be read: no pack can be believed
+  CHECK(find() == "nothing");
+  CHECK(f.warnings.size() == 2);
+  REQUIRE(::unsetenv("ATTUNE_PACK_KEY") == 0);
 }
 
 }  // namespace
