@@ -161,17 +161,18 @@ class Pack(PackTest):
         message, signature = self.folder / "message", self.folder / "signature"
         message.write_bytes(data[:64])
         signature.write_bytes(data[64:128])
-        verdict = openssl("pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin", "-in", message, "-sigfile",
-                          signature)
+        verdict = openssl("pkeyutl", "-verify", "-pubin", "-inkey", public, "-rawin", "-in", message,
+                          "-sigfile", signature)
         self.assertTrue(re.search(b"Verified Successfully", verdict), verdict)
 
     def test_what_is_no_key(self):
         private, public = self.key_pair("ours")
-        self.assert_fails(2, f"{public}: not an Ed25519 private key", "cache", "pack", self.pack, "--sign", public)
+        self.assert_fails(2, f"{public}: not an Ed25519 private key", "cache", "pack", self.pack, "--sign",
+                          public)
         self.assert_fails(2, "cannot open", "cache", "pack", self.pack, "--sign", self.folder / "none")
         self.attune("cache", "pack", self.pack, "--sign", private)
-        self.assert_fails(3, f"ATTUNE_PACK_KEY: {private}: not an Ed25519 public key", "cache", "unpack", self.pack,
-                          ATTUNE_PACK_KEY=str(private))
+        self.assert_fails(3, f"ATTUNE_PACK_KEY: {private}: not an Ed25519 public key", "cache", "unpack",
+                          self.pack, ATTUNE_PACK_KEY=str(private))
         self.assert_fails(3, "ATTUNE_PACK_KEY: cannot open", "cache", "unpack", self.pack,
                           ATTUNE_PACK_KEY=str(self.folder / "none"))
 
@@ -188,7 +189,8 @@ class CallFromAPack(PackTest):
         self.attune("cache", "pack", self.pack, "--sign", private)
 
         there = {"ATTUNE_CACHE_DIR": str(self.folder / "empty"), "ATTUNE_JIT": "never"}
-        self.assert_fails(3, "is not in the cache and ATTUNE_JIT=never", "attend", problem, "-o", self.folder / "none", **there)
+        self.assert_fails(3, "is not in the cache and ATTUNE_JIT=never", "attend", problem, "-o",
+                          self.folder / "none", **there)
         with_pack = there | {"ATTUNE_CACHE_PATH": str(self.pack), "ATTUNE_PACK_KEY": str(public)}
         call = self.attune_json("attend", problem, "-o", self.folder / "there.safetensors", **with_pack)
         self.assertEqual((call["source"], call["compiles"], call["cache_hits"]), ("disk", 0, 1))
@@ -197,8 +199,8 @@ class CallFromAPack(PackTest):
         self.assertFalse((self.folder / "empty").exists())  # a pack's kernel is not copied
 
         _, other = self.key_pair("theirs")
-        self.assert_fails(3, "is not in the cache and ATTUNE_JIT=never", "attend", problem, "-o", self.folder / "none",
-                          **with_pack | {"ATTUNE_PACK_KEY": str(other)})
+        self.assert_fails(3, "is not in the cache and ATTUNE_JIT=never", "attend", problem, "-o",
+                          self.folder / "none", **with_pack | {"ATTUNE_PACK_KEY": str(other)})
 
 
 @needs_nvrtc
