@@ -12,7 +12,9 @@
 
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "attune/attune.h"
+#include "base/file.h"
 #include "base/log.h"
+#include "cache/pack_writer.h"
 #include "runtime/check.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/engine.h"
@@ -230,6 +232,28 @@ TEST_CASE("a shared cache's image that the loader refuses is compiled into our o
   CHECK(warnings.lines.size() == 1);
   CHECK(entries_in(shared).size() == 1);
   CHECK_FALSE(fs::exists(shared / "v1" / "quarantine"));
+}
+
+TEST_CASE("a pack's image that the loader refuses is compiled once; then our own cache has it") {
+  const test::TempDir dir;
+  const fs::path shared = dir.path() / "shared", file = dir.path() / "strange.pack";
+  REQUIRE(open_engine({.cache_root = shared})->prepare(kProblem, kCpu).ok());
+  put_strange_images(shared);
+  cache::PackWriter writer;
+  const cache::Store store(shared, cache::Mode::ro, [](const std::string& line) { FAIL(line); });
+  for (const cache::Listed& listed : store.list())
+    REQUIRE(writer.add(store.inspect(listed.key).value()).ok());
+  REQUIRE(write_file_atomic(file, writer.finish("{}").value(), dir.path()).ok());
+
+  const auto compiles = [&] {
+    auto engine = open_engine({.cache_root = dir.path() / "own", .cache_paths = {file}});
+    run_and_check(*engine);
+    return engine->counters().compiles;
+  };
+  Warnings warnings;
+  CHECK(compiles() == 1);
+  CHECK(compiles() == 0);  // although packs come first
+  CHECK(warnings.lines.size() == 2);
 }
 
 TEST_CASE("a cache folder that goes while the program runs is made again") {
