@@ -93,7 +93,7 @@ json listed_json(const cache::Listed& listed) {
 
 void add_rows(Table& table, const std::string& prefix, const json& object) {
   for (const auto& [name, value] : object.items()) {
-    const std::string label = printable(prefix.empty() ? name : prefix + "." + name);
+    const std::string label = printable(prefix.empty() ? name : fmt::format("{}.{}", prefix, name));
     if (value.is_object()) {
       add_rows(table, label, value);
     } else {

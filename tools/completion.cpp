@@ -63,22 +63,32 @@ void for_each_word(
   }
 }
 
+using Choose = std::string (*)(const std::vector<std::string>& choices);
+
 /// The cases for what follows an option that takes a value: one of a few words, or anything.
-std::string value_cases(const CommandInfo& root, const char* one_of, const char* anything) {
+std::string value_cases(const CommandInfo& root, Choose choose, const char* anything) {
   std::string cases;
   for (const CommandInfo* command : all_commands(root)) {
     for (const OptionInfo& option : command->options) {
       if (option.positional || !option.takes_value) continue;
       std::vector<std::string> patterns;
       for (const std::string& name : option.names) patterns.push_back(shell_word(command->path + " " + name));
-      const std::string action =
-          option.choices.empty() ? std::string(anything)
-                                 : fmt::format(fmt::runtime(one_of),
-                                               shell_word(fmt::format("{}", fmt::join(option.choices, " "))));
-      cases += fmt::format("    {}) {}; return ;;\n", fmt::join(patterns, "|"), action);
+      cases += fmt::format("    {}) {}; return ;;\n", fmt::join(patterns, "|"),
+                           option.choices.empty() ? anything : choose(option.choices));
     }
   }
   return cases;
+}
+
+std::string choose_in_bash(const std::vector<std::string>& choices) {
+  const std::string list = fmt::format("{}", fmt::join(choices, " "));
+  return fmt::format(R"(COMPREPLY=($(compgen -W {} -- "$current")))", shell_word(list));
+}
+
+std::string choose_in_zsh(const std::vector<std::string>& choices) {
+  std::string command = "compadd --";
+  for (const std::string& choice : choices) command += fmt::format(" {}", shell_word(choice));
+  return command;
 }
 
 }  // namespace
@@ -108,8 +118,7 @@ _attune() {{
 }}
 complete -o default -F _attune attune
 )",
-                     verb_patterns(root, "|"),
-                     value_cases(root, R"(COMPREPLY=($(compgen -W {} -- "$current")))", ":"), words);
+                     verb_patterns(root, "|"), value_cases(root, choose_in_bash, ":"), words);
 }
 
 std::string zsh_completion(const CommandInfo& root) {
@@ -117,9 +126,9 @@ std::string zsh_completion(const CommandInfo& root) {
   for (const CommandInfo* command : all_commands(root)) {
     std::string list;
     for_each_word(root, *command, [&](const std::string& word, const std::string& description) {
-      list += " " + shell_word(word + ":" + description);
+      list += fmt::format(" {}", shell_word(fmt::format("{}:{}", word, description)));
     });
-    words += fmt::format("    {}) words=({}) ;;\n", shell_word(command->path), list);
+    words += fmt::format("    {}) next=({}) ;;\n", shell_word(command->path), list);
   }
   return fmt::format(R"(#compdef attune
 # zsh completion of attune, printed by `attune completion zsh`
@@ -132,15 +141,15 @@ _attune_words() {{
   done
   case "$verb $previous" in
 {}  esac
-  local -a words
+  local -a next
   case "$verb" in
 {}  esac
-  _describe attune words || _files
+  _describe attune next || _files
 }}
 _attune() {{ _attune_words }}
 if [[ $funcstack[1] == _attune ]]; then _attune; else compdef _attune attune; fi
 )",
-                     verb_patterns(root, "|"), value_cases(root, "compadd -- ${{={}}}", "_files"), words);
+                     verb_patterns(root, "|"), value_cases(root, choose_in_zsh, "_files"), words);
 }
 
 std::string fish_completion(const CommandInfo& root) {

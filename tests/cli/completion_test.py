@@ -71,9 +71,18 @@ class Printed(CommandTest):
                 self.assertEqual((done.stdout.split(), done.stderr), (expected, ""))
 
     @needs("zsh")
-    def test_zsh_reads_it(self):
-        done = subprocess.run(["zsh", "-n", self.script("zsh")], capture_output=True, text=True, timeout=60, check=False)
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
+    def test_zsh_completes(self):
+        script = self.script("zsh")
+        for line, expected in (("attune cache list --sort s", ["key", "size", "age", "used", "target", "candidate"]),
+                               ("attune completion x", ["-h", "--help", "bash", "zsh", "fish", "--json"]),
+                               ("attune emit --out x", ["files"])):
+            with self.subTest(line=line):
+                done = subprocess.run(
+                    ["zsh", "-f", "-c", f"compdef() {{ }}; source {script}; compadd() {{ shift; print -l -- $@ }}; "
+                     "_files() { print files }; _describe() { print -l -- ${next%%:*} }; "
+                     f"words=({line}); CURRENT={len(line.split())}; _attune_words"],
+                    capture_output=True, text=True, timeout=60, check=True)
+                self.assertEqual((done.stdout.split(), done.stderr), (expected, ""))
 
     @needs("fish")
     def test_fish_completes(self):
