@@ -43,8 +43,9 @@ Result<ReadLayer> open_pack(const fs::path& path) {
 
 }  // namespace
 
-Layers::Layers(Store& store, std::vector<fs::path> paths, std::function<void(const std::string&)> warn)
-    : store_(store), paths_(std::move(paths)), warn_(std::move(warn)) {}
+Layers::Layers(Store& store, std::vector<fs::path> paths, std::function<void(const std::string&)> warn,
+               std::unique_ptr<Remote> remote)
+    : store_(store), paths_(std::move(paths)), warn_(std::move(warn)), remote_(std::move(remote)) {}
 
 void Layers::open() {
   std::call_once(opened_, [this] {
@@ -74,6 +75,22 @@ std::optional<Found> Layers::find_in(const std::vector<ReadLayer>& layers, const
   return std::nullopt;
 }
 
+std::optional<Found> Layers::find_in_remote(const Digest& key) {
+  if (!remote_) return std::nullopt;
+  const auto find = [this](const Digest& wanted) { return remote_->find(wanted); };
+  auto found = find_in({{.name = remote_->url(), .find = find}}, key);
+  if (found) store_.store(found->entry);
+  return found;
+}
+
+void Layers::store(const Entry& entry) {
+  store_.store(entry);
+  if (!remote_) return;
+  if (const auto sent = remote_->store(entry); !sent.ok()) {
+    warn_(fmt::format("{} ({} not sent to {})", sent.failure().message, entry.key.hex(), remote_->url()));
+  }
+}
+
 std::optional<Found> Layers::find(const Digest& key) {
   open();
   if (auto found = find_in(packs_, key)) return found;
@@ -81,8 +98,9 @@ std::optional<Found> Layers::find(const Digest& key) {
     return Found{.entry = std::move(*entry), .layer = store_.root().string()};
   }
   if (auto found = find_in(folders_, key)) return found;
-  const bool looked =
-      store_.mode() == Mode::rw || store_.mode() == Mode::ro || !packs_.empty() || !folders_.empty();
+  if (auto found = find_in_remote(key)) return found;
+  const bool looked = store_.mode() == Mode::rw || store_.mode() == Mode::ro || !packs_.empty() ||
+                      !folders_.empty() || remote_ != nullptr;
   if (looked) misses_.fetch_add(1, std::memory_order_relaxed);
   return std::nullopt;
 }

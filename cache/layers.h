@@ -1,14 +1,16 @@
-// Layers: all places on disk where a kernel may be. Only the user's own cache is ever written; a kernel that
-// another layer has is not copied into it.
+// Layers: all places where a compiled kernel may be. On disk only the user's own cache is ever written. What
+// a pack or a folder has is not copied into it, what the remote has is.
 #pragma once
 
 #include "cache/entry.h"
+#include "cache/remote.h"
 #include "cache/store.h"
 
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -18,7 +20,7 @@ namespace attune::cache {
 
 struct Found {
   Entry entry;
-  std::string layer;  // its path
+  std::string layer;  // its path or URL
 };
 
 /// A layer that is only read, by any thread: the verified entry, nothing, or why it can't be had.
@@ -31,13 +33,15 @@ class Layers {
  public:
   /// `paths` are packs, and folders laid out like the store's. They are opened at the first look-up, and one
   /// that is unsafe or absent costs a warning.
-  Layers(Store& store, std::vector<std::filesystem::path> paths,
-         std::function<void(const std::string&)> warn);
+  Layers(Store& store, std::vector<std::filesystem::path> paths, std::function<void(const std::string&)> warn,
+         std::unique_ptr<Remote> remote = nullptr);
 
-  /// In the packs, then in the store, then in the folders; packs and folders in the order of their naming.
+  /// In the packs, then in the store, then in the folders, packs and folders in the order of their naming,
+  /// and then in the remote: what that has is stored.
   std::optional<Found> find(const Digest& key);
-  void store(const Entry& entry) { store_.store(entry); }
-  /// The layer that find() would take the entry from. Counts, moves and warns of nothing.
+  /// In the store, and in a remote that is written to.
+  void store(const Entry& entry);
+  /// The layer on disk that find() would take the entry from. Counts, moves and warns of nothing.
   std::optional<std::string> locate(const Digest& key);
 
   /// What other layers than the store had.
@@ -47,11 +51,13 @@ class Layers {
 
  private:
   void open();
+  std::optional<Found> find_in_remote(const Digest& key);
   std::optional<Found> find_in(const std::vector<ReadLayer>& layers, const Digest& key);
 
   Store& store_;
   std::vector<std::filesystem::path> paths_;
   std::function<void(const std::string&)> warn_;
+  std::unique_ptr<Remote> remote_;  // null: none
   std::once_flag opened_;
   std::vector<ReadLayer> packs_;
   std::vector<ReadLayer> folders_;

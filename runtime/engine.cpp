@@ -136,6 +136,8 @@ Result<EngineOptions> EngineOptions::from_environment() {
   ATTUNE_ASSIGN(max_bytes, parse_max_bytes());
   options.cache_max_bytes = max_bytes;
   options.cache_paths = cache::shared_paths();
+  ATTUNE_ASSIGN(remote, cache::remote_options());
+  options.remote = std::move(remote);
   options.backend = backend;
   options.cache_mode = mode;
   options.jit = jit;
@@ -150,7 +152,8 @@ struct Engine::State {
         templates(std::move(set)),
         store(options.cache_root.value_or(std::filesystem::path()),
               options.cache_root ? options.cache_mode : cache::Mode::off, warn, options.cache_max_bytes),
-        layers(store, reads_disk() ? options.cache_paths : std::vector<std::filesystem::path>(), warn) {}
+        layers(store, reads_disk() ? options.cache_paths : std::vector<std::filesystem::path>(), warn,
+               open_remote()) {}
 
   EngineOptions options;
   TemplateSet templates;
@@ -171,6 +174,7 @@ struct Engine::State {
   std::atomic<std::uint64_t> launches{0};
 
   static void warn(const std::string& line) { log(LogLevel::warn, line); }
+  std::unique_ptr<cache::Remote> open_remote() const;
   bool reads_disk() const {
     return options.cache_mode == cache::Mode::rw || options.cache_mode == cache::Mode::ro;
   }
@@ -190,6 +194,13 @@ struct Engine::State {
   void record(const codegen::Problem& problem, const codegen::Arch& arch);
   void launched(const ReadyKernel& ready);
 };
+
+std::unique_ptr<cache::Remote> Engine::State::open_remote() const {
+  if (!options.remote || !reads_disk()) return nullptr;
+  cache::RemoteOptions remote = *options.remote;
+  remote.writable = remote.writable && options.cache_mode == cache::Mode::rw;
+  return std::make_unique<cache::Remote>(std::move(remote));
+}
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Engine::~Engine() = default;
@@ -261,7 +272,7 @@ Result<std::shared_ptr<const Obtained>> Engine::State::compile(const codegen::Un
   auto obtained = std::make_shared<Obtained>(Obtained{unit, candidate,
                                                       entry_metadata(unit, candidate, image.metadata_json),
                                                       std::move(image.bytes), Source::compiler, ""});
-  store.store({.key = unit.key, .metadata_json = obtained->metadata_json, .payload = obtained->image});
+  layers.store({.key = unit.key, .metadata_json = obtained->metadata_json, .payload = obtained->image});
   return std::shared_ptr<const Obtained>(std::move(obtained));
 }
 

@@ -6,6 +6,7 @@
 #include "attune/params.h"
 #include "base/result.h"
 #include "cache/layers.h"
+#include "cache/remote.h"
 #include "cache/store.h"
 #include "codegen/choose.h"
 #include "codegen/problem.h"
@@ -37,6 +38,7 @@ struct EngineOptions {
   cache::Mode cache_mode = cache::Mode::rw;
   std::uint64_t cache_max_bytes = cache::kDefaultMaxBytes;  // 0: no bound
   std::vector<std::filesystem::path> cache_paths;           // ATTUNE_CACHE_PATH: packs and shared folders
+  std::optional<cache::RemoteOptions> remote;               // ATTUNE_REMOTE; nothing: none
   JitMode jit = JitMode::automatic;
   BackendChoice backend = BackendChoice::automatic;
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones

@@ -1,6 +1,7 @@
 // attune doctor: what was found on this machine, what is missing, and how to get it.
 #include "base/env.h"
 #include "base/file.h"
+#include "cache/curl.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/engine.h"
@@ -15,6 +16,8 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <optional>
+#include <utility>
 #include <vector>
 
 namespace attune::tools {
@@ -128,6 +131,19 @@ Finding cache_finding() {
   return finding;
 }
 
+/// Nothing when no remote is named; a wrong name is the cache's finding.
+std::optional<Finding> remote_finding() {
+  const auto options = runtime::EngineOptions::from_environment();
+  if (!options.ok() || !options->remote) return std::nullopt;
+  const cache::RemoteOptions& remote = *options->remote;
+  const auto curl = cache::curl_description();
+  return Finding{
+      .name = "remote",
+      .found = curl.ok() ? fmt::format("{} ({}), {}", remote.url, remote.writable ? "rw" : "ro", *curl) : "",
+      .problem = curl.ok() ? "" : curl.failure().message,
+      .remedy = "install libcurl4, or unset ATTUNE_REMOTE"};
+}
+
 // ---- The report ----
 
 json to_json(const std::vector<Finding>& findings, bool cpu_works, bool cuda_works) {
@@ -182,8 +198,9 @@ std::string to_text(const std::vector<Finding>& findings, bool cpu_works, bool c
 Result<int> doctor(bool as_json) {
   const runtime::CpuReport cpu = runtime::cpu_report();
   const runtime::CudaReport cuda = runtime::cuda_report();
-  const std::vector<Finding> findings{cpu_finding(cpu),  plugin_finding(cpu), driver_finding(cuda),
-                                      gpu_finding(cuda), nvrtc_finding(cuda), cache_finding()};
+  std::vector<Finding> findings{cpu_finding(cpu),  plugin_finding(cpu), driver_finding(cuda),
+                                gpu_finding(cuda), nvrtc_finding(cuda), cache_finding()};
+  if (auto remote = remote_finding()) findings.push_back(std::move(*remote));
   const bool cpu_works = cpu.isa_problem.empty() && cpu.plugin_problem.empty();
   const bool cuda_works = cuda.driver_problem.empty() && !cuda.devices.empty() && cuda.nvrtc_problem.empty();
   ATTUNE_TRY(as_json ? print_json(to_json(findings, cpu_works, cuda_works))

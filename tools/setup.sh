@@ -13,7 +13,8 @@ case "${1-}" in
   *) echo "usage: tools/setup.sh [--tests]" >&2; exit 2 ;;
 esac
 
-build_packages=(g++ cmake ninja-build libfmt-dev nlohmann-json3-dev doctest-dev libcli11-dev libssl-dev libzstd-dev)
+build_packages=(g++ cmake ninja-build libfmt-dev nlohmann-json3-dev doctest-dev libcli11-dev libssl-dev libzstd-dev
+  libcurl4-openssl-dev)
 llvm_packages=(llvm-19-dev libclang-19-dev liblld-19-dev zlib1g-dev libtinfo-dev libxml2-dev libz3-dev)
 test_packages=(git clang-format clang-tidy)
 
