@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <sstream>
 #include <system_error>
@@ -30,7 +31,15 @@ Result<ReadLayer> open_shared_folder(const fs::path& path) {
     ATTUNE_ASSIGN(entry, decode(*bytes, key));
     return std::optional(std::move(entry));
   };
-  return ReadLayer{.name = path.string(), .find = find};
+  const auto describe = [path, find] {
+    std::vector<std::string> texts;
+    for (const Listed& listed : list_objects(path)) {
+      auto entry = find(listed.key);
+      if (entry.ok() && entry->has_value()) texts.push_back(std::move((*entry)->metadata_json));
+    }
+    return texts;
+  };
+  return ReadLayer{.name = path.string(), .find = find, .describe = describe};
 }
 
 Result<ReadLayer> open_pack(const fs::path& path) {
@@ -38,7 +47,8 @@ Result<ReadLayer> open_pack(const fs::path& path) {
   ATTUNE_ASSIGN(opened, Pack::open(path, key ? &*key : nullptr));
   const auto pack = std::make_shared<const Pack>(std::move(opened));  // a std::function wants to be copied
   return ReadLayer{.name = path.string(),
-                   .find = [pack](const Digest& wanted) { return pack->find(wanted); }};
+                   .find = [pack](const Digest& wanted) { return pack->find(wanted); },
+                   .describe = [pack] { return std::vector{std::string(pack->index().manifest())}; }};
 }
 
 }  // namespace
@@ -78,7 +88,7 @@ std::optional<Found> Layers::find_in(const std::vector<ReadLayer>& layers, const
 std::optional<Found> Layers::find_in_remote(const Digest& key) {
   if (!remote_) return std::nullopt;
   const auto find = [this](const Digest& wanted) { return remote_->find(wanted); };
-  auto found = find_in({{.name = remote_->url(), .find = find}}, key);
+  auto found = find_in({{.name = remote_->url(), .find = find, .describe = nullptr}}, key);
   if (found) store_.store(found->entry);
   return found;
 }
@@ -115,6 +125,24 @@ std::optional<std::string> Layers::locate(const Digest& key) {
   if (store_.inspect(key).ok()) return store_.root().string();
   if (const auto folder = std::ranges::find_if(folders_, has); folder != folders_.end()) return folder->name;
   return std::nullopt;
+}
+
+std::vector<std::string> Layers::descriptions() {
+  open();
+  std::vector<std::string> all;
+  const auto add = [&](const ReadLayer& layer) {
+    auto texts = layer.describe();
+    std::ranges::move(texts, std::back_inserter(all));
+  };
+  std::ranges::for_each(packs_, add);
+  if (store_.mode() == Mode::rw || store_.mode() == Mode::ro) {
+    for (const Listed& listed : store_.list()) {
+      auto entry = store_.inspect(listed.key);
+      if (entry.ok()) all.push_back(std::move(entry->metadata_json));
+    }
+  }
+  std::ranges::for_each(folders_, add);
+  return all;
 }
 
 std::vector<fs::path> shared_paths() {

@@ -27,6 +27,8 @@ struct Found {
 struct ReadLayer {
   std::string name;
   std::function<Result<std::optional<Entry>>(const Digest&)> find;
+  /// JSON texts: a pack's manifest, or the metadata of a folder's entries, all of which are read for it.
+  std::function<std::vector<std::string>()> describe;
 };
 
 class Layers {
@@ -43,6 +45,8 @@ class Layers {
   void store(const Entry& entry);
   /// The layer on disk that find() would take the entry from. Counts, moves and warns of nothing.
   std::optional<std::string> locate(const Digest& key);
+  /// What the layers on disk say of their kernels, as ReadLayer::describe().
+  std::vector<std::string> descriptions();
 
   /// What other layers than the store had.
   std::uint64_t shared_hits() const { return shared_hits_.load(std::memory_order_relaxed); }

@@ -9,6 +9,7 @@
 #include "cache/turn.h"
 #include "codegen/embedded.h"
 #include "codegen/names.h"
+#include "runtime/builds.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/hot_table.h"
@@ -168,6 +169,8 @@ struct Engine::State {
   std::mutex loaded_mutex;
   std::map<std::pair<std::size_t, Digest>, std::shared_ptr<Kernel>> loaded;
   std::mutex record_mutex;
+  std::once_flag builds_once;
+  std::vector<Build> builds;  // in the layers, once a compiler was missing
 
   std::atomic<std::uint64_t> compiles{0};
   std::atomic<std::uint64_t> load_count{0};
@@ -181,6 +184,7 @@ struct Engine::State {
 
   Result<std::pair<codegen::Unit, codegen::Choice>> unit_of(const codegen::Problem& problem,
                                                             const codegen::Arch& arch);
+  Result<codegen::Unit> unit_of(const kernel::KernelSpec& spec, const codegen::Arch& arch);
   Result<std::shared_ptr<const Obtained>> obtain(const codegen::Unit& unit, const std::string& candidate);
   Result<std::shared_ptr<const Obtained>> compile(const codegen::Unit& unit, const std::string& candidate);
   Result<std::shared_ptr<Kernel>> kernel_for(std::size_t index, Backend& backend, const codegen::Unit& unit,
@@ -228,9 +232,22 @@ Result<Engine*> Engine::global() {
 Result<std::pair<codegen::Unit, codegen::Choice>> Engine::State::unit_of(const codegen::Problem& problem,
                                                                          const codegen::Arch& arch) {
   ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
-  ATTUNE_ASSIGN(compiler, compiler_for(arch));
-  codegen::Unit unit = codegen::make_unit(choice.spec, arch, std::move(compiler), templates.files);
+  ATTUNE_ASSIGN(unit, unit_of(choice.spec, arch));
   return std::pair{std::move(unit), std::move(choice)};
+}
+
+/// Where the compiler is missing, one whose kernel the layers have.
+Result<codegen::Unit> Engine::State::unit_of(const kernel::KernelSpec& spec, const codegen::Arch& arch) {
+  auto compiler = compiler_for(arch);
+  if (compiler.ok()) return codegen::make_unit(spec, arch, std::move(*compiler), templates.files);
+  if (options.jit == JitMode::always) return compiler.failure();
+  std::call_once(builds_once, [this] { builds = builds_in(layers.descriptions()); });
+  for (const Build& build : builds) {
+    if (build.target != arch.target) continue;
+    codegen::Unit unit = codegen::make_unit(spec, arch, build.compiler, templates.files);
+    if (layers.locate(unit.key)) return unit;
+  }
+  return compiler.failure();
 }
 
 Result<std::shared_ptr<const Obtained>> Engine::State::obtain(const codegen::Unit& unit,
@@ -431,14 +448,14 @@ Result<Explanation> Engine::explain(const codegen::Problem& problem, const codeg
   Explanation result{.problem = problem};
   ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
   result.choice = std::move(choice);
-  auto compiler = compiler_for(arch);
-  if (!compiler.ok()) {
-    result.compiler_problem = compiler.failure().message;
+  auto unit = state_->unit_of(result.choice.spec, arch);
+  if (!unit.ok()) {
+    result.compiler_problem = unit.failure().message;
     result.state = "unknown";
     result.unit = codegen::make_unit(result.choice.spec, arch, {}, state_->templates.files);
     return result;
   }
-  result.unit = codegen::make_unit(result.choice.spec, arch, std::move(*compiler), state_->templates.files);
+  result.unit = std::move(*unit);
   result.layer = state_->layers.locate(result.unit.key).value_or("");
   if (!result.layer.empty()) result.state = "cached";
   if (device) {

@@ -36,19 +36,21 @@ struct PackOptions {
 
 /// What a pack says of itself. Nothing that differs between two machines that pack the same kernels.
 struct Manifest {
-  std::set<std::string> compilers;
+  std::set<json> builds;  // by which a machine without these compilers finds the kernels (runtime/builds.h)
   std::set<std::string> targets;
   std::size_t kernels = 0;
 
   void add(const json& metadata) {
-    compilers.insert(text_of(metadata, "compiler"));
+    json build;
+    for (const char* name : {"target", "compiler", "options"}) build[name] = metadata.value(name, json());
+    builds.insert(std::move(build));
     targets.insert(text_of(metadata, "target"));
     ++kernels;
   }
   json to_json() const {
     return {{"attune", ATTUNE_VERSION},
             {"zstd", cache::zstd_version()},
-            {"compilers", compilers},
+            {"builds", builds},
             {"targets", targets},
             {"kernels", kernels}};
   }

@@ -89,7 +89,7 @@ class Pack(PackTest):
 
     def test_manifest_and_list(self):
         manifest = self.attune_json("cache", "pack", self.pack)["manifest"]
-        self.assertEqual(set(manifest), {"attune", "zstd", "compilers", "targets", "kernels"})
+        self.assertEqual(set(manifest), {"attune", "zstd", "builds", "targets", "kernels"})
         self.assertEqual((manifest["kernels"], manifest["targets"]), (2, [native_arch()]))
         listed = self.attune_json("cache", "unpack", self.pack, "--list")
         self.assertEqual(listed["manifest"], manifest)
@@ -220,6 +220,24 @@ class PackForGpus(PackTest):
         self.attune("cache", "pack", self.pack, "--arch", "sm_90a")
         listed = self.attune_json("cache", "unpack", self.pack, "--list")
         self.assertEqual([entry["target"] for entry in listed["entries"]], ["sm_90a"])
+
+    def test_without_nvrtc(self):
+        """Kernels that were compiled elsewhere are found by the names of the compilers that made them."""
+        problem = "dtype=f16 head_dim=64"
+        self.attune("precompile", "--problem", problem, "--arch", "sm_90a")
+        self.attune("cache", "pack", self.pack)
+        own, empty = {"ATTUNE_NVRTC": "/nowhere"}, {"ATTUNE_CACHE_DIR": str(self.folder / "empty")}
+        check = ("precompile", "--check", "--problem", problem, "--arch")
+        layers = [own, own | empty | {"ATTUNE_CACHE_PATH": str(self.pack)},
+                  own | empty | {"ATTUNE_CACHE_PATH": str(self.cache)}]
+        for there in layers:
+            with self.subTest(there=there):
+                self.assertIn("1 in the cache, 0 would be compiled", self.attune(*check, "sm_90a", **there).out)
+                self.assertIn("no usable NVRTC for sm_80", self.attune(*check, "sm_80", code=3, **there).out)
+                run = self.attune_json("precompile", "--problem", problem, "--arch", "sm_90a",
+                                       **there | {"ATTUNE_JIT": "never"})
+                self.assertEqual((run["hits"], run["compiled"]), (1, 0))
+        self.assertIn("no usable NVRTC for sm_90", self.attune(*check, "sm_90a", code=3, **own | empty).out)
 
 
 if __name__ == "__main__":
