@@ -35,7 +35,7 @@ constexpr long kConnectMilliseconds = 300;
 constexpr long kRequestMilliseconds = 2000;
 
 struct Curl {
-#define ATTUNE_CURL_MEMBER(function) decltype(&::function) function = nullptr;
+#define ATTUNE_CURL_MEMBER(function) decltype(&::function) function = nullptr;  // NOLINT: a name
   ATTUNE_CURL_FUNCTIONS(ATTUNE_CURL_MEMBER)
 #undef ATTUNE_CURL_MEMBER
 };

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <ranges>
 #include <utility>
 
 namespace attune::cache {
@@ -25,7 +24,9 @@ constexpr std::size_t kIndexDigestAt = 32;    // SHA-256 of index and manifest
 constexpr std::size_t kSignatureAt = 64;      // Ed25519 of bytes 0..63
 constexpr std::size_t kHeaderDigestAt = 128;  // SHA-256 of bytes 0..127
 
-enum SignatureKind : std::uint32_t { kUnsigned = 0, kEd25519 = 1 };
+// Kinds of signature.
+constexpr std::uint32_t kUnsigned = 0;
+constexpr std::uint32_t kEd25519 = 1;
 
 // Of a record's fields.
 constexpr std::size_t kKeyAt = 0;
@@ -74,7 +75,7 @@ Result<PackHeader> decode_pack_header(std::span<const std::byte> file, std::uint
     return defect("checksum of the header");
   const auto kind = load_number(file, kSignatureKindAt, 4);
   if (kind > kEd25519)
-    return defect(fmt::format("signature of kind {}, this library knows {}", kind, +kEd25519));
+    return defect(fmt::format("signature of kind {}, this library knows {}", kind, kEd25519));
   PackHeader header{.is_signed = kind == kEd25519,
                     .entries = load_number(file, kEntriesAt, 8),
                     .manifest_bytes = load_number(file, kManifestBytesAt, 8),
@@ -145,10 +146,18 @@ PackRecord PackIndex::at(std::size_t i) const {
 }
 
 std::optional<PackRecord> PackIndex::find(const Digest& key) const {
-  const auto places = std::views::iota(std::size_t{0}, size());
-  const auto found = std::ranges::lower_bound(places, key, {}, [&](std::size_t i) { return at(i).key; });
-  if (found == places.end() || at(*found).key != key) return std::nullopt;
-  return at(*found);
+  std::size_t begin = 0, end = size();  // a record of this key is among these
+  while (begin < end) {
+    const std::size_t middle = begin + (end - begin) / 2;
+    const PackRecord record = at(middle);
+    if (record.key == key) return record;
+    if (record.key < key) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return std::nullopt;
 }
 
 std::string_view PackIndex::manifest() const {

@@ -41,7 +41,6 @@ constexpr Candidate kCandidates[] = {
     // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
     {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
-    {"sm90_192x96_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow | kDropout,64, 192,  96,   0,    0,  0,  16, 4,  0, 2, 0, 0},
     {"sm90_192x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  64,   192,  64,   0,    0,  0,  16, 4,  0, 2, 0, 1},
     {"sm90_192x64_d64b",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  64,   192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 1},
     {"sm90_192x80_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 1},

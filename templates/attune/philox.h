@@ -17,12 +17,11 @@ namespace attune::kernel {
 /// Keys of one group; tiles of keys begin at its multiples where there is dropout.
 inline constexpr i32 kDropoutGroup = 32;
 
-/// Both halves of a product. Vectors of u32 have a specialisation of their own (cpu/simd.h), and so has a
-/// GPU's word (cuda/dropout.cuh).
+/// The high 32 bits of a product. Vectors of u32 have a specialisation of their own (cpu/simd.h), and so has
+/// a word that takes both halves from one instruction (cuda/dropout.cuh).
 template <typename U>
-struct Product {
-  U high, low;
-  static ATTUNE_HD constexpr Product of(U a, u32 b) { return {static_cast<u32>(u64{a} * b >> 32), a * b}; }
+struct MultiplyHigh {
+  static ATTUNE_HD constexpr U of(U a, u32 b) { return static_cast<u32>(u64{a} * b >> 32); }
 };
 
 /// Four words of state, and of output. U is u32 or a vector of them.
@@ -36,10 +35,10 @@ ATTUNE_HD constexpr Philox<U> philox4x32_10(Philox<U> c, u32 key0, u32 key1) {
   constexpr u32 kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
   constexpr u32 kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
   for (i32 round = 0; round < 10; ++round) {
-    const auto product0 = Product<U>::of(c.word[0], kMultiplier0);
-    const auto product1 = Product<U>::of(c.word[2], kMultiplier1);
-    c = {{product1.high ^ c.word[1] ^ U(key0), product1.low, product0.high ^ c.word[3] ^ U(key1),
-          product0.low}};
+    const U high0 = MultiplyHigh<U>::of(c.word[0], kMultiplier0);
+    const U high1 = MultiplyHigh<U>::of(c.word[2], kMultiplier1);
+    c = {{high1 ^ c.word[1] ^ U(key0), c.word[2] * U(kMultiplier1), high0 ^ c.word[3] ^ U(key1),
+          c.word[0] * U(kMultiplier0)}};
     key0 += kWeyl0;
     key1 += kWeyl1;
   }

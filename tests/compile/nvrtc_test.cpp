@@ -170,8 +170,7 @@ std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs)
   const std::size_t wanted = wide ? 60 : sparse ? 1 : 2;
   Random random(seed, index);
   std::vector<Case> cases;
-  for (std::size_t traits = 0; traits < std::size(kTraits); ++traits) {
-    if (sparse && traits != 0 && (index + traits) % 2 != 0) continue;
+  const auto draw = [&](std::size_t traits) {
     const std::size_t enough = cases.size() + wanted;
     for (std::size_t attempt = 0; attempt < 40 * wanted && cases.size() < enough; ++attempt) {
       const Arch& arch = archs[(index + traits * wanted + attempt) % archs.size()];
@@ -179,7 +178,12 @@ std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs)
       if (codegen::fits(row, problem, arch) && chosen(row, problem, arch))
         cases.push_back({row, problem, arch});
     }
+  };
+  for (std::size_t traits = 0; traits < std::size(kTraits); ++traits) {
+    if (!sparse || traits == 0 || (index + traits) % 2 == 0) draw(traits);
   }
+  // One that is chosen for few sets of traits may have had none of their turns.
+  for (std::size_t traits = 0; cases.empty() && traits < std::size(kTraits); ++traits) draw(traits);
   return cases;
 }
 

@@ -143,12 +143,10 @@ ATTUNE_HD Floats<L> max(Floats<L> a, Floats<L> b) {
 }
 
 template <i32 L>
-struct Product<Words<L>> {
-  Words<L> high, low;
-  static ATTUNE_HD Product of(Words<L> a, u32 b) {
+struct MultiplyHigh<Words<L>> {
+  static ATTUNE_HD Words<L> of(Words<L> a, u32 b) {
     typedef u64 Wide __attribute__((ext_vector_type(L)));
-    const Wide wide = __builtin_convertvector(a, Wide) * Wide(b);
-    return {__builtin_convertvector(wide >> 32, Words<L>), a * Words<L>(b)};
+    return __builtin_convertvector(__builtin_convertvector(a, Wide) * Wide(b) >> 32, Words<L>);
   }
 };
 

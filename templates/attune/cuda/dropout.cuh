@@ -9,7 +9,8 @@
 
 namespace attune::kernel {
 
-/// The word that Philox works on.
+/// The word that Philox works on. Both halves of a product are of the same instruction: the compiler sees two
+/// equal ones, and keeps one.
 struct DropoutWord {
   u32 bits;
 
@@ -17,14 +18,15 @@ struct DropoutWord {
   friend ATTUNE_DEVICE DropoutWord operator^(DropoutWord a, DropoutWord b) {
     return DropoutWord(a.bits ^ b.bits);
   }
+  friend ATTUNE_DEVICE DropoutWord operator*(DropoutWord a, DropoutWord b) {
+    return DropoutWord(static_cast<u32>(ptx::mul_wide_u32(a.bits, b.bits)));
+  }
 };
 
 template <>
-struct Product<DropoutWord> {
-  DropoutWord high, low;
-  static ATTUNE_DEVICE Product of(DropoutWord a, u32 b) {
-    const u64 product = ptx::mul_wide_u32(a.bits, b);
-    return {DropoutWord(static_cast<u32>(product >> 32)), DropoutWord(static_cast<u32>(product))};
+struct MultiplyHigh<DropoutWord> {
+  static ATTUNE_DEVICE DropoutWord of(DropoutWord a, u32 b) {
+    return DropoutWord(static_cast<u32>(ptx::mul_wide_u32(a.bits, b) >> 32));
   }
 };
 
