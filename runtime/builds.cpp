@@ -10,8 +10,8 @@ namespace {
 using nlohmann::json;
 
 void add(const json& object, std::vector<Build>& builds) {
-  const auto text = [&](const char* name) { return object.value(name, json()); };
-  const json target = text("target"), compiler = text("compiler"), options = text("options");
+  const auto field = [&](const char* name) { return object.value(name, json()); };
+  const json target = field("target"), compiler = field("compiler"), options = field("options");
   if (!target.is_string() || !compiler.is_string() || !options.is_array()) return;
   if (!std::ranges::all_of(options, &json::is_string)) return;
   Build build{target, {compiler, options}};

@@ -14,7 +14,7 @@ mkdir -p "$folder"/{bin,lib,bench,tests/golden}
 for program in attune "${tests[@]}"; do strip -o "$folder/bin/$program" "build/release/bin/$program"; done
 strip -o "$folder/lib/libattune.so" build/release/lib/libattune.so
 # The libraries of the distribution that the other machine may lack.
-ldd build/release/bin/attune | awk '$1 ~ /^lib(fmt|curl|zstd|crypto)\./ { print $3 }' | xargs -I{} cp -L {} "$folder/lib"
+ldd build/release/bin/attune | awk '$1 ~ /^lib(fmt|zstd|crypto)\./ { print $3 }' | xargs -I{} cp -L {} "$folder/lib"
 cp -r python "$folder"
 cp bench/*.py "$folder/bench"
 cp -r tests/python "$folder/tests"
