@@ -52,7 +52,7 @@ step_backward() { run backward bin/gpu_backward_test --cases "$cases"; }
 
 step_python() {
   local module
-  for module in test_torch test_examples_torch test_gradients_torch.OnTheGpu; do
+  for module in test_torch.OnTheGpu test_examples_torch test_gradients_torch.OnTheGpu; do
     run "$module" python3 tests/python/run.py "$here/lib/libattune.so" "$module"
   done
 }

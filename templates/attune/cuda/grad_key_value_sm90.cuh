@@ -306,6 +306,7 @@ ATTUNE_DEVICE void add_sums(const GradKeyValueSm90Params& p, Sm90Memory<S> memor
 template <KernelSpec S>
 class Sm90Consumer {
   using Memory = Sm90Memory<S>;
+  using Schedule = Sm90Schedule<S>;
   using Shared = GradKeyValueSm90Shared;
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kQueries = S.block_m;
@@ -331,6 +332,7 @@ class Sm90Consumer {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
+      if constexpr (Schedule::kWindow) clear_unseen_keys();
       clear();
 #pragma unroll 1
       for (i32 left = steps; left > 0; --left) step();
@@ -374,6 +376,30 @@ class Sm90Consumer {
   }
   ATTUNE_DEVICE u32 grad_output_tile() const {
     return queries_.tile(query_at_) + Memory::kShared.query_bytes;
+  }
+
+  /// Keys that no query sees, and their values, may be NaN, which times a gradient of 0 would be NaN in dQ:
+  /// they become 0.
+  ATTUNE_DEVICE void clear_unseen_keys() const {
+    const ForwardParams& p = p_.backward.forward;
+    const KeyRange seen = visited_keys<S>(p.window, p.len_k, 0, p.len_q);
+    const i32 first = work().begin;
+    if (seen.begin <= first && min(first + kKeys, p.len_k) <= seen.end) return;
+    constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
+    const i32 group_row = static_cast<i32>(group_) * kGroupRows;
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(thread()); i < kGroupRows * kRowChunks; i += kWarpgroup) {
+      const i32 key = first + group_row + i / kRowChunks;
+      if (seen.begin <= key && key < seen.end) continue;
+      const u32 chunk = static_cast<u32>(group_row * kRowChunks + i) * 16;
+#pragma unroll 1
+      for (i32 panel = 0; panel < Memory::kShared.panels; ++panel) {
+        ptx::st_shared_word4(key_tile() + panel * kPanelBytes<kKeys> + chunk, {0, 0, 0, 0});
+        ptx::st_shared_word4(value_tile() + panel * kPanelBytes<kKeys> + chunk, {0, 0, 0, 0});
+      }
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kExchange, kThreads);
   }
 
   ATTUNE_DEVICE void clear() {
