@@ -36,6 +36,14 @@ constexpr std::array kVariables{
                 .fallback = "none",
                 .read_in = "cache/layers.cpp"},
     EnvVariable{
+        .name = "ATTUNE_CAPTURE",
+        .values = "refuse|compile",
+        .effect =
+            "What a call on a stream that is captured into a graph does when its kernel is not loaded: fail, "
+            "or compile and load it.",
+        .fallback = "refuse",
+        .read_in = "runtime/engine.cpp"},
+    EnvVariable{
         .name = "ATTUNE_JIT",
         .values = "auto|never|always",
         .effect =

@@ -47,8 +47,8 @@ class Backend {
   virtual Result<codegen::CompilerId> compiler() = 0;
   /// Compiles. Thread-safe, parallel for different units. A compile error is internal, with the log.
   virtual Result<Image> compile(const codegen::Unit& unit) = 0;
-  /// May a kernel be compiled and loaded now, ahead of a launch on this stream? Asked when it is not loaded
-  /// yet. Fails with environment while the stream is being captured into a graph.
+  /// Fails with environment while the stream is being captured into a graph. Asked before a kernel is
+  /// compiled and loaded for a launch on it, unless that is allowed: load() leaves a capture unharmed.
   virtual Result<void> may_load(void* /*stream*/) { return done(); }
   /// Loads an image that compile() returned, now or in another process. Fails with environment when it is
   /// rejected.

@@ -129,6 +129,10 @@ Result<EngineOptions> EngineOptions::from_environment() {
                     "ATTUNE_JIT",
                     {{"auto", JitMode::automatic}, {"never", JitMode::never}, {"always", JitMode::always}},
                     JitMode::automatic));
+  ATTUNE_ASSIGN(
+      capture, parse_choice<CaptureMode>("ATTUNE_CAPTURE",
+                                         {{"refuse", CaptureMode::refuse}, {"compile", CaptureMode::compile}},
+                                         CaptureMode::refuse));
   ATTUNE_ASSIGN(backend, parse_choice<BackendChoice>("ATTUNE_BACKEND",
                                                      {{"auto", BackendChoice::automatic},
                                                       {"cuda", BackendChoice::cuda},
@@ -142,6 +146,7 @@ Result<EngineOptions> EngineOptions::from_environment() {
   options.backend = backend;
   options.cache_mode = mode;
   options.jit = jit;
+  options.capture = capture;
   options.template_dir = env("ATTUNE_TEMPLATE_DIR").value_or("");
   options.record_path = env("ATTUNE_RECORD").value_or("");
   return options;
@@ -345,7 +350,7 @@ Result<const ReadyKernel*> Engine::State::ready(const codegen::Problem& problem,
   if (const ReadyKernel* found = tables[index].find(problem)) return found;
   ATTUNE_TRY(check_allowed(options.backend, device));
   ATTUNE_ASSIGN(backend, backend_of(device));
-  ATTUNE_TRY(backend->may_load(stream));
+  if (options.capture == CaptureMode::refuse) ATTUNE_TRY(backend->may_load(stream));
   ATTUNE_ASSIGN(pair, unit_of(problem, backend->arch()));
   const auto& [unit, choice] = pair;
   ATTUNE_ASSIGN(kernel, kernel_for(index, *backend, unit, choice.candidate->name));

@@ -30,6 +30,13 @@ enum class JitMode {
   always,     // compile at every first use, whatever the cache holds
 };
 
+/// ATTUNE_CAPTURE: what a call does whose kernel is not loaded yet, while its stream is captured into a
+/// graph.
+enum class CaptureMode {
+  refuse,   // fail, as a capture is not the place to wait for a compiler
+  compile,  // obtain and load it: the graph holds its launch and nothing else
+};
+
 /// ATTUNE_BACKEND: the backends that calls may use.
 enum class BackendChoice { automatic, cuda, cpu };
 
@@ -40,6 +47,7 @@ struct EngineOptions {
   std::vector<std::filesystem::path> cache_paths;           // ATTUNE_CACHE_PATH: packs and shared folders
   std::optional<cache::RemoteOptions> remote;               // ATTUNE_REMOTE; nothing: none
   JitMode jit = JitMode::automatic;
+  CaptureMode capture = CaptureMode::refuse;
   BackendChoice backend = BackendChoice::automatic;
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones
   std::string
@@ -106,7 +114,7 @@ class Engine {
   Result<void> run(const BackwardCall& call);
   /// The launches of a backward call on its device, and the workspace that they need.
   Result<BackwardPlan> plan(const BackwardCall& call);
-  /// Compiles and loads without launching. Refused, as run() is on a miss, while `stream` captures a graph.
+  /// Compiles and loads without launching. While `stream` is captured it is as EngineOptions::capture says.
   Result<void> prepare(const codegen::Problem& problem, Device device, void* stream = nullptr);
   /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune
   /// precompile`.

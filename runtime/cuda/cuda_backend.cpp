@@ -30,7 +30,7 @@ class CudaBackend final : public Backend {
     return check_not_captured(
         *device_.driver, static_cast<CUstream>(stream),
         "this kernel is not loaded yet and the stream is being captured into a graph: call prepare() with "
-        "the same arguments, or run the call once, before the capture begins");
+        "the same arguments, or run the call once, before the capture begins; or set ATTUNE_CAPTURE=compile");
   }
 
   std::string description() const override {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 namespace attune::runtime {
 namespace {
@@ -75,6 +76,7 @@ Result<const Driver*> open_driver() {
     return environment_failure(fmt::format(
         "the CUDA driver {} lacks {}: install driver 450 (CUDA 11) or later", kDriverLibrary, missing));
   }
+  driver->process = getpid();
   driver->path = path_of(reinterpret_cast<const void*>(driver->cuInit), kDriverLibrary);
   auto initialised = driver->check(driver->cuInit(0), "initialising the CUDA driver");
   if (initialised.ok()) {
@@ -94,6 +96,13 @@ Result<const Driver*> driver() {
 
 Result<void> Driver::check(CUresult result, const char* what) const {
   if (result == CUDA_SUCCESS) return done();
+  if (getpid() != process) {
+    return environment_failure(
+        fmt::format("{}: this process was forked from one that had used CUDA, and the driver does not work "
+                    "across a fork: start it anew instead (Python's multiprocessing: \"spawn\"), fork before "
+                    "the first use of CUDA, or use CPU tensors here",
+                    what));
+  }
   const char* name = nullptr;
   const char* text = nullptr;
   if (cuGetErrorName(result, &name) != CUDA_SUCCESS) name = "unknown error";

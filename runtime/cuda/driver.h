@@ -5,6 +5,8 @@
 
 #include <cuda.h>
 
+#include <sys/types.h>
+
 #include <string>
 
 // name, the CUDA version whose signature is wanted. A driver has all of the first list and, by its age, part
@@ -58,11 +60,12 @@ struct Driver {
   ATTUNE_CUDA_REQUIRED(ATTUNE_CUDA_MEMBER)
   ATTUNE_CUDA_OPTIONAL(ATTUNE_CUDA_MEMBER)
 #undef ATTUNE_CUDA_MEMBER
-  std::string path;  // of the library
-  int version = 0;   // 13000 for 13.0
+  std::string path;   // of the library
+  int version = 0;    // 13000 for 13.0
+  pid_t process = 0;  // that initialised it
 
   /// done() for success; otherwise an environment failure: what was tried, the error's name and the driver's
-  /// words.
+  /// words, or that a forked process can't use its parent's driver.
   Result<void> check(CUresult result, const char* what) const;
 };
 
