@@ -241,8 +241,15 @@ Result<std::pair<codegen::Unit, codegen::Choice>> Engine::State::unit_of(const c
   return std::pair{std::move(unit), std::move(choice)};
 }
 
-/// Where the compiler is missing, one whose kernel the layers have.
+/// By the compiler of this machine, which is not opened for a kernel that the layers have; where it is
+/// missing, by one whose kernel they have.
 Result<codegen::Unit> Engine::State::unit_of(const kernel::KernelSpec& spec, const codegen::Arch& arch) {
+  if (options.jit != JitMode::always && arch.backend == codegen::Backend::cuda) {
+    if (auto likely = nvrtc_at_a_glance(arch)) {
+      codegen::Unit unit = codegen::make_unit(spec, arch, std::move(*likely), templates.files);
+      if (layers.locate(unit.key)) return unit;
+    }
+  }
   auto compiler = compiler_for(arch);
   if (compiler.ok()) return codegen::make_unit(spec, arch, std::move(*compiler), templates.files);
   if (options.jit == JitMode::always) return compiler.failure();

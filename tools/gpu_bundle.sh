@@ -6,11 +6,11 @@ set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 
-tests=(gpu_numerics_test gpu_backward_test gpu_dropout_test)
+tests=(gpu_numerics_test gpu_backward_test gpu_dropout_test gpu_streams_test)
 cmake --preset release >/dev/null
 cmake --build --preset release --target attune attune_command "${tests[@]}" -- --quiet
 
-mkdir -p "$folder"/{bin,lib,bench,tests/golden}
+mkdir -p "$folder"/{bin,lib,bench,examples,tests/golden,tests/gpu}
 for program in attune "${tests[@]}"; do strip -o "$folder/bin/$program" "build/release/bin/$program"; done
 strip -o "$folder/lib/libattune.so" build/release/lib/libattune.so
 # The libraries of the distribution that the other machine may lack.
@@ -18,6 +18,16 @@ ldd build/release/bin/attune | awk '$1 ~ /^lib(fmt|zstd|crypto)\./ { print $3 }'
 cp -r python "$folder"
 cp bench/*.py "$folder/bench"
 cp -r tests/python "$folder/tests"
+cp tests/gpu/*.py "$folder/tests/gpu"
+cp -r examples/data "$folder/examples"
 cp tests/golden/masks.json "$folder/tests/golden"
 cp tools/gpu_check.sh "$folder/check.sh"
+
+# What tests/gpu/carried_pack.py runs where there is no compiler.
+ATTUNE_CACHE_DIR=$(mktemp -d)
+export ATTUNE_CACHE_DIR
+trap 'rm -r "$ATTUNE_CACHE_DIR"' EXIT
+build/release/bin/attune precompile --arch sm_90a --problem "dtype=f32 head_dim=32 window_right=bounded lse=write" \
+  --problem "dtype=bf16 head_dim=128 window_right=bounded boxes=1"
+build/release/bin/attune cache pack "$folder/hopper.pack"
 echo "gpu_bundle: $(du -sh "$folder" | cut -f1) in $folder"

@@ -5,9 +5,11 @@
 #   masks     every golden mask: materialize, and what running kernels attend to
 #   forward   N random problems (default 512) of each family, and bitwise dropout
 #   backward  N random gradients of each family
+#   streams   8 threads on 8 streams, captured graphs, several contexts, a fork
+#   pack      first calls with kernels that were compiled elsewhere, without NVRTC
 #   python    the package on CUDA tensors of PyTorch
 #   sanitize  compute-sanitizer on a few problems of each family
-#   speed     ratios to PyTorch's kernels
+#   speed     what first calls cost, and ratios to PyTorch's kernels
 #
 # Exit status: 0 when every step passed.
 set -uo pipefail
@@ -18,11 +20,11 @@ while [ $# -gt 0 ]; do
     --cases) cases=$2; shift 2 ;;
     --seed) seed=$2; shift 2 ;;
     --log) log=$2; shift 2 ;;
-    -*) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    -*) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     *) steps+=("$1"); shift ;;
   esac
 done
-[ ${#steps[@]} -gt 0 ] || steps=(masks forward backward python sanitize speed)
+[ ${#steps[@]} -gt 0 ] || steps=(masks forward backward streams pack python sanitize speed)
 mkdir -p "$log"
 log=$(cd "$log" && pwd)
 export LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" PYTHONUNBUFFERED=1 ATTUNE_TEST_SEED=$seed
@@ -50,6 +52,10 @@ step_forward() {
 
 step_backward() { run backward bin/gpu_backward_test --cases "$cases"; }
 
+step_streams() { run streams bin/gpu_streams_test; }
+
+step_pack() { run pack python3 tests/gpu/carried_pack.py; }
+
 step_python() {
   local module
   for module in test_torch.OnTheGpu test_examples_torch test_gradients_torch.OnTheGpu; do
@@ -69,6 +75,8 @@ step_sanitize() {
 
 step_speed() {
   local pass
+  run first_call python3 bench/first_call.py bin/attune
+  cat "$log/first_call.txt"
   for pass in forward backward; do
     run "speed_$pass" python3 -W ignore "bench/gpu_$pass.py" "$here/lib/libattune.so" --head-dim 64 128 --length 4096
     cat "$log/speed_$pass.txt"

@@ -5,13 +5,17 @@
 #include <elf.h>
 #include <link.h>
 
+#include <cstdint>
 #include <cstring>
-#include <filesystem>
+#include <fstream>
 #include <span>
 #include <system_error>
+#include <vector>
 
 namespace attune::runtime {
 namespace {
+
+constexpr std::size_t kMostNotes = 65536;  // bytes of a segment that is believed to hold notes
 
 constexpr std::size_t padded(std::size_t size) {
   return (size + 3) / 4 * 4;
@@ -66,6 +70,24 @@ std::string build_id(const void* base, const std::string& path) {
   std::error_code error;
   const auto size = std::filesystem::file_size(path, error);
   return error ? "unknown" : fmt::format("{} bytes", size);
+}
+
+std::string build_id_in(const std::filesystem::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  const auto read = [&](std::uint64_t offset, void* to, std::size_t size) {
+    return bool(stream.seekg(static_cast<std::streamoff>(offset)).read(static_cast<char*>(to), size));
+  };
+  ElfW(Ehdr) header{};
+  if (!read(0, &header, sizeof header) || std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return "";
+  for (std::size_t i = 0; i < header.e_phnum; ++i) {
+    ElfW(Phdr) segment{};
+    if (!read(header.e_phoff + i * sizeof segment, &segment, sizeof segment)) return "";
+    if (segment.p_type != PT_NOTE || segment.p_filesz > kMostNotes) continue;
+    std::vector<std::byte> notes(segment.p_filesz);
+    if (!read(segment.p_offset, notes.data(), notes.size())) return "";
+    if (std::string id = find_in_notes(notes); !id.empty()) return id;
+  }
+  return "";
 }
 
 }  // namespace attune::runtime

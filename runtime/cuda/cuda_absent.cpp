@@ -28,6 +28,9 @@ Result<Backend*> cuda_backend(int) {
 Result<codegen::CompilerId> nvrtc_compiler(const codegen::Arch&) {
   return absent();
 }
+std::optional<codegen::CompilerId> nvrtc_at_a_glance(const codegen::Arch&) {
+  return std::nullopt;
+}
 Result<Image> nvrtc_compile(const codegen::Unit&) {
   return absent();
 }

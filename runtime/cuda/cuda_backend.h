@@ -7,6 +7,7 @@
 #include "runtime/backend.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,9 @@ Result<Backend*> cuda_backend(int device_index);
 
 /// NVRTC alone, for machines without a GPU: identity and compilation for any architecture it knows.
 Result<codegen::CompilerId> nvrtc_compiler(const codegen::Arch& arch);
+/// What nvrtc_compiler() will most likely say, where that can be told without opening NVRTC, which takes
+/// longer than all else that a cache hit needs. Only to look for a kernel by.
+std::optional<codegen::CompilerId> nvrtc_at_a_glance(const codegen::Arch& arch);
 Result<Image> nvrtc_compile(const codegen::Unit& unit);
 
 /// Device memory for the allocating overloads, ordered on the stream. Fails with environment.

@@ -65,8 +65,7 @@ Result<Nvrtc> Nvrtc::open(const std::string& library, bool only_if_loaded) {
     return environment_failure(nvrtc.path_ + ": nvrtcGetSupportedArchs failed");
   }
   open_builtins(nvrtc.path_, nvrtc.major_, nvrtc.minor_);
-  nvrtc.identity_ =
-      fmt::format("nvrtc {}.{} {}", nvrtc.major_, nvrtc.minor_, build_id(info.dli_fbase, nvrtc.path_));
+  nvrtc.identity_ = nvrtc_identity(nvrtc.major_, nvrtc.minor_, build_id(info.dli_fbase, nvrtc.path_));
   return nvrtc;
 }
 
@@ -74,7 +73,11 @@ bool Nvrtc::knows(int sm) const {
   return std::ranges::find(archs_, sm) != archs_.end();
 }
 
-std::vector<std::string> Nvrtc::options(const codegen::Arch& arch) const {
+std::string nvrtc_identity(int major, int minor, const std::string& build_id) {
+  return fmt::format("nvrtc {}.{} {}", major, minor, build_id);
+}
+
+std::vector<std::string> nvrtc_options(int major, int minor, const codegen::Arch& arch) {
   std::vector<std::string> options{
       "-arch=" + arch.target,
       "-std=c++20",
@@ -84,7 +87,7 @@ std::vector<std::string> Nvrtc::options(const codegen::Arch& arch) const {
   };
   // NVRTC's own cache on disk, new in 12.9, needs a driver and is unsafe inside a stream capture; Attune has
   // its own.
-  if (major_ > 12 || (major_ == 12 && minor_ >= 9)) options.emplace_back("--no-cache");
+  if (major > 12 || (major == 12 && minor >= 9)) options.emplace_back("--no-cache");
   return options;
 }
 

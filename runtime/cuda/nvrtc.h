@@ -26,6 +26,11 @@
 
 namespace attune::runtime {
 
+/// "nvrtc 13.0 <build id>": equal names compile equally.
+std::string nvrtc_identity(int major, int minor, const std::string& build_id);
+/// What a version is told when it compiles for an architecture.
+std::vector<std::string> nvrtc_options(int major, int minor, const codegen::Arch& arch);
+
 /// One NVRTC library. Thread-safe: NVRTC compiles in parallel.
 class Nvrtc {
  public:
@@ -37,9 +42,10 @@ class Nvrtc {
   int minor() const { return minor_; }
   const std::vector<int>& archs() const { return archs_; }  // compute capabilities, ascending
   bool knows(int sm) const;
-  /// "nvrtc 13.0 <build id>": equal names compile equally.
   const std::string& identity() const { return identity_; }
-  std::vector<std::string> options(const codegen::Arch& arch) const;
+  std::vector<std::string> options(const codegen::Arch& arch) const {
+    return nvrtc_options(major_, minor_, arch);
+  }
 
   /// Fails with internal and the compiler's log when the source does not compile.
   Result<Image> compile(const codegen::Unit& unit) const;

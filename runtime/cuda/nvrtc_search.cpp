@@ -1,6 +1,9 @@
 // Where NVRTC is looked for, and which of several is taken.
 #include "base/env.h"
+#include "runtime/cuda/build_id.h"
+#include "runtime/cuda/cuda_backend.h"
 #include "runtime/cuda/driver.h"
+#include "runtime/cuda/loader_path.h"
 #include "runtime/cuda/nvrtc.h"
 
 #include <fmt/format.h>
@@ -10,9 +13,11 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <system_error>
 
 namespace attune::runtime {
 namespace {
@@ -63,9 +68,43 @@ std::vector<fs::path> folders_of(int major) {
   return folders;
 }
 
+std::string soname_of(int major) {
+  return fmt::format("libnvrtc.so.{}", major);
+}
+
+bool is_loaded(const std::string& soname) {
+  void* const library = dlopen(soname.c_str(), RTLD_NOW | RTLD_NOLOAD);
+  if (library != nullptr) dlclose(library);
+  return library != nullptr;
+}
+
+/// The number that a library's name ends with after `prefix`.
+std::optional<int> version_in(const fs::path& library, const std::string& prefix) {
+  const std::string name = library.filename();
+  int number = 0;
+  const char* const end = name.data() + name.size();
+  if (!name.starts_with(prefix)) return std::nullopt;
+  const auto [stop, error] = std::from_chars(name.data() + prefix.size(), end, number);
+  return error == std::errc() && stop == end ? std::optional(number) : std::nullopt;
+}
+
+/// The minor version of the NVRTC in a folder, told by the builtins that lie beside it; nothing when there
+/// are those of several.
+std::optional<int> minor_in(const fs::path& folder, int major) {
+  std::optional<int> minor;
+  std::error_code error;  // an unreadable folder tells nothing
+  for (const auto& file : fs::directory_iterator(folder, error)) {
+    const auto found = version_in(file.path(), fmt::format("libnvrtc-builtins.so.{}.", major));
+    if (!found) continue;
+    if (minor) return std::nullopt;
+    minor = found;
+  }
+  return minor;
+}
+
 /// Opens the first NVRTC of a major version; `tried` tells every place and why it would not do.
 const Nvrtc* open_major(int major, std::vector<std::string>& tried) {
-  const std::string soname = fmt::format("libnvrtc.so.{}", major);
+  const std::string soname = soname_of(major);
   const auto attempt = [&](const std::string& library, bool only_if_loaded) -> const Nvrtc* {
     auto opened = Nvrtc::open(library, only_if_loaded);
     if (opened.ok()) {
@@ -81,6 +120,28 @@ const Nvrtc* open_major(int major, std::vector<std::string>& tried) {
     if (const Nvrtc* nvrtc = attempt(folder / soname, false)) return nvrtc;
   }
   return nullptr;
+}
+
+/// An NVRTC by its file alone.
+struct Glance {
+  int major = 0, minor = 0;
+  std::string build_id;
+};
+
+/// At the file that open_major() would open; nothing where there is none or it tells too little.
+std::optional<Glance> glance_at(int major) {
+  std::vector<fs::path> folders = folders_of(major);
+  if (const auto file = loader_path(soname_of(major))) folders.insert(folders.begin(), file->parent_path());
+  for (const fs::path& folder : folders) {
+    const fs::path file = folder / soname_of(major);
+    std::error_code error;
+    if (!fs::exists(file, error)) continue;
+    const auto minor = minor_in(folder, major);
+    std::string id = build_id_in(file);
+    if (!minor || id.empty()) return std::nullopt;
+    return Glance{major, *minor, std::move(id)};
+  }
+  return std::nullopt;
 }
 
 /// What the process has found so far. The search runs once per major version.
@@ -115,6 +176,19 @@ class Libraries {
                     sm, wheel(sm), fmt::join(tried_, "\n  ")));
   }
 
+  /// Nothing when the library is open already: there is nothing to save then.
+  std::optional<Glance> glance(int sm) {
+    const std::lock_guard lock(mutex_);
+    if (only_chosen_) return std::nullopt;
+    for (const int major : kMajors) {
+      if (!may_use(major, sm)) continue;
+      if (by_major_.contains(major) || is_loaded(soname_of(major))) return std::nullopt;
+      if (!glances_.contains(major)) glances_.emplace(major, glance_at(major));
+      if (glances_[major]) return glances_[major];
+    }
+    return std::nullopt;
+  }
+
   std::vector<std::string> tried() {
     const std::lock_guard lock(mutex_);
     return tried_;
@@ -127,7 +201,7 @@ class Libraries {
       return chosen_ == nullptr ? std::vector<const Nvrtc*>{} : std::vector<const Nvrtc*>{chosen_};
     std::vector<const Nvrtc*> found;
     for (const int major : kMajors) {
-      if (major > newest_ || (major >= 13 && sm < kOldestOf13)) continue;
+      if (!may_use(major, sm)) continue;
       if (const Nvrtc* nvrtc = of_major(major)) {
         found.push_back(nvrtc);
         if (nvrtc->knows(sm)) break;
@@ -135,6 +209,8 @@ class Libraries {
     }
     return found;
   }
+
+  bool may_use(int major, int sm) const { return major <= newest_ && (major < 13 || sm >= kOldestOf13); }
 
   const Nvrtc* of_major(int major) {
     const auto known = by_major_.find(major);
@@ -150,6 +226,7 @@ class Libraries {
   std::mutex mutex_;
   std::vector<std::string> tried_;
   std::map<int, const Nvrtc*> by_major_;
+  std::map<int, std::optional<Glance>> glances_;
   const Nvrtc* chosen_ = nullptr;
   bool only_chosen_ = false;
   int newest_ = kMajors.front();  // a driver loads no image of a newer major version than its own
@@ -164,6 +241,13 @@ Libraries& libraries() {
 
 Result<const Nvrtc*> nvrtc_for(const codegen::Arch& arch) {
   return libraries().find(arch.sm);
+}
+
+std::optional<codegen::CompilerId> nvrtc_at_a_glance(const codegen::Arch& arch) {
+  const auto seen = libraries().glance(arch.sm);
+  if (!seen) return std::nullopt;
+  return codegen::CompilerId{nvrtc_identity(seen->major, seen->minor, seen->build_id),
+                             nvrtc_options(seen->major, seen->minor, arch)};
 }
 
 NvrtcSearch search_nvrtc() {
