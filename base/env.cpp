@@ -43,6 +43,18 @@ constexpr std::array kVariables{
             "or compile and load it.",
         .fallback = "refuse",
         .read_in = "runtime/engine.cpp"},
+    EnvVariable{.name = "ATTUNE_COMPILE_IN",
+                .values = "process|child",
+                .effect =
+                    "Compile in the process, or each kernel in a child process, whose crash or hang is an "
+                    "error of the call.",
+                .fallback = "process",
+                .read_in = "runtime/engine.cpp"},
+    EnvVariable{.name = "ATTUNE_COMPILE_LIMIT",
+                .values = "seconds, 1 or more",
+                .effect = "How long a child process may take for one kernel before it is killed.",
+                .fallback = "300",
+                .read_in = "runtime/engine.cpp"},
     EnvVariable{
         .name = "ATTUNE_JIT",
         .values = "auto|never|always",

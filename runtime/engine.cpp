@@ -20,11 +20,13 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <map>
 #include <mutex>
 #include <span>
+#include <system_error>
 #include <utility>
 
 namespace attune::runtime {
@@ -99,6 +101,16 @@ Result<std::uint64_t> parse_max_bytes() {
   return size;
 }
 
+Result<std::chrono::seconds> parse_compile_limit() {
+  const auto text = env("ATTUNE_COMPILE_LIMIT");
+  if (!text) return std::chrono::duration_cast<std::chrono::seconds>(CompileChild().limit);
+  int seconds = 0;
+  const char* const end = text->data() + text->size();
+  const auto [stop, error] = std::from_chars(text->data(), end, seconds);
+  if (error == std::errc() && stop == end && seconds > 0) return std::chrono::seconds(seconds);
+  return invalid_argument(fmt::format("ATTUNE_COMPILE_LIMIT={}: expected seconds, 1 or more", *text));
+}
+
 Result<void> check_allowed(BackendChoice choice, Device device) {
   if (choice == BackendChoice::cpu && device.type == DeviceType::cuda) {
     return environment_failure(
@@ -133,6 +145,11 @@ Result<EngineOptions> EngineOptions::from_environment() {
       capture, parse_choice<CaptureMode>("ATTUNE_CAPTURE",
                                          {{"refuse", CaptureMode::refuse}, {"compile", CaptureMode::compile}},
                                          CaptureMode::refuse));
+  ATTUNE_ASSIGN(compile_in,
+                parse_choice<CompileIn>("ATTUNE_COMPILE_IN",
+                                        {{"process", CompileIn::process}, {"child", CompileIn::child}},
+                                        CompileIn::process));
+  ATTUNE_ASSIGN(compile_limit, parse_compile_limit());
   ATTUNE_ASSIGN(backend, parse_choice<BackendChoice>("ATTUNE_BACKEND",
                                                      {{"auto", BackendChoice::automatic},
                                                       {"cuda", BackendChoice::cuda},
@@ -147,6 +164,8 @@ Result<EngineOptions> EngineOptions::from_environment() {
   options.cache_mode = mode;
   options.jit = jit;
   options.capture = capture;
+  options.compile_in = compile_in;
+  options.compile_child.limit = compile_limit;
   options.template_dir = env("ATTUNE_TEMPLATE_DIR").value_or("");
   options.record_path = env("ATTUNE_RECORD").value_or("");
   return options;
@@ -290,7 +309,8 @@ Result<std::shared_ptr<const Obtained>> Engine::State::compile(const codegen::Un
                     unit.key.hex().substr(0, 12), candidate, unit.arch.target, unit.arch.target));
   }
   const auto begin = std::chrono::steady_clock::now();
-  ATTUNE_ASSIGN(image, compile_for(unit));
+  ATTUNE_ASSIGN(image, options.compile_in == CompileIn::child ? compile_in_child(unit, options.compile_child)
+                                                              : compile_for(unit));
   compiles.fetch_add(1, std::memory_order_relaxed);
   store.compiled();
   if (log_enabled(LogLevel::info)) {

@@ -13,6 +13,7 @@
 #include "codegen/unit.h"
 #include "runtime/backend.h"
 #include "runtime/backward.h"
+#include "runtime/compile_child.h"
 #include "runtime/explanation.h"
 
 #include <cstdint>
@@ -37,6 +38,9 @@ enum class CaptureMode {
   compile,  // obtain and load it: the graph holds its launch and nothing else
 };
 
+/// ATTUNE_COMPILE_IN: where compilers run.
+enum class CompileIn { process, child };
+
 /// ATTUNE_BACKEND: the backends that calls may use.
 enum class BackendChoice { automatic, cuda, cpu };
 
@@ -48,6 +52,8 @@ struct EngineOptions {
   std::optional<cache::RemoteOptions> remote;               // ATTUNE_REMOTE; nothing: none
   JitMode jit = JitMode::automatic;
   CaptureMode capture = CaptureMode::refuse;
+  CompileIn compile_in = CompileIn::process;
+  CompileChild compile_child;  // of CompileIn::child
   BackendChoice backend = BackendChoice::automatic;
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones
   std::string

@@ -1,5 +1,6 @@
 #include "runtime/cpu/plugin_loader.h"
 
+#include "base/installation.h"
 #include "runtime/cpu/cpu_backend.h"
 
 #include <fmt/format.h>
@@ -7,7 +8,6 @@
 
 #include <dlfcn.h>
 
-#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <string_view>
@@ -21,21 +21,6 @@ namespace fs = std::filesystem;
 constexpr const char* kFileName = "libattune_clang.so";
 
 std::atomic<bool> g_loaded{false};
-
-/// The folder of the library or program that contains this code; empty when unknown.
-fs::path own_folder() {
-  Dl_info info{};
-  if (dladdr(reinterpret_cast<void*>(&plugin_candidates), &info) == 0 || info.dli_fname == nullptr) return {};
-  std::error_code error;
-  const fs::path path = fs::canonical(info.dli_fname, error);
-  return error ? fs::path() : path.parent_path();
-}
-
-fs::path program_folder() {
-  std::error_code error;
-  const fs::path path = fs::read_symlink("/proc/self/exe", error);
-  return error ? fs::path() : path.parent_path();
-}
 
 template <typename Function>
 bool look_up(void* handle, const char* name, Function& function) {
@@ -88,16 +73,7 @@ Result<Plugin> load() {
 }  // namespace
 
 std::vector<std::string> plugin_candidates() {
-  std::vector<std::string> candidates;
-  const auto add = [&](const fs::path& folder, const char* relative) {
-    if (folder.empty()) return;
-    const std::string path = (folder / relative / kFileName).lexically_normal().string();
-    if (std::ranges::find(candidates, path) == candidates.end()) candidates.push_back(path);
-  };
-  add(own_folder(), "");
-  add(program_folder(), "../lib");
-  add(program_folder(), "../" ATTUNE_INSTALL_LIBDIR);
-  return candidates;
+  return installed_candidates(kFileName);
 }
 
 const Result<Plugin>& plugin() {

@@ -34,6 +34,12 @@ std::optional<codegen::CompilerId> nvrtc_at_a_glance(const codegen::Arch&) {
 Result<Image> nvrtc_compile(const codegen::Unit&) {
   return absent();
 }
+Result<std::string> nvrtc_path(const codegen::Arch&) {
+  return absent();
+}
+Result<Image> nvrtc_compile_with(const std::string&, const codegen::Unit&) {
+  return absent();
+}
 Result<void*> cuda_allocate(int, std::size_t, void*) {
   return absent();
 }

@@ -117,4 +117,16 @@ Result<Image> nvrtc_compile(const codegen::Unit& unit) {
   return nvrtc->compile(unit);
 }
 
+Result<std::string> nvrtc_path(const codegen::Arch& arch) {
+  ATTUNE_ASSIGN(nvrtc, nvrtc_for(arch));
+  return nvrtc->path();
+}
+
+Result<Image> nvrtc_compile_with(const std::string& library, const codegen::Unit& unit) {
+  ATTUNE_ASSIGN(nvrtc, Nvrtc::open(library));
+  if (nvrtc.identity() == unit.compiler.name) return nvrtc.compile(unit);
+  return environment_failure(
+      fmt::format("{} is {}, not {}: it has changed", library, nvrtc.identity(), unit.compiler.name));
+}
+
 }  // namespace attune::runtime

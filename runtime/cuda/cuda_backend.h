@@ -46,6 +46,10 @@ Result<codegen::CompilerId> nvrtc_compiler(const codegen::Arch& arch);
 /// longer than all else that a cache hit needs. Only to look for a kernel by.
 std::optional<codegen::CompilerId> nvrtc_at_a_glance(const codegen::Arch& arch);
 Result<Image> nvrtc_compile(const codegen::Unit& unit);
+/// The library that nvrtc_compile() uses; and compilation by it in a process that looks for none, nor for a
+/// driver. Fails with environment when the library is not the unit's compiler.
+Result<std::string> nvrtc_path(const codegen::Arch& arch);
+Result<Image> nvrtc_compile_with(const std::string& library, const codegen::Unit& unit);
 
 /// Device memory for the allocating overloads, ordered on the stream. Fails with environment.
 Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream);

@@ -2,6 +2,7 @@
 then there."""
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -346,6 +347,13 @@ class PrecompileForGpus(CommandTest):
         self.assertEqual([(r["target"], r["candidate"].split("_")[0]) for r in report["results"]],
                          [("sm_80", "mma"), ("sm_90a", "mma")])
         self.assertEqual((report["compiled"], len(self.entries())), (2, 2))
+
+    def test_hits_open_no_nvrtc(self):
+        for cache in ("cold", "warm"):
+            self.attune("precompile", "--problem", "dtype=f32 head_dim=40", "--arch", "sm_90a",
+                        LD_DEBUG="files", LD_DEBUG_OUTPUT=self.folder / cache)  # the loader's log
+            log = "".join(path.read_text() for path in self.folder.glob(f"{cache}.*"))
+            self.assertEqual(re.findall(r"calling init: .*/(libnvrtc\.so)", log), ["libnvrtc.so"] * (cache == "cold"))
 
     def test_both_majors_of_nvrtc(self):
         problem = ("--problem", "dtype=f16 head_dim=32")
