@@ -1,38 +1,44 @@
+// OpenSSL 3 deprecates SHA-256's own functions for EVP's, whose first use in a process reads its
+// configuration and loads a provider. That takes a millisecond, as long as all else that a cache hit does.
+#define OPENSSL_SUPPRESS_DEPRECATED
 #include "base/digest.h"
 
 #include "attune/error.h"
 
-#include <openssl/evp.h>
+#include <openssl/sha.h>
 
 #include <cstring>
 
 namespace attune {
 namespace {
 
-/// A digest that could not be computed must not pass for one: two keys would be equal. OpenSSL fails here
-/// only without memory or in a configuration that lacks SHA-256.
+/// A digest that could not be computed must not pass for one: two keys would be equal.
 void require(int openssl_status) {
   if (openssl_status != 1) throw Error(ErrorKind::environment, "OpenSSL cannot compute SHA-256");
 }
 
-EVP_MD_CTX* context_of(void* context) {
-  return static_cast<EVP_MD_CTX*>(context);
-}
+class Sha256 {
+ public:
+  Sha256() { begin(); }
+  void add(const void* data, std::size_t size) { require(SHA256_Update(&context_, data, size)); }
+  /// Begins anew, too.
+  Digest finish() {
+    Digest digest;
+    require(SHA256_Final(digest.bytes.data(), &context_));
+    begin();
+    return digest;
+  }
+
+ private:
+  void begin() { require(SHA256_Init(&context_)); }
+  SHA256_CTX context_{};
+};
 
 int hex_value(char c) {
   if (c >= '0' && c <= '9') return c - '0';
   if (c >= 'a' && c <= 'f') return c - 'a' + 10;
   if (c >= 'A' && c <= 'F') return c - 'A' + 10;
   return -1;
-}
-
-void add_counted(EVP_MD_CTX* context, std::string_view text) {
-  std::array<unsigned char, 8> length{};
-  for (std::size_t i = 0; i < length.size(); ++i) {
-    length[i] = static_cast<unsigned char>(std::uint64_t{text.size()} >> (8 * i));
-  }
-  require(EVP_DigestUpdate(context, length.data(), length.size()));
-  require(EVP_DigestUpdate(context, text.data(), text.size()));
 }
 
 }  // namespace
@@ -67,35 +73,37 @@ std::size_t DigestHash::operator()(const Digest& digest) const noexcept {
 }
 
 Digest sha256(std::span<const std::byte> bytes) {
-  Digest digest;
-  require(EVP_Digest(bytes.data(), bytes.size(), digest.bytes.data(), nullptr, EVP_sha256(), nullptr));
-  return digest;
+  Sha256 hash;
+  hash.add(bytes.data(), bytes.size());
+  return hash.finish();
 }
 
 Digest sha256(std::string_view text) {
   return sha256(std::as_bytes(std::span(text)));
 }
 
-FieldDigest::FieldDigest() : context_(EVP_MD_CTX_new()) {
-  require(context_ != nullptr ? 1 : 0);
-  require(EVP_DigestInit_ex(context_of(context_), EVP_sha256(), nullptr));
-}
+struct FieldDigest::State : Sha256 {
+  void add_counted(std::string_view text) {
+    std::array<unsigned char, 8> length{};
+    for (std::size_t i = 0; i < length.size(); ++i) {
+      length[i] = static_cast<unsigned char>(std::uint64_t{text.size()} >> (8 * i));
+    }
+    add(length.data(), length.size());
+    add(text.data(), text.size());
+  }
+};
 
-FieldDigest::~FieldDigest() {
-  EVP_MD_CTX_free(context_of(context_));
-}
+FieldDigest::FieldDigest() : state_(std::make_unique<State>()) {}
+FieldDigest::~FieldDigest() = default;
 
 FieldDigest& FieldDigest::field(std::string_view tag, std::string_view value) {
-  add_counted(context_of(context_), tag);
-  add_counted(context_of(context_), value);
+  state_->add_counted(tag);
+  state_->add_counted(value);
   return *this;
 }
 
 Digest FieldDigest::finish() {
-  Digest digest;
-  require(EVP_DigestFinal_ex(context_of(context_), digest.bytes.data(), nullptr));
-  require(EVP_DigestInit_ex(context_of(context_), EVP_sha256(), nullptr));
-  return digest;
+  return state_->finish();
 }
 
 }  // namespace attune
