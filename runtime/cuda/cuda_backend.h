@@ -47,7 +47,7 @@ Result<codegen::CompilerId> nvrtc_compiler(const codegen::Arch& arch);
 std::optional<codegen::CompilerId> nvrtc_at_a_glance(const codegen::Arch& arch);
 Result<Image> nvrtc_compile(const codegen::Unit& unit);
 /// The library that nvrtc_compile() uses; and compilation by it in a process that looks for none, nor for a
-/// driver. Fails with environment when the library is not the unit's compiler.
+/// driver.
 Result<std::string> nvrtc_path(const codegen::Arch& arch);
 Result<Image> nvrtc_compile_with(const std::string& library, const codegen::Unit& unit);
 

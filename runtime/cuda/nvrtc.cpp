@@ -92,6 +92,11 @@ std::vector<std::string> nvrtc_options(int major, int minor, const codegen::Arch
 }
 
 Result<Image> Nvrtc::compile(const codegen::Unit& unit) const {
+  if (unit.compiler.name != identity_) {
+    return environment_failure(
+        fmt::format("{} is {}, and {} was asked for: it has changed, or ATTUNE_NVRTC has", path_, identity_,
+                    unit.compiler.name));
+  }
   std::vector<std::string> owned;  // NVRTC wants terminated strings
   owned.reserve(unit.headers.size() * 2);
   std::vector<const char*> names;

@@ -47,7 +47,8 @@ class Nvrtc {
     return nvrtc_options(major_, minor_, arch);
   }
 
-  /// Fails with internal and the compiler's log when the source does not compile.
+  /// Fails with internal and the compiler's log when the source does not compile, with environment for a unit
+  /// of another compiler.
   Result<Image> compile(const codegen::Unit& unit) const;
 
  private:
