@@ -33,7 +33,7 @@ of_torch = compilers()
 output = memory_efficient_attention(query, key, value, LowerTriangularMask())
 assert compilers() == of_torch, compilers()
 counters = attune.counters()
-assert counters["compiles"] == 0 and counters["cache_hits"] == 1, counters
+assert (counters.compiles, counters.cache_hits) == (0, 1), counters
 q, k, v = (x.double().transpose(1, 2) for x in (query, key, value))
 exact = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 torch.testing.assert_close(output.double(), exact, atol=2e-2, rtol=0)
