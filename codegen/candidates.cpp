@@ -32,6 +32,7 @@ constexpr auto kGradBias = Operation::grad_bias;
 constexpr auto kRoundQuery = Operation::round_query;
 constexpr auto kGradMerge = Operation::grad_merge;
 constexpr unsigned kPlainDropout = kWindow | kDropout;
+constexpr unsigned kSums = kAtomic | kOrdered;
 constexpr unsigned kPlainScores = kEveryFeature & ~(kBias | kDropout);
 
 // The first row that fits wins, so rows go from the most specific to the most general. Why a row has its
@@ -76,8 +77,8 @@ constexpr Candidate kCandidates[] = {
     {"mma_grad_query_64x32x4_d256",         kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kUneven,                  256,64, 32, 256,1, 0, 4, 1, 0},
     {"mma_grad_query_64x32x4_d256b",        kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            256,64, 32, 128,1, 0, 4, 0, 0},
     {"mma_grad_query_32x32x2_d512",         kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            512,32, 32, 128,1, 0, 2, 0, 0},
-    {"sm90_grad_key_value_128x128_d64",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kAtomic,        64, 128,128,0,  0, 0, 12,2, 0},
-    {"sm90_grad_key_value_64x128_d128",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kAtomic,        128,64, 128,0,  0, 0, 12,2, 0},
+    {"sm90_grad_key_value_128x128_d64",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kSums,          64, 128,128,0,  0, 0, 12,2, 0},
+    {"sm90_grad_key_value_64x128_d128",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kSums,          128,64, 128,0,  0, 0, 12,2, 0},
     {"mma_grad_key_value_64x128x4_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        64, 64, 128,64, 2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x128x4_d64d",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kPlainDropout | kAtomic,  64, 64, 128,64, 2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x128x8_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature | kAtomic,  64, 64, 128,64, 2, 2, 8, 1, 0},
@@ -206,7 +207,8 @@ unsigned features_of(const Problem& problem) {
          (problem.window_left == kernel::Edge::bounded || problem.window_right == kernel::Edge::bounded
               ? kWindow
               : 0u) |
-         (problem.query_gradient == kernel::QueryGradient::atomic ? kAtomic : 0u);
+         (problem.query_gradient == kernel::QueryGradient::atomic ? kAtomic : 0u) |
+         (problem.query_gradient == kernel::QueryGradient::ordered ? kOrdered : 0u);
 }
 
 std::span<const Candidate> candidates() {

@@ -19,8 +19,9 @@ inline constexpr unsigned kBias = 4;
 inline constexpr unsigned kDropout = 8;
 inline constexpr unsigned kWindow = 16;
 inline constexpr unsigned kEveryFeature = 31;
-inline constexpr unsigned kAtomic =
-    32;  // grad_key_value: adds to sums of the query's gradient (QueryGradient)
+// grad_key_value: adds to sums of the query's gradient (QueryGradient).
+inline constexpr unsigned kAtomic = 32;
+inline constexpr unsigned kOrdered = 64;
 /// The features of a problem, as a set of these bits.
 unsigned features_of(const Problem& problem);
 

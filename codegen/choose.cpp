@@ -14,6 +14,7 @@ namespace {
 using kernel::Family;
 using kernel::KernelSpec;
 using kernel::Operation;
+using kernel::QueryGradient;
 
 /// The families that do the operation on a backend, the preferred one first.
 std::span<const Family> families_of(Operation operation, Backend backend) {
@@ -82,9 +83,8 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
       lacks.push_back(
           fmt::format("head_dim {} and head_dim_v {} should be equal", problem.head_dim, problem.head_dim_v));
     }
-    if (problem.query_gradient == kernel::QueryGradient::apart) {
-      lacks.push_back(
-          "adds up the query's gradient in no fixed order: not for deterministic calls or calls without it");
+    if (problem.query_gradient == QueryGradient::apart) {
+      lacks.push_back("adds up the query's gradient: not for calls without it");
     }
   }
   return lacks;
@@ -113,7 +113,8 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
                                       {kPaged, "paged keys"},
                                       {kBias, "a bias tensor"},
                                       {kDropout, "dropout"},
-                                      {kAtomic, "sums of the query's gradient"}}) {
+                                      {kAtomic, "sums of the query's gradient"},
+                                      {kOrdered, "sums of the query's gradient in a fixed order"}}) {
     const unsigned wanted = features_of(problem) & feature;
     if (wanted != 0 && none([&](const Candidate* row) { return (row->features & wanted) != 0; })) {
       lacks.push_back(fmt::format("no kernels with {}", name));
@@ -217,15 +218,16 @@ std::vector<std::string> not_supported_reasons(Family family, const Problem& pro
   return reasons;
 }
 
-bool adds_query_gradient(Problem problem, const Arch& arch) {
+QueryGradient query_gradient_of(Problem problem, const Arch& arch, bool deterministic) {
+  const QueryGradient sums = deterministic ? QueryGradient::ordered : QueryGradient::atomic;
   for (const Family family : families_of(problem.operation, arch.backend)) {
     if (!contains(problem.families, family)) continue;
-    problem.query_gradient = kernel::QueryGradient::atomic;
-    if (first_fit(family, problem, arch) != nullptr) return true;
-    problem.query_gradient = kernel::QueryGradient::apart;
-    if (first_fit(family, problem, arch) != nullptr) return false;
+    for (const QueryGradient way : {sums, QueryGradient::apart}) {
+      problem.query_gradient = way;
+      if (first_fit(family, problem, arch) != nullptr) return way;
+    }
   }
-  return false;
+  return QueryGradient::apart;
 }
 
 Result<Choice> choose(const Problem& problem, const Arch& arch) {

@@ -31,8 +31,9 @@ struct Choice {
 /// others.
 Result<Choice> choose(const Problem& problem, const Arch& arch);
 
-/// Has the family that would run this grad_key_value kernels that add to sums of the query's gradient?
-bool adds_query_gradient(Problem problem, const Arch& arch);
+/// How the family that would run this grad_key_value computes the query's gradient: by sums where it can, in
+/// an order if the bits are to be the same in every run.
+kernel::QueryGradient query_gradient_of(Problem problem, const Arch& arch, bool deterministic);
 
 /// The spec of one candidate row for a problem, whether or not choose() would take it. For tuning and tests.
 kernel::KernelSpec spec_of(const Candidate& candidate, const Problem& problem);

@@ -65,7 +65,7 @@ struct EnumNames<kernel::Lse> {
 template <>
 struct EnumNames<kernel::QueryGradient> {
   static constexpr std::string_view kType = "QueryGradient";
-  static constexpr std::array<std::string_view, 2> kValues{"apart", "atomic"};
+  static constexpr std::array<std::string_view, 3> kValues{"apart", "atomic", "ordered"};
 };
 
 template <typename Enum>

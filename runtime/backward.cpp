@@ -1,5 +1,6 @@
 #include "runtime/backward.h"
 
+#include "attune/backward.h"
 #include "codegen/choose.h"
 
 #include <fmt/format.h>
@@ -59,17 +60,17 @@ class Planner {
 
   /// Gradients of key and value, which are computed together where the same query heads share both. Else the
   /// first of two launches adds up the query's gradient.
-  void add_key_value(bool adds_query_gradient) {
+  void add_key_value(QueryGradient query_gradient) {
     plan_.main = plan_.count;
     const bool together = call_.key_heads == call_.value_heads;
-    bool adds = adds_query_gradient;
+    bool adds = query_gradient != QueryGradient::apart;
     if (params_.grad_key != nullptr || (together && params_.grad_value != nullptr)) {
-      BackwardPlan::Step& step = add_key_value(call_.key_heads, adds_query_gradient);
+      BackwardPlan::Step& step = add_key_value(call_.key_heads, query_gradient);
       if (!together) step.params.grad_value = nullptr;
       adds = false;
     }
     if (!together && params_.grad_value != nullptr) {
-      BackwardPlan::Step& step = add_key_value(call_.value_heads, adds_query_gradient);
+      BackwardPlan::Step& step = add_key_value(call_.value_heads, query_gradient);
       step.params.grad_key = nullptr;
       if (!adds) step.params.query_sums = nullptr;
     }
@@ -78,9 +79,9 @@ class Planner {
   BackwardPlan& plan() { return plan_; }
 
  private:
-  BackwardPlan::Step& add_key_value(HeadExtents heads, bool adds_query_gradient) {
+  BackwardPlan::Step& add_key_value(HeadExtents heads, QueryGradient query_gradient) {
     BackwardPlan::Step& step = add(Operation::grad_key_value);
-    step.problem.query_gradient = adds_query_gradient ? QueryGradient::atomic : QueryGradient::apart;
+    step.problem.query_gradient = query_gradient;
     step.params.key_groups = heads.groups;
     step.params.key_heads = heads.heads;
     return step;
@@ -118,8 +119,8 @@ Problem problem_of(const Problem& forward, Operation operation) {
 
 std::vector<Problem> problems_of_pass(const Problem& forward, const codegen::Arch& arch, bool deterministic) {
   Problem keys = problem_of(forward, Operation::grad_key_value);
-  const bool sums = !deterministic && codegen::adds_query_gradient(keys, arch);
-  keys.query_gradient = sums ? QueryGradient::atomic : QueryGradient::apart;
+  keys.query_gradient = codegen::query_gradient_of(keys, arch, deterministic);
+  const bool sums = keys.query_gradient != QueryGradient::apart;
   std::vector<Problem> problems{problem_of(forward, Operation::delta), keys,
                                 problem_of(forward, sums ? Operation::round_query : Operation::grad_query)};
   if (forward.bias != kernel::Bias::none && forward.bias != kernel::Bias::boolean) {
@@ -132,8 +133,12 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
   BackwardParams params = call.params;
   const kernel::ForwardParams& forward = params.forward;
   const bool wants_key_value = params.grad_key != nullptr || params.grad_value != nullptr;
-  const bool sums = params.grad_query != nullptr && wants_key_value && !call.deterministic &&
-                    codegen::adds_query_gradient(problem_of(call.problem, Operation::grad_key_value), arch);
+  QueryGradient query_gradient = QueryGradient::apart;
+  if (params.grad_query != nullptr && wants_key_value) {
+    const Problem keys = problem_of(call.problem, Operation::grad_key_value);
+    query_gradient = codegen::query_gradient_of(keys, arch, call.deterministic);
+  }
+  const bool sums = query_gradient != QueryGradient::apart;
 
   Pieces pieces(call.workspace);
   i64 rows = 0;
@@ -147,6 +152,9 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
         pieces.take<void>(rows, i64{call.problem.head_dim_v} * size_of(call.problem.dtype));
   }
   if (sums) params.query_sums = pieces.take<float>(rows, i64{call.problem.head_dim} * i64{sizeof(float)});
+  if (query_gradient == QueryGradient::ordered && !overflow) {
+    params.turns = pieces.take<kernel::u32>(query_turns(forward), sizeof(kernel::u32));
+  }
   if (overflow || pieces.overflow()) {
     return invalid_argument(
         "memory_efficient_attention_backward: the workspace would be larger than any memory");
@@ -159,7 +167,7 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
     params.grad_output_strides = read_grad_output_strides(call);
     params.grad_output_column = 1;
   }
-  planner.add_key_value(sums);
+  planner.add_key_value(query_gradient);
   if (params.grad_query != nullptr) planner.add(sums ? Operation::round_query : Operation::grad_query);
   if (params.grad_bias != nullptr) planner.add(Operation::grad_bias);
   BackwardPlan& plan = planner.plan();

@@ -89,8 +89,8 @@ Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, cons
   const bool whole_pass = std::erase(words, kWholePass) > 0;
   ATTUNE_ASSIGN(problem, codegen::parse_problem(fmt::format("{}", fmt::join(words, " "))));
   if (!whole_pass) return std::vector{problem};
+  const bool deterministic = problem.query_gradient == kernel::QueryGradient::ordered;
   problem.query_gradient = kernel::QueryGradient::apart;
-  const bool deterministic = std::ranges::find(words, "query_gradient=apart") != words.end();
   return runtime::problems_of_pass(problem, arch, deterministic);
 }
 

@@ -15,8 +15,7 @@ namespace attune::tools {
 std::string problem_help();
 
 /// A problem, or with operation=backward in place of an operation those of every kernel of a backward pass on
-/// the architecture: of one that may add up the query's gradient in any order, unless query_gradient=apart is
-/// asked for.
+/// the architecture: of one that gives the same bits in every run, if query_gradient=ordered is asked for.
 Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch);
 
 /// The lines of such a list (below), or its elements as lines, without comments.

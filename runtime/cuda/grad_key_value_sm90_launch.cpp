@@ -73,7 +73,11 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   p.tiles = p.key_blocks * p.pairs;
   p.section = section_of(device, spec, p);
   const bool window = spec.window_left == kernel::Edge::bounded || spec.window_right == kernel::Edge::bounded;
-  if (window) p.counter = tile_counter(driver, stream);
+  if (spec.query_gradient == kernel::QueryGradient::ordered) {
+    p.counter = backward.turns;
+  } else if (window) {
+    p.counter = tile_counter(driver, stream);
+  }
   return done();
 }
 

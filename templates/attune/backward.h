@@ -20,7 +20,8 @@
 //   grad_bias        a tile of the bias tensor        the pairs that it was added to
 //
 // grad_key_value may also add its share of dQ to float32 sums in memory (QueryGradient::atomic): that saves
-// computing P a second time, and costs the order of summation. round_query then makes the result of the sums.
+// computing P a second time, and costs the order of summation, unless tiles of keys take turns to add
+// (QueryGradient::ordered). round_query then makes the result of the sums.
 #pragma once
 
 #include "attune/blocks.h"
@@ -49,6 +50,18 @@ ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot,
 }
 
 // ---- Slots of delta, grad_query and round_query: those of forward (slot_of in blocks.h) ----
+
+// ---- The order in which tiles of keys add to sums of the query's gradient ----
+
+/// Queries of the smallest tile that takes turns, and how many parts of its sums do.
+inline constexpr i32 kTurnRows = 64;
+inline constexpr i32 kTurnParts = 2;
+
+/// The numbers in `turns`: how many tiles of keys have been handed out; then, of each head, tile of queries
+/// and part, the last tile of keys that has added, counted from 1.
+ATTUNE_HD constexpr i64 query_turns(const ForwardParams& p) {
+  return 1 + i64{p.batch} * p.groups * p.heads * ceil_div(p.len_q, kTurnRows) * kTurnParts;
+}
 
 // ---- Slots of grad_key_value ----
 

@@ -31,7 +31,11 @@ enum class Bias : i32 {
 };  // a tensor added to the scores, or one that hides keys
 enum class Dropout : i32 { off, on };
 enum class Lse : i32 { skip, write };
-enum class QueryGradient : i32 { apart, atomic };  // does grad_key_value add to float32 sums of it?
+enum class QueryGradient : i32 {
+  apart,
+  atomic,
+  ordered
+};  // does grad_key_value add to float32 sums of it, and in the same order in every run?
 
 struct KernelSpec {
   Operation operation = Operation::forward;

@@ -86,10 +86,15 @@ class Explain(CommandTest):
                          ["operation=delta dtype=bf16 head_dim=128",
                           "operation=grad_key_value dtype=bf16 head_dim=128 query_gradient=atomic",
                           "operation=round_query dtype=bf16 head_dim=128"])
-        self.assertEqual(pass_of("operation=backward dtype=bf16 head_dim=128 query_gradient=apart", "sm_90a"),
+        ordered = "operation=backward dtype=bf16 head_dim=128 query_gradient=ordered"
+        self.assertEqual(pass_of(ordered, "sm_80"),
                          ["operation=delta dtype=bf16 head_dim=128",
                           "operation=grad_key_value dtype=bf16 head_dim=128",
                           "operation=grad_query dtype=bf16 head_dim=128"])
+        self.assertEqual(pass_of(f"{ordered} boxes=1", "sm_90a"),
+                         ["operation=delta dtype=bf16 head_dim=128",
+                          "operation=grad_key_value dtype=bf16 head_dim=128 query_gradient=ordered boxes=1",
+                          "operation=round_query dtype=bf16 head_dim=128"])
         text = self.attune("explain", "--problem", "operation=backward dtype=f32 head_dim=64 bias=boolean", "--arch",
                            "sm_80").out
         self.assertEqual(text.count("candidate "), 3)

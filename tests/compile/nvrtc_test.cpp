@@ -110,10 +110,14 @@ Bias random_bias(Random& random, Operation operation, bool wanted) {
   return wanted ? random.pick({Bias::f32, Bias::f16, Bias::bf16, Bias::boolean}) : Bias::none;
 }
 
-/// Mostly what the row is there for.
+/// Mostly what the row is there for; those of sm90 know no gradient apart.
 QueryGradient random_query_gradient(Random& random, const Candidate& row) {
-  const bool adds = (row.features & codegen::kAtomic) != 0 && random.chance(0.7);
-  return adds ? QueryGradient::atomic : QueryGradient::apart;
+  const auto may = [&](unsigned feature, double chance) {
+    return (row.features & feature) != 0 && random.chance(chance);
+  };
+  if (may(codegen::kOrdered, 0.4)) return QueryGradient::ordered;
+  return may(codegen::kAtomic, row.family == Family::sm90 ? 1 : 0.7) ? QueryGradient::atomic
+                                                                     : QueryGradient::apart;
 }
 
 /// A problem with these traits, whatever else the row may be asked for.
@@ -144,10 +148,7 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
     problem.head_dim = kernel::round_up(problem.head_dim, 8);
     problem.head_dim_v = kernel::round_up(problem.head_dim_v, 8);
     problem.output_dtype = problem.dtype;
-    if (row.operation == Operation::grad_key_value) {
-      problem.head_dim_v = problem.head_dim;
-      problem.query_gradient = QueryGradient::atomic;
-    }
+    if (row.operation == Operation::grad_key_value) problem.head_dim_v = problem.head_dim;
   }
   const int row_bytes = (problem.head_dim | problem.head_dim_v) *
                         std::min(kernel::size_of(problem.dtype), kernel::size_of(problem.output_dtype));

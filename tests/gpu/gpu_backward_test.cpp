@@ -15,8 +15,7 @@ using namespace attune::test;
 
 namespace {
 
-/// `deterministic`: has the family kernels for that mode?
-void check_family(Family family, const char* name, bool deterministic = true) {
+void check_family(Family family, const char* name) {
   if (only_family != "all" && only_family != name) return;
   auto ran = verify::verify_numerics({.seed = test_seed(),
                                       .cases = case_count,
@@ -29,7 +28,7 @@ void check_family(Family family, const char* name, bool deterministic = true) {
   for (const std::string& failure : report.failures) FAIL_CHECK(failure);
   CHECK(report.cases == case_count);
   CHECK(report.kernels <= report.specs);  // those that go by rows are the families' in common
-  if (case_count >= 512 && deterministic) CHECK(report.tallies["deterministic"]["yes"].cases >= 100);
+  if (case_count >= 512) CHECK(report.tallies["deterministic"]["yes"].cases >= 100);
 }
 
 }  // namespace
@@ -44,5 +43,5 @@ TEST_CASE("gradients of mma kernels are as exact as twice the plain implementati
 
 TEST_CASE("gradients of sm90 kernels are as exact as twice the plain implementation's error") {
   if (runtime::cuda_report().devices.at(0).sm != 90) return;  // these are for Hopper alone
-  check_family(Family::sm90, "sm90", /*deterministic=*/false);
+  check_family(Family::sm90, "sm90");
 }

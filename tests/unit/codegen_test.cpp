@@ -95,7 +95,8 @@ std::vector<std::pair<Problem, Arch>> backward_problems() {
         problem.operation = operation;
         for (const int head_dim : {1, 16, 32, 64, 96, 128, 192, 256, 512}) {
           problem.head_dim = problem.head_dim_v = head_dim;
-          for (const auto gradient : {kernel::QueryGradient::apart, kernel::QueryGradient::atomic}) {
+          for (const auto gradient : {kernel::QueryGradient::apart, kernel::QueryGradient::atomic,
+                                      kernel::QueryGradient::ordered}) {
             problem.query_gradient = gradient;
             problems.emplace_back(problem, *arch_from_name(name));
           }
@@ -270,7 +271,7 @@ TEST_CASE("every backward problem finds a candidate on a CPU") {
     const bool has_gradient = problem.operation != kernel::Operation::grad_bias ||
                               (problem.bias != kernel::Bias::none && problem.bias != kernel::Bias::boolean);
     if (arch.backend != Backend::cpu || problem.operation == kernel::Operation::round_query ||
-        problem.query_gradient == kernel::QueryGradient::atomic || !has_gradient) {
+        problem.query_gradient != kernel::QueryGradient::apart || !has_gradient) {
       continue;
     }
     REQUIRE_MESSAGE(choose(problem, arch).ok(), to_string(problem), " on ", arch.target);
@@ -287,7 +288,8 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
                   .window_right = Edge::bounded,
                   .query_gradient = kernel::QueryGradient::atomic,
                   .boxes = 1};
-  CHECK(adds_query_gradient(problem, hopper));
+  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
+  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/true) == kernel::QueryGradient::ordered);
   REQUIRE(choose(problem, hopper).ok());
   CHECK(choose(problem, hopper)->spec.family == Family::sm90);
 
@@ -295,13 +297,12 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
   problem.blocks = kernel::Blocks::varlen;
   problem.query_gradient = kernel::QueryGradient::apart;
   problem.boxes = 0;
-  CHECK(
-      not_supported_reasons(Family::sm90, problem, hopper) ==
-      std::vector<std::string>{
-          "no kernels with packed sequences",
-          "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0",
-          "head_dim 128 and head_dim_v 64 should be equal",
-          "adds up the query's gradient in no fixed order: not for deterministic calls or calls without it"});
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
+        std::vector<std::string>{
+            "no kernels with packed sequences",
+            "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0",
+            "head_dim 128 and head_dim_v 64 should be equal",
+            "adds up the query's gradient: not for calls without it"});
 }
 
 TEST_CASE("candidate names are unique and every row is the choice for something") {

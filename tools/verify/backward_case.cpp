@@ -20,7 +20,7 @@ using kernel::Operation;
 using kernel::QueryGradient;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr std::size_t kPieces = 4;  // of a workspace, each rounded up
+constexpr std::size_t kPieces = 5;  // of a workspace, each rounded up
 constexpr std::size_t kPieceBytes = 256;
 
 /// Every element in one place: what the gradient of a sum is, expanded.
@@ -54,7 +54,7 @@ BackwardCase::BackwardCase(Random& random, const KernelClass& kernel_class, cons
     : problem(random, kernel_class, mask),
       own_forward_(random.chance(0.4)),
       has_grad_lse_(random.chance(0.4)),
-      deterministic_(random.chance(always_adds_query_gradient() ? 0 : 0.3)),
+      deterministic_(random.chance(kernel_class.deterministic ? 0.3 : 0)),
       function_(random.chance(0.75) ? Function::into : Function::allocate),
       own_workspace_(function_ == Function::into && random.chance(0.5)) {
   grad_spread_ = gradient_spread(random);
@@ -186,9 +186,10 @@ bool BackwardCase::computes(const Result& result) const {
   return result.wanted && (function_ == Function::into || count_of(result.tensor.view()) > 0);
 }
 
-bool BackwardCase::adds_query_gradient(const codegen::Arch& arch) const {
-  return computes(query_) && (computes(key_) || computes(value_)) && !deterministic_ &&
-         codegen::adds_query_gradient(step_of(problem.traits(), Operation::grad_key_value), arch);
+QueryGradient BackwardCase::query_gradient(const codegen::Arch& arch) const {
+  if (!computes(query_) || (!computes(key_) && !computes(value_))) return QueryGradient::apart;
+  return codegen::query_gradient_of(step_of(problem.traits(), Operation::grad_key_value), arch,
+                                    deterministic_);
 }
 
 int BackwardCase::launches() const {
@@ -202,8 +203,7 @@ int BackwardCase::launches() const {
 
 codegen::Problem BackwardCase::last(const codegen::Arch& arch) const {
   if (computes(key_) || computes(value_)) {
-    const auto query = adds_query_gradient(arch) ? QueryGradient::atomic : QueryGradient::apart;
-    return step_of(problem.traits(), Operation::grad_key_value, query);
+    return step_of(problem.traits(), Operation::grad_key_value, query_gradient(arch));
   }
   if (computes(query_)) return step_of(problem.traits(), Operation::grad_query);
   return step_of(problem.traits(), computes(bias_) ? Operation::grad_bias : Operation::delta);
@@ -226,10 +226,11 @@ std::vector<Part> BackwardCase::parts() const {
 }
 
 /// Bytes that a workspace may take at the most: two numbers of each query, a row of its gradient and one of
-/// the output's.
+/// the output's, and at most two turns.
 std::size_t BackwardCase::most_workspace() const {
   const auto columns = static_cast<std::size_t>(problem.traits().head_dim + problem.traits().head_dim_v);
-  return problem.queries() * (2 + columns) * sizeof(float) + kPieces * kPieceBytes;
+  const std::size_t numbers = deterministic_ ? 4 : 2;
+  return problem.queries() * (numbers + columns) * sizeof(float) + kPieces * kPieceBytes;
 }
 
 void BackwardCase::run(Arena& arena) {

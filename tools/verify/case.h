@@ -98,7 +98,7 @@ class BackwardCase : public Case {
   double gradient_spread(Random& random) const;
   bool has_bias_gradient() const;
   bool always_adds_query_gradient() const;
-  bool adds_query_gradient(const codegen::Arch& arch) const;
+  kernel::QueryGradient query_gradient(const codegen::Arch& arch) const;
   bool computes(const Result& result) const;
   std::size_t most_workspace() const;
   std::vector<Part> parts() const;

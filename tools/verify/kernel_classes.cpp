@@ -134,7 +134,9 @@ std::optional<KernelClass> random_class(Random& random, const Combination& drawn
     problem.families = codegen::only(drawn.family);
     if (pass == Pass::backward) problem = backward_of(problem, drawn.family);
     if (has_kernel(problem) && (pass == Pass::forward || has_kernel(forward_of(problem)))) {
-      return KernelClass{problem, drawn.family, drawn.mask};
+      const bool deterministic = problem.query_gradient == QueryGradient::apart ||
+                                 codegen::query_gradient_of(problem, arch, true) == QueryGradient::ordered;
+      return KernelClass{problem, drawn.family, drawn.mask, deterministic};
     }
     const bool well_known = random.chance(0.5);
     head_dim = well_known ? well_known_head_dim(random) : random.integer(1, kMaxHeadDim);
@@ -157,17 +159,22 @@ std::vector<Problem> merges_of(const Problem& problem) {
 }
 
 /// Any gradients may be wanted, in deterministic mode or not; if the class always adds up the query's, that
-/// and another's in the default mode.
+/// and another's.
 std::vector<Problem> steps_of(const Problem& backward, const codegen::Arch& arch) {
   std::vector<Problem> steps{forward_of(backward), step_of(backward, Operation::delta)};
   if (backward.query_gradient == QueryGradient::apart) {
     steps.push_back(step_of(backward, Operation::grad_key_value));
     steps.push_back(step_of(backward, Operation::grad_query));
   }
-  if (codegen::adds_query_gradient(step_of(backward, Operation::grad_key_value), arch)) {
-    steps.push_back(step_of(backward, Operation::grad_key_value, QueryGradient::atomic));
-    steps.push_back(step_of(backward, Operation::round_query));
+  bool sums = false;
+  for (const bool deterministic : {false, true}) {
+    const auto keys = step_of(backward, Operation::grad_key_value);
+    const auto query = codegen::query_gradient_of(keys, arch, deterministic);
+    if (query == QueryGradient::apart) continue;
+    steps.push_back(step_of(backward, Operation::grad_key_value, query));
+    sums = true;
   }
+  if (sums) steps.push_back(step_of(backward, Operation::round_query));
   if (backward.bias != kernel::Bias::none && backward.bias != kernel::Bias::boolean) {
     steps.push_back(step_of(backward, Operation::grad_bias));
   }

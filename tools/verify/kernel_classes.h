@@ -19,6 +19,7 @@ struct KernelClass {
                              // adds up the query's gradient, it always does
   kernel::Family family = kernel::Family::cpu;  // the one that will run it
   const MaskClass* mask = nullptr;              // that its first case draws; null: a merge
+  bool deterministic = true;  // backward: has the family kernels for that mode, if it adds up the gradient?
 };
 
 /// `count` classes. Every mask class meets every type and family as evenly as the count allows; head_dims and

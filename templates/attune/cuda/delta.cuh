@@ -1,7 +1,7 @@
 // What the gradients need of every query (backward.h): its LSE in base 2 and delta. Where they are asked for,
 // also a copy of the output's gradient that the other kernels can read, and zeros where grad_key_value adds
-// up the query's gradient. One pass over memory, and nothing else takes long: a row belongs to kLanes
-// neighbouring threads, each to kColumns vectors of 4 of its columns.
+// up the query's gradient, and for the turns in which it does. One pass over memory, and nothing else takes
+// long: a row belongs to kLanes neighbouring threads, each to kColumns vectors of 4 of its columns.
 #pragma once
 
 #include "attune/backward.h"
@@ -41,6 +41,7 @@ class Delta {
         query_row_(slot.block.q_begin + query) {}
 
   ATTUNE_DEVICE void run() const {
+    if (p_.turns != nullptr) clear_turn();
     float sum = 0.0f;
     if (query_ < slot_.end) {
       Values output, gradient;
@@ -118,6 +119,13 @@ class Delta {
       store4<DType::f32, packed_alignment(S.head_dim * 4)>(sums + column * 4, float4{0, 0, 0, 0},
                                                            S.head_dim - column);
     }
+  }
+
+  /// One of each thread, of which there are more.
+  ATTUNE_DEVICE void clear_turn() const {
+    static_assert(S.block_m <= kTurnRows && S.warps * 32 > kTurnParts);
+    const i64 turn = i64{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (turn < query_turns(p_.forward)) p_.turns[turn] = 0;
   }
 
   /// The gradients of a query that sees no key are 0, whatever those of its output and LSE are.

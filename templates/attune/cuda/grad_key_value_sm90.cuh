@@ -65,6 +65,7 @@ struct Sm90Memory {
   /// Sums on their way to memory, and where they go.
   ATTUNE_DEVICE u32 sums(u32 group) const { return base + kShared.sum_offset + group * kShared.sum_bytes; }
   ATTUNE_DEVICE u32 target(u32 group) const { return base + kShared.target_offset + group * 16; }
+  ATTUNE_DEVICE u32 turn(u32 group) const { return base + kShared.turn_offset + group * 16; }
 };
 
 /// Named barriers: of both warpgroups; of each; and of each with its adder. 0 is __syncthreads.
@@ -93,6 +94,7 @@ struct Sm90Step {
   i32 begin;
   i32 head;
   i32 masked;  // is any of its pairs invisible?
+  i32 before;  // the tile of keys that adds to its sums before this one, counted from 1; 0: none
 };
 
 /// Tiles of queries [first, last) that see keys of a tile; those of [clear_first, clear_last) see all.
@@ -106,27 +108,32 @@ struct Sm90StepRange {
 /// Tiles of keys in the order in which blocks take them, as in forward (forward_sm90.cuh): strided where all
 /// are alike; under a window the longest first, whoever is free, within sections of heads whose queries fit
 /// the L2 cache.
+///
+/// Where tiles take turns to add to the sums, whoever is free takes each, the first too: a tile then waits
+/// for none that has not begun, whatever else the GPU does. They walk over queries from the last one on, at
+/// which all tiles of a head may begin: those before end later, or at the same query.
 template <KernelSpec S>
 struct Sm90Schedule {
   static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
+  static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
   /// Tiles of one head that start at different queries do not wait for each other's sums. At larger head dims
   /// that cost more than it saved: they no longer share what is in the L2 cache.
-  static constexpr bool kStaggered = !kWindow && S.head_dim <= 64;
+  static constexpr bool kStaggered = !kWindow && !kOrdered && S.head_dim <= 64;
 
-  /// Of a whole warp.
+  // Both of a whole warp.
+  static ATTUNE_DEVICE i32 first(const GradKeyValueSm90Params& p) {
+    return kOrdered ? take(p.counter, p.tiles + blocks()) : static_cast<i32>(blockIdx.x);
+  }
   static ATTUNE_DEVICE i32 next(i32 tile, const GradKeyValueSm90Params& p) {
-    const i32 blocks = static_cast<i32>(gridDim.x);
-    if (!kWindow || p.counter == nullptr) return tile + blocks;
-    u32 taken = 0;
-    if (threadIdx.x % 32 == 0) taken = ptx::atom_inc(p.counter, static_cast<u32>(p.tiles - 1));
-    return blocks + static_cast<i32>(__shfl_sync(0xffffffffu, taken, 0));
+    if (kOrdered) return take(p.counter, p.tiles + blocks());
+    return kWindow && p.counter != nullptr ? blocks() + take(p.counter, p.tiles) : tile + blocks();
   }
 
   /// Without the number of its steps.
   static ATTUNE_DEVICE Sm90Work work(i32 tile, const GradKeyValueSm90Params& p) {
     i32 pair = tile / p.key_blocks;
     i32 key_block = tile % p.key_blocks;
-    if constexpr (kWindow) {
+    if constexpr (kWindow || kOrdered) {
       const i32 section = tile / (p.section * p.key_blocks);
       const i32 first = section * p.section;
       const i32 width = min(p.section, p.pairs - first);
@@ -151,6 +158,26 @@ struct Sm90Schedule {
     if (begin + S.block_n > p.len_k) steps.clear_last = 0;
     return steps;
   }
+
+  /// The tile of queries that a tile of keys begins with, and the one after m.
+  static ATTUNE_DEVICE i32 first_step(const Sm90StepRange& range, i32 key_block, i32 key_blocks) {
+    if (kOrdered) return range.last - 1;
+    if (!kStaggered) return range.first;
+    return range.first + static_cast<i32>(i64{key_block} * (range.last - range.first) / key_blocks);
+  }
+  static ATTUNE_DEVICE i32 next_step(const Sm90StepRange& range, i32 m) {
+    if (kOrdered) return m == range.first ? range.last - 1 : m - 1;
+    return m + 1 == range.last ? range.first : m + 1;
+  }
+
+ private:
+  static ATTUNE_DEVICE i32 blocks() { return static_cast<i32>(gridDim.x); }
+  /// What nobody else takes of a counter, which ends at 0 when that has been done so many times.
+  static ATTUNE_DEVICE i32 take(u32* counter, i32 times) {
+    u32 taken = 0;
+    if (threadIdx.x % 32 == 0) taken = ptx::atom_inc(counter, static_cast<u32>(times - 1));
+    return static_cast<i32>(__shfl_sync(0xffffffffu, taken, 0));
+  }
 };
 
 // ---- The producer: a warp, whose first lane talks to the copy engine ----
@@ -169,7 +196,7 @@ class Sm90Producer {
 
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
-    for (i32 tile = static_cast<i32>(blockIdx.x); tile < p_.tiles;) {
+    for (i32 tile = Schedule::first(p_); tile < p_.tiles;) {
       const Sm90Work work = Schedule::work(tile, p_);
       tile = Schedule::next(tile, p_);
       produce(work);
@@ -195,20 +222,25 @@ class Sm90Producer {
     const i32 count = range.last - range.first;
     work.steps = count * p_.sharing;
     if (work.steps == 0) load_keys(work);
-    i32 m = range.first;
-    if (Schedule::kStaggered) m += static_cast<i32>(i64{work.begin / kKeys} * count / p_.key_blocks);
-    Sm90Step step{0, work.head * p_.sharing, 0};
+    const i32 key_block = work.begin / kKeys;
+    i32 m = Schedule::first_step(range, key_block, p_.key_blocks);
+    Sm90StepRange before{};  // steps of the tile of keys before
+    if (Schedule::kOrdered && key_block > 0) {
+      before = Schedule::steps(p_.backward.forward, work.begin - kKeys);
+    }
+    Sm90Step step{0, work.head * p_.sharing, 0, 0};
     i32 left = count;
 #pragma unroll 1
     for (i32 number = 0; number < work.steps; ++number) {
       step.begin = m * kQueries;
       step.masked = m < range.clear_first || m >= range.clear_last;
+      step.before = before.first <= m && m < before.last ? key_block : 0;
       queries_.acquire(query_at_);
       load_queries(step, work.batch);
       if (number == 0) load_keys(work);
       load_numbers(step, work.batch);
       query_at_.advance();
-      if (++m == range.last) m = range.first;
+      m = Schedule::next_step(range, m);
       if (--left == 0) {
         left = count;
         ++step.head;
@@ -235,7 +267,7 @@ class Sm90Producer {
     const u32 tile = queries_.tile(query_at_);
     const u32 full = queries_.full(query_at_);
     const ptx::BoxOrigin origin{0, step.begin, step.head, batch};
-    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, 0});
+    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, step.before});
     ptx::mbarrier_arrive_expect_tx(full, 2 * Memory::kShared.query_bytes);
     load_panels<kPanels, kQueries>(tile, p_.query, full, origin, ptx::kEvictLast);
     load_panels<kPanels, kQueries>(tile + Memory::kShared.query_bytes, p_.grad_output, full, origin,
@@ -277,29 +309,77 @@ class Sm90Producer {
 // ---- An adder: a warp that spares a warpgroup the wait for the copy engine ----
 
 template <KernelSpec S>
-ATTUNE_DEVICE void add_sums(const GradKeyValueSm90Params& p, Sm90Memory<S> memory, u32 group) {
-  constexpr i32 kRows = GradKeyValueSm90Shared::kGroupRows;
+class Sm90Adder {
+  static constexpr i32 kRows = GradKeyValueSm90Shared::kGroupRows;
+  static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
+
+ public:
+  ATTUNE_DEVICE Sm90Adder(const GradKeyValueSm90Params& params, Sm90Memory<S> memory, u32 group)
+      : p_(params), memory_(memory), group_(group) {}
+
+  ATTUNE_DEVICE void run() const {
+    Turn turn;
 #pragma unroll 1
-  while (true) {
-    ptx::bar_arrive(kTaken + group, kAdderThreads);
-    ptx::bar_sync(kStaged + group, kAdderThreads);
-    const ptx::Word4 target = ptx::ld_shared_word4(memory.target(group));
-    if (target.w < 0) break;  // no more work
-    if (threadIdx.x % 32 == 0) {
-      // The copy engine leaves out rows and columns past the end.
-      ptx::BoxOrigin origin{target.x, target.y, target.z, target.w};
-#pragma unroll
-      for (i32 panel = 0; panel < Sm90Sums<S>::kPanels; ++panel) {
-        ptx::cp_reduce_async_bulk_tensor_add(p.query_sums, memory.sums(group) + panel * kPanelBytes<kRows>,
-                                             origin);
-        origin.column += GradKeyValueSm90Shared::kSumColumns;
+    while (true) {
+      ptx::bar_arrive(kTaken + group_, kAdderThreads);
+      if (kOrdered && first_lane()) pass_on(turn);
+      ptx::bar_sync(kStaged + group_, kAdderThreads);
+      const ptx::Word4 target = ptx::ld_shared_word4(memory_.target(group_));
+      if (target.w < 0) break;  // no more work
+      if (first_lane()) {
+        const ptx::BoxOrigin origin{target.x, target.y, target.z, target.w};
+        if (kOrdered) turn = await_turn(origin);
+        add(origin);
       }
-      ptx::cp_async_bulk_commit_group();
-      ptx::cp_async_bulk_wait_group_read<0>();
+      __syncwarp();
     }
-    __syncwarp();
   }
-}
+
+ private:
+  /// Of a part of a tile's sums; none at first.
+  struct Turn {
+    u32* last = nullptr;  // that has added to them
+    u32 mine = 0;
+  };
+
+  static ATTUNE_DEVICE bool first_lane() {
+    return threadIdx.x % 32 == 0;
+  }
+
+  /// The copy engine leaves out rows and columns past the end.
+  ATTUNE_DEVICE void add(ptx::BoxOrigin origin) const {
+#pragma unroll
+    for (i32 panel = 0; panel < Sm90Sums<S>::kPanels; ++panel) {
+      ptx::cp_reduce_async_bulk_tensor_add(p_.query_sums, memory_.sums(group_) + panel * kPanelBytes<kRows>,
+                                           origin);
+      origin.column += GradKeyValueSm90Shared::kSumColumns;
+    }
+    ptx::cp_async_bulk_commit_group();
+    ptx::cp_async_bulk_wait_group_read<0>();
+  }
+
+  /// Until the tile of keys before this one has added to the same sums.
+  ATTUNE_DEVICE Turn await_turn(const ptx::BoxOrigin& origin) const {
+    const ptx::Word4 order = ptx::ld_shared_word4(memory_.turn(group_));
+    const i64 head = i64{origin.batch} * p_.heads * p_.sharing + origin.head;
+    const i64 tile = head * ceil_div(p_.backward.forward.len_q, S.block_m) + origin.row / S.block_m;
+    u32* last = p_.backward.turns + 1 + tile * kTurnParts + group_;
+    while (ptx::ld_acquire(last) != static_cast<u32>(order.x)) {}
+    ptx::fence_proxy_async_global();
+    return {last, static_cast<u32>(order.y)};
+  }
+
+  /// Once what this one has added is there for all to see.
+  ATTUNE_DEVICE void pass_on(const Turn& turn) const {
+    if (turn.last == nullptr) return;
+    ptx::cp_async_bulk_wait_group<0>();
+    ptx::st_release(turn.last, turn.mine);
+  }
+
+  const GradKeyValueSm90Params& p_;
+  const Sm90Memory<S> memory_;
+  const u32 group_;
+};
 
 // ---- A consumer warpgroup ----
 
@@ -362,7 +442,7 @@ class Sm90Consumer {
   }
   ATTUNE_DEVICE Sm90Step this_step() const {
     const ptx::Word4 w = ptx::ld_shared_word4(memory_.step(query_at_));
-    return {w.x, w.y, w.z};
+    return {w.x, w.y, w.z, w.w};
   }
 
   ATTUNE_DEVICE u32 key_tile() const {
@@ -558,7 +638,7 @@ class Sm90Consumer {
   ATTUNE_DEVICE void send(const Sums& sums) const {
     constexpr i32 kPanelFragments = Shared::kSumColumns / 8;  // of 8 columns
     await_adder();
-    if (elected()) ptx::st_shared_word4(memory_.target(group_), sums_target());
+    if (elected()) address_sums();
     const u32 staged = memory_.sums(group_);
     const u32 row = thread() / 32 * 16 + lane() / 4;
 #pragma unroll
@@ -578,12 +658,16 @@ class Sm90Consumer {
     ptx::bar_sync(kTaken + group_, kAdderThreads);
   }
 
-  /// Column, row, head and batch entry.
-  ATTUNE_DEVICE ptx::Word4 sums_target() const {
+  /// Where this part goes: column, row, head and batch entry. When: after whom, and as whom.
+  ATTUNE_DEVICE void address_sums() const {
     const Sm90Step step = this_step();
-    const i32 part = static_cast<i32>(group_);
-    if constexpr (kSplitColumns) return {part * kSumDim, step.begin, step.head, work().batch};
-    return {0, step.begin + part * kGroupRows, step.head, work().batch};
+    const Sm90Work tile = work();
+    const i32 column = kSplitColumns ? static_cast<i32>(group_) * kSumDim : 0;
+    const i32 row = kSplitColumns ? 0 : static_cast<i32>(group_) * kGroupRows;
+    ptx::st_shared_word4(memory_.target(group_), {column, step.begin + row, step.head, tile.batch});
+    if constexpr (S.query_gradient == QueryGradient::ordered) {
+      ptx::st_shared_word4(memory_.turn(group_), {step.before, tile.begin / kKeys + 1, 0, 0});
+    }
   }
 
   // ---- The end of a tile of keys ----
@@ -651,7 +735,7 @@ class Sm90Consumer {
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
-  static_assert(S.query_gradient == QueryGradient::atomic && S.blocks == Blocks::dense);
+  static_assert(S.query_gradient != QueryGradient::apart && S.blocks == Blocks::dense);
   static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
   static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
@@ -674,7 +758,7 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   if (warp < 4) {
     ptx::setmaxnreg_dec<24>();
     if (warp == 0) Sm90Producer<S>(params, memory).run();
-    if (warp == 1 || warp == 2) add_sums<S>(params, memory, warp - 1);
+    if (warp == 1 || warp == 2) Sm90Adder<S>(params, memory, warp - 1).run();
   } else {
     ptx::setmaxnreg_inc<240>();
     Sm90Consumer<S>(params, memory, warp / 4 - 1).run();

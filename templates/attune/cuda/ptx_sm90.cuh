@@ -48,6 +48,16 @@ ATTUNE_DEVICE u32 atom_inc(u32* counter, u32 last) {
   return old;
 }
 
+/// What another block has written there, and all that it had seen before.
+ATTUNE_DEVICE u32 ld_acquire(const u32* address) {
+  u32 value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+ATTUNE_DEVICE void st_release(u32* address, u32 value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
 // ---- mbarrier ----
 
 ATTUNE_DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {
@@ -124,6 +134,15 @@ ATTUNE_DEVICE void cp_async_bulk_commit_group() {
 template <i32 Pending>
 ATTUNE_DEVICE void cp_async_bulk_wait_group_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
+}
+/// Until those of all but `Pending` groups have been done.
+template <i32 Pending>
+ATTUNE_DEVICE void cp_async_bulk_wait_group() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(Pending) : "memory");
+}
+/// Orders this thread's ordinary accesses to memory before the copy engine's.
+ATTUNE_DEVICE void fence_proxy_async_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 /// Orders this thread's ordinary accesses to shared memory before the copy engine's.
 ATTUNE_DEVICE void fence_proxy_async() {

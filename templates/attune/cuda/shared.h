@@ -200,7 +200,7 @@ struct Sm90Shared {
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
 /// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange;
 /// float32 sums on their way to memory, of each warpgroup two panels of 32 columns; for each stage two
-/// numbers of every query, two barriers and what it holds; the work item, and where the sums go.
+/// numbers of every query, two barriers and what it holds; the work item, and where and when the sums go.
 struct GradKeyValueSm90Shared {
   static constexpr i32 kWarpgroups = 2;
   static constexpr i32 kGroupRows = 64;   // keys of a warpgroup, and queries whose sums it sends
@@ -220,6 +220,7 @@ struct GradKeyValueSm90Shared {
   i32 step_offset;
   i32 work_offset;
   i32 target_offset;
+  i32 turn_offset;
   i32 end;
 
   constexpr explicit GradKeyValueSm90Shared(const KernelSpec& s)
@@ -236,7 +237,8 @@ struct GradKeyValueSm90Shared {
         step_offset(barrier_offset + 16 * (s.stages + 1)),
         work_offset(step_offset + 16 * s.stages),
         target_offset(work_offset + 16),
-        end(target_offset + 16 * kWarpgroups) {}
+        turn_offset(target_offset + 16 * kWarpgroups),
+        end(turn_offset + 16 * kWarpgroups) {}
   constexpr i32 bytes() const { return end; }
 };
 
