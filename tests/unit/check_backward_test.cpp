@@ -207,6 +207,32 @@ TEST_CASE_FIXTURE(Fixture, "of two launches for key and value one adds up the qu
   CHECK(plan("sm_90a").steps[1].params.query_sums != nullptr);
 }
 
+TEST_CASE_FIXTURE(
+    Fixture,
+    "in deterministic mode tiles of keys take turns where the family can, and owners compute elsewhere") {
+  query = {memory[0], DType::bf16, {1, 5, 3, 8}};
+  key = {memory[1], DType::bf16, {1, 7, 3, 8}};
+  value = {memory[2], DType::bf16, {1, 7, 3, 8}};
+  output = {memory[3], DType::bf16, {1, 5, 3, 8}};
+  grad_output = {memory[4], DType::bf16, {1, 5, 3, 8}};
+  lse = {memory[5], DType::f32, {1, 3, 5}};
+  grad_query = {memory[6], DType::bf16, {1, 5, 3, 8}};
+  grad_key = {memory[7], DType::bf16, {1, 7, 3, 8}};
+  grad_value = {memory[8], DType::bf16, {1, 7, 3, 8}};
+  backward.workspace = memory[9];
+  CHECK(plan("sm_90a").steps[1].params.turns == nullptr);
+  backward.deterministic = true;
+  for (const char* arch : {"sm_90a", "sm_80"}) {
+    const bool turns = std::strcmp(arch, "sm_90a") == 0;
+    const BackwardPlan steps = plan(arch);
+    CHECK(steps.steps[1].problem.query_gradient ==
+          (turns ? kernel::QueryGradient::ordered : kernel::QueryGradient::apart));
+    CHECK((steps.steps[0].params.turns != nullptr) == turns);  // delta clears them
+    CHECK(steps.steps[1].params.turns == steps.steps[0].params.turns);
+    CHECK(steps.steps[2].problem.operation == (turns ? Operation::round_query : Operation::grad_query));
+  }
+}
+
 TEST_CASE_FIXTURE(Fixture, "a bias's gradient is summed over the axes where its extent is 1") {
   use_bias({memory[10], DType::f16, {2, 3, 5, 7}});
   kernel::BackwardParams p = run()->params;
