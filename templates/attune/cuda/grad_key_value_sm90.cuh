@@ -196,10 +196,8 @@ class Sm90Producer {
 
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
-    for (i32 tile = Schedule::first(p_); tile < p_.tiles;) {
-      const Sm90Work work = Schedule::work(tile, p_);
-      tile = Schedule::next(tile, p_);
-      produce(work);
+    for (i32 tile = Schedule::first(p_); tile < p_.tiles; tile = Schedule::next(tile, p_)) {
+      produce(Schedule::work(tile, p_));
     }
     keys_.acquire(key_at_);
     if (first_lane()) {
