@@ -49,12 +49,14 @@ class Call:
         self.query = _tensor.view_of("query", query)
         self.key = _tensor.view_of("key", key)
         self.value = _tensor.view_of("value", value)
-        self.output_dtype = self.query.dtype if output_dtype is None else _tensor.dtype_name(output_dtype)
+        self.output_dtype = self.query.dtype
         self._bias = _CBias(attn_bias, self.query, self.key)
         self._options = _library.Options(
-            stream=self.query.stream, p=p, families=sum(1 << family for family in families)
+            stream=self.query.stream, p=p, families=sum([1 << family for family in families])
         )
-        self._options.output_dtype = ctypes.pointer(ctypes.c_int32(_tensor.dtype_code(self.output_dtype)))
+        if output_dtype is not None:
+            self.output_dtype = _tensor.dtype_name(output_dtype)
+            self._options.output_dtype = ctypes.pointer(ctypes.c_int32(_tensor.dtype_code(self.output_dtype)))
         if scale is not None:
             self._options.scale = ctypes.pointer(ctypes.c_double(scale))
 

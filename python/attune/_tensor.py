@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Callable, List, Optional, Tuple
+from functools import lru_cache, partial
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -45,6 +45,13 @@ _DLPACK_DEVICES = {
 }
 
 
+class Framework(NamedTuple):
+    """What a tensor's framework is asked for, on the tensor's device."""
+
+    empty: Callable[[Any, Shape, str], Any]  # an uninitialised tensor like this one, of a shape and dtype
+    stream: Callable[[Any], Optional[int]] = lambda tensor: None  # where its work is queued; None: the default stream
+
+
 @dataclass
 class View:
     """A tensor, how to pass it, and how to allocate more of its kind."""
@@ -53,14 +60,17 @@ class View:
     c: _library.Tensor
     shape: Shape
     dtype: str  # "float16", a key of _DTYPES
-    empty: Callable[[Shape, str], Any]  # an uninitialised tensor on the same device, of a shape and dtype
-    stream: Optional[int] = None
+    framework: Framework
     keep_alive: Any = None
 
     @property
     def device(self) -> Tuple[int, int]:
         """Type and index, as in the C ABI."""
         return self.c.device_type, self.c.device_index
+
+    @property
+    def stream(self) -> Optional[int]:
+        return self.framework.stream(self.value)
 
     @property
     def rows(self) -> int:
@@ -79,6 +89,9 @@ class View:
             piece.strides[: rank - 1] = self.c.strides[1:rank]
             pieces.append(piece)
         return pieces
+
+    def empty(self, shape: Shape, dtype: str) -> Any:
+        return self.framework.empty(self.value, shape, dtype)
 
     def empty_like(self, name: str, shape: Shape, dtype: Optional[str] = None) -> View:
         """A new contiguous tensor to write to."""
@@ -114,7 +127,12 @@ def is_tensor(value: Any) -> bool:
 
 
 def is_torch_tensor(tensor: Any) -> bool:
-    return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in type(tensor).__mro__)
+    return _is_torch_class(type(tensor))
+
+
+@lru_cache(maxsize=256)
+def _is_torch_class(cls: type) -> bool:
+    return any(base.__module__ == "torch" and base.__name__ == "Tensor" for base in cls.__mro__)
 
 
 def torch_wants_determinism(tensor: Any) -> bool:
@@ -160,13 +178,10 @@ def _describe(
         raise _dtype_refused(name, f"dtype {dtype}", dtypes)
     if len(shape) > _library.MAX_RANK:
         raise ValueError(f"{name}: rank {len(shape)}, expected [B, M, H, K], [B, M, K] or [B, M, G, H, K]")
-    c = _library.Tensor(
-        data=data, dtype=_DTYPES[dtype], device_type=device[0], device_index=device[1], rank=len(shape)
-    )
-    c.shape[: len(shape)] = shape
     # Frameworks disagree on the strides of a tensor without elements; none of them means anything.
-    c.strides[: len(shape)] = _row_major(shape) if 0 in shape else strides
-    return c
+    if 0 in shape:
+        strides = _row_major(shape)
+    return _library.Tensor(data, _DTYPES[dtype], *device, len(shape), shape, strides)
 
 
 def _dtype_refused(name: str, what: str, dtypes: Tuple[str, ...]) -> NotImplementedError:
@@ -175,8 +190,11 @@ def _dtype_refused(name: str, what: str, dtypes: Tuple[str, ...]) -> NotImplemen
     return NotImplementedError(f"{name}: {what} is not supported; use {usable}")
 
 
-def _numpy_empty(shape: Shape, dtype: str) -> np.ndarray:
+def _numpy_empty(_: Any, shape: Shape, dtype: str) -> np.ndarray:
     return np.empty(shape, numpy_dtype(dtype))
+
+
+_NUMPY = Framework(_numpy_empty)
 
 
 def _numpy_view(name: str, array: np.ndarray, dtypes: Tuple[str, ...]) -> View:
@@ -192,30 +210,38 @@ def _numpy_view(name: str, array: np.ndarray, dtypes: Tuple[str, ...]) -> View:
     strides = tuple(stride // array.itemsize for stride in array.strides)
     dtype = dtype_name(array.dtype)
     c = _describe(name, array.ctypes.data, dtype, (_library.CPU, 0), array.shape, strides, dtypes)
-    return View(array, c, array.shape, dtype, _numpy_empty)
+    return View(array, c, array.shape, dtype, _NUMPY)
+
+
+def _torch_empty(tensor: Any, shape: Shape, dtype: str) -> Any:
+    torch = sys.modules["torch"]
+    return torch.empty(shape, dtype=getattr(torch, dtype), device=tensor.device)
+
+
+def _torch_stream(tensor: Any) -> Optional[int]:
+    if not tensor.is_cuda:
+        return None
+    return sys.modules["torch"].cuda.current_stream(tensor.device).cuda_stream
+
+
+_TORCH = Framework(_torch_empty, _torch_stream)
 
 
 def _torch_view(name: str, tensor: Any, dtypes: Tuple[str, ...]) -> View:
-    import torch
-
-    if tensor.layout != torch.strided:
+    if tensor.layout is not sys.modules["torch"].strided:
         raise ValueError(f"{name}: layout {tensor.layout} is not supported, expected torch.strided")
-    if tensor.device.type not in ("cpu", "cuda"):
-        raise NotImplementedError(f"{name}: device {tensor.device} is not supported; use cpu or cuda")
+    place = tensor.device
+    if place.type == "cuda":
+        device = (_library.CUDA, place.index)
+    elif place.type == "cpu":
+        device = (_library.CPU, 0)
+    else:
+        raise NotImplementedError(f"{name}: device {place} is not supported; use cpu or cuda")
+    if tensor.is_neg():  # a lazily negated view holds the opposite sign
+        tensor = tensor.detach().resolve_neg()
     shape, dtype = tuple(tensor.shape), dtype_name(tensor.dtype)
-    tensor = tensor.detach().resolve_neg()  # a lazily negated view holds the opposite sign
-    on_gpu = tensor.is_cuda
-    device = (_library.CUDA, tensor.device.index) if on_gpu else (_library.CPU, 0)
     c = _describe(name, tensor.data_ptr(), dtype, device, shape, tensor.stride(), dtypes)
-    stream = torch.cuda.current_stream(tensor.device).cuda_stream if on_gpu else None
-    return View(
-        tensor,
-        c,
-        shape,
-        dtype,
-        lambda shape, dtype: torch.empty(shape, dtype=getattr(torch, dtype), device=tensor.device),
-        stream,
-    )
+    return View(tensor, c, shape, dtype, _TORCH)
 
 
 def _dlpack_view(name: str, tensor: Any, dtypes: Tuple[str, ...]) -> View:
@@ -238,8 +264,8 @@ def _dlpack_view(name: str, tensor: Any, dtypes: Tuple[str, ...]) -> View:
         )
     data = (t.data or 0) + t.byte_offset
     c = _describe(name, data, dtype, (device, device_index if on_gpu else 0), shape, strides, dtypes)
-    empty = _producer_empty(name, tensor) if on_gpu else _numpy_empty
-    return View(tensor, c, shape, dtype, empty, keep_alive=exchanged)
+    framework = Framework(partial(_producer_empty, name)) if on_gpu else _NUMPY
+    return View(tensor, c, shape, dtype, framework, exchanged)
 
 
 def _row_major(shape: Shape) -> Shape:
@@ -250,15 +276,11 @@ def _row_major(shape: Shape) -> Shape:
     return tuple(reversed(strides))
 
 
-def _producer_empty(name: str, tensor: Any) -> Callable[[Shape, str], Any]:
-    def empty(shape: Shape, dtype: str) -> Any:
-        module = tensor.__array_namespace__() if hasattr(tensor, "__array_namespace__") else None
-        if not hasattr(module, "empty"):
-            raise NotImplementedError(
-                f"{name}: cannot allocate a result for {type(tensor).__module__}."
-                f"{type(tensor).__name__}, which has no array namespace with empty(); pass torch "
-                "tensors"
-            )
-        return module.empty(shape, dtype=getattr(module, dtype, dtype), device=tensor.device)
-
-    return empty
+def _producer_empty(name: str, tensor: Any, shape: Shape, dtype: str) -> Any:
+    module = tensor.__array_namespace__() if hasattr(tensor, "__array_namespace__") else None
+    if not hasattr(module, "empty"):
+        raise NotImplementedError(
+            f"{name}: cannot allocate a result for {type(tensor).__module__}.{type(tensor).__name__}, which has no "
+            "array namespace with empty(); pass torch tensors"
+        )
+    return module.empty(shape, dtype=getattr(module, dtype, dtype), device=tensor.device)

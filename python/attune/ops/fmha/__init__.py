@@ -259,9 +259,10 @@ def _differentiable(inputs: Inputs, op: _Op, generator: Any, with_lse: bool) -> 
 
 def _records(*tensors: Any) -> bool:
     """Does torch's autograd record what happens to these?"""
-    if not any(_tensor.is_torch_tensor(tensor) and tensor.requires_grad for tensor in tensors):
-        return False
-    return sys.modules["torch"].is_grad_enabled()
+    for tensor in tensors:
+        if _tensor.is_torch_tensor(tensor) and tensor.requires_grad:
+            return sys.modules["torch"].is_grad_enabled()
+    return False
 
 
 def _operators(op: _Op) -> Tuple[Optional[Type[AttentionFwOpBase]], Optional[Type[AttentionBwOpBase]]]:
