@@ -11,13 +11,14 @@
 namespace attune::cache {
 
 Result<void> PackWriter::add(const Entry& entry) {
-  if (packed_.contains(entry.key))
-    return invalid_argument(fmt::format("key {} is in the pack already", entry.key.hex()));
   ATTUNE_ASSIGN(stored, compress(entry));
-  packed_.emplace(entry.key, Packed{.stored = std::move(stored),
-                                    .metadata_bytes = entry.metadata_json.size(),
-                                    .payload_bytes = entry.payload.size()});
-  return done();
+  const std::lock_guard lock(mutex_);
+  const bool added = packed_
+                         .try_emplace(entry.key, Packed{.stored = std::move(stored),
+                                                        .metadata_bytes = entry.metadata_json.size(),
+                                                        .payload_bytes = entry.payload.size()})
+                         .second;
+  return added ? done() : invalid_argument(fmt::format("key {} is in the pack already", entry.key.hex()));
 }
 
 Result<std::vector<std::byte>> PackWriter::finish(std::string_view manifest, const SigningKey* key) const {

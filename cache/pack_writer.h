@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <map>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
@@ -14,7 +15,8 @@ namespace attune::cache {
 
 class PackWriter {
  public:
-  /// Keeps the entry compressed. Fails with invalid_argument when its key is there already.
+  /// Keeps the entry compressed. Thread-safe: compression takes milliseconds, and goes on side by side. Fails
+  /// with invalid_argument when its key is there already.
   Result<void> add(const Entry& entry);
 
   /// The pack's bytes. The manifest is opaque here. Signed when there is a key.
@@ -28,6 +30,7 @@ class PackWriter {
     std::uint64_t metadata_bytes = 0;
     std::uint64_t payload_bytes = 0;
   };
+  std::mutex mutex_;  // of add()
   std::map<Digest, Packed> packed_;
 };
 

@@ -7,6 +7,7 @@
 #include "tools/command.h"
 #include "tools/console.h"
 #include "tools/output_file.h"
+#include "tools/parallel.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -14,6 +15,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <vector>
@@ -39,10 +41,13 @@ struct Manifest {
   std::set<json> builds;  // by which a machine without these compilers finds the kernels (runtime/builds.h)
   std::set<std::string> targets;
   std::size_t kernels = 0;
+  std::mutex mutex;  // of add()
 
+  /// Thread-safe.
   void add(const json& metadata) {
     json build;
     for (const char* name : {"target", "compiler", "options"}) build[name] = metadata.value(name, json());
+    const std::lock_guard lock(mutex);
     builds.insert(std::move(build));
     targets.insert(text_of(metadata, "target"));
     ++kernels;
@@ -78,35 +83,45 @@ Result<std::vector<cache::Listed>> named_entries(const cache::Store& store,
   return named;
 }
 
-/// Fills the pack. One defective entry stops it: a pack that silently lacks a kernel fails where it is used.
-Result<Manifest> collect(const cache::Store& store, const PackOptions& options, cache::PackWriter& writer) {
-  ATTUNE_ASSIGN(entries, named_entries(store, options.keys));
-  Manifest manifest;
-  for (const cache::Listed& listed : entries) {
-    const auto entry = store.inspect(listed.key);
-    if (!entry.ok()) {
-      return Failure{ErrorKind::internal,
-                     fmt::format("{} is defective: {}; `attune cache verify --quarantine` moves it away",
-                                 listed.path.string(), entry.failure().message)};
-    }
-    const json metadata = metadata_of(*entry);
-    if (!options.archs.empty() && !std::ranges::count(options.archs, text_of(metadata, "target"))) continue;
-    ATTUNE_TRY(writer.add(*entry));
-    manifest.add(metadata);
+/// Adds an entry unless it is for another architecture.
+Result<void> add(const cache::Store& store, const cache::Listed& listed, const PackOptions& options,
+                 cache::PackWriter& writer, Manifest& manifest) {
+  const auto entry = store.inspect(listed.key);
+  if (!entry.ok()) {
+    return internal_failure(
+        fmt::format("{} is defective: {}; `attune cache verify --quarantine` moves it away",
+                    listed.path.string(), entry.failure().message));
   }
+  const json metadata = metadata_of(*entry);
+  if (!options.archs.empty() && !std::ranges::count(options.archs, text_of(metadata, "target")))
+    return done();
+  ATTUNE_TRY(writer.add(*entry));
+  manifest.add(metadata);
+  return done();
+}
+
+/// Fills the pack. One defective entry stops it: a pack that silently lacks a kernel fails where it is used.
+Result<void> collect(const cache::Store& store, const PackOptions& options, cache::PackWriter& writer,
+                     Manifest& manifest) {
+  ATTUNE_ASSIGN(entries, named_entries(store, options.keys));
+  std::vector<Result<void>> added(entries.size());
+  parallel_for(entries.size(), default_jobs(),
+               [&](std::size_t i) { added[i] = add(store, entries[i], options, writer, manifest); });
+  for (const Result<void>& one : added) ATTUNE_TRY(one);
   if (manifest.kernels == 0) {
     return invalid_argument(fmt::format(
         "no kernel to pack in {}{}; `attune cache list` shows them", store.root().string(),
         options.archs.empty() ? "" : " for " + fmt::format("{}", fmt::join(options.archs, ", "))));
   }
-  return manifest;
+  return done();
 }
 
 Result<int> pack(const PackOptions& options, bool as_json) {
   ATTUNE_ASSIGN(key, signing_key_of(options.signing_key));
   ATTUNE_ASSIGN(store, open_store());
   cache::PackWriter writer;
-  ATTUNE_ASSIGN(manifest, collect(*store, options, writer));
+  Manifest manifest;
+  ATTUNE_TRY(collect(*store, options, writer, manifest));
   ATTUNE_ASSIGN(bytes, writer.finish(manifest.to_json().dump(), key ? &*key : nullptr));
   ATTUNE_TRY(write_output_file(options.out, bytes, kNotForOthersToWrite));
   ATTUNE_TRY(as_json ? print_json({{"path", options.out},
