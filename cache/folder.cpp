@@ -30,6 +30,9 @@ fs::path quarantine_in(const fs::path& root) {
 fs::path counters_in(const fs::path& root) {
   return root / "v1" / "counters";
 }
+fs::path hits_in(const fs::path& root) {
+  return root / "v1" / "hits";
+}
 fs::path locks_in(const fs::path& root) {
   return root / "v1" / "locks";
 }

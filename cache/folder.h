@@ -14,6 +14,7 @@ std::filesystem::path objects_in(const std::filesystem::path& root);
 std::filesystem::path temporary_in(const std::filesystem::path& root);
 std::filesystem::path quarantine_in(const std::filesystem::path& root);
 std::filesystem::path counters_in(const std::filesystem::path& root);
+std::filesystem::path hits_in(const std::filesystem::path& root);
 std::filesystem::path locks_in(const std::filesystem::path& root);
 /// <root>/v1/objects/ab/cdef...
 std::filesystem::path object_in(const std::filesystem::path& root, const Digest& key);

@@ -18,6 +18,7 @@
 #include <system_error>
 #include <thread>
 #include <type_traits>
+#include <utility>
 
 namespace attune::cache {
 namespace {
@@ -65,6 +66,14 @@ Result<std::optional<Lock>> lock_counters(const fs::path& root) {
   }
 }
 
+/// Those that can't be written are forgotten.
+void write_hits(const fs::path& root, const std::vector<Digest>& keys) {
+  const auto file = open_private_file(hits_in(root));
+  for (const Digest& key : keys) {
+    if (!file.ok() || !add_hit(*file, key)) return;
+  }
+}
+
 }  // namespace
 
 Totals& Totals::operator+=(const Totals& more) {
@@ -81,6 +90,12 @@ void Ledger::note(const Totals& more, std::int64_t bytes) {
   const std::lock_guard guard(mutex_);
   noted_ += more;
   noted_bytes_ += bytes;
+}
+
+void Ledger::note_hit(const Digest& key) {
+  const std::lock_guard guard(mutex_);
+  noted_.hits += 1;
+  noted_hits_.push_back(key);
 }
 
 Result<std::optional<std::uint64_t>> Ledger::write() {
@@ -110,7 +125,13 @@ Result<std::optional<std::uint64_t>> Ledger::update(std::optional<std::uint64_t>
   }
   noted_ = {};
   noted_bytes_ = 0;
+  if (!noted_hits_.empty()) write_hits(root_, std::exchange(noted_hits_, {}));
   return record.bytes == kUnknown ? std::nullopt : std::optional(record.bytes);
+}
+
+Result<KernelHits> Ledger::kernel_hits() const {
+  ATTUNE_ASSIGN(bytes, read_private_file(hits_in(root_)));
+  return KernelHits(bytes ? std::move(*bytes) : std::vector<std::byte>());
 }
 
 Result<Totals> Ledger::totals() const {

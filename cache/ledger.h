@@ -1,13 +1,16 @@
-// Ledger: what all processes together have done with a cache, in a file of 64 bytes. Nothing but statistics,
-// and the occasion for a sweep, rests on it.
+// Ledger: what all processes together have done with a cache, in a file of 64 bytes and a table of each
+// kernel's hits. Nothing but statistics, and the occasion for a sweep, rests on it.
 #pragma once
 
+#include "base/digest.h"
 #include "base/result.h"
+#include "cache/kernel_hits.h"
 
 #include <cstdint>
 #include <filesystem>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 namespace attune::cache {
 
@@ -29,6 +32,8 @@ class Ledger {
 
   /// Counts, in memory.
   void note(const Totals& more, std::int64_t bytes = 0);
+  /// A hit, of this kernel.
+  void note_hit(const Digest& key);
   /// Adds what was noted to the file. Where that fails, now or for good, it stays noted for the next time: a
   /// process that dies loses what it could not write until then. Returns how many bytes the entries have, as
   /// far as is known.
@@ -38,6 +43,7 @@ class Ledger {
 
   /// What the file says; zeros without one.
   Result<Totals> totals() const;
+  Result<KernelHits> kernel_hits() const;
 
  private:
   Result<std::optional<std::uint64_t>> update(std::optional<std::uint64_t> found);
@@ -46,6 +52,7 @@ class Ledger {
   std::mutex mutex_;  // guards what is noted
   Totals noted_;
   std::int64_t noted_bytes_ = 0;
+  std::vector<Digest> noted_hits_;
 };
 
 }  // namespace attune::cache

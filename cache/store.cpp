@@ -68,7 +68,8 @@ std::optional<Entry> Store::find(const Digest& key) {
     if (entry.ok()) {
       if (mode_ == Mode::rw) touch(path_of(key));
       counters_.hits.fetch_add(1, std::memory_order_relaxed);
-      count({.hits = 1});
+      ledger_.note_hit(key);
+      write_counts();
       return std::move(*entry);
     }
     refuse(key, entry.failure().message);
@@ -79,7 +80,8 @@ std::optional<Entry> Store::find(const Digest& key) {
     refuse(key, bytes.failure().message);
   }
   counters_.misses.fetch_add(1, std::memory_order_relaxed);
-  count({.misses = 1});
+  ledger_.note({.misses = 1});
+  write_counts();
   return std::nullopt;
 }
 
@@ -229,10 +231,9 @@ void Store::compiled() {
   ledger_.note({.compiles = 1});
 }
 
-/// Goes to disk at once, so that a process may die at any time. It makes a hit on disk a quarter slower, and
-/// hot calls never come here.
-void Store::count(const Totals& more) {
-  ledger_.note(more);
+/// At once, so that a process may die at any time. It makes a hit on disk a quarter slower, and hot calls
+/// never come here.
+void Store::write_counts() {
   const bool safe =
       root_checked_.load(std::memory_order_acquire) || prepared_.load(std::memory_order_acquire);
   if (!safe || read_only() || writes_off_.load(std::memory_order_relaxed)) return;

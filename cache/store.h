@@ -72,6 +72,8 @@ class Store {
   void compiled();
   /// What all processes have done with this folder since it was made.
   Result<Totals> totals() const { return ledger_.totals(); }
+  /// And how often they found each kernel.
+  Result<KernelHits> kernel_hits() const { return ledger_.kernel_hits(); }
 
   std::uint64_t bytes_on_disk() const;
   const std::filesystem::path& root() const { return root_; }
@@ -90,7 +92,7 @@ class Store {
   Result<std::int64_t> try_publish(const Entry& entry);
   void sweep();
   Pruned remove(std::vector<Listed> entries, const PruneLimits& limits);
-  void count(const Totals& more);
+  void write_counts();
   void turn_off_writing(const Failure& why);
   void refuse(const Digest& key, const std::string& why);
 

@@ -30,6 +30,7 @@ Result<void> read_option(const std::string& text, std::optional<Value>& value, P
 /// What entries are sorted by: numbers descend, so that the largest and the longest unused come first.
 std::pair<std::int64_t, std::string> rank_of(const CachedKernel& kernel, const std::string& sort) {
   if (sort == "size") return {-static_cast<std::int64_t>(kernel.file.bytes), ""};
+  if (sort == "hits") return {-static_cast<std::int64_t>(kernel.hits), ""};
   if (sort == "age") return {kernel.file.modified_unix, ""};
   if (sort == "used") return {kernel.file.used_unix, ""};
   if (sort == "key") return {0, ""};  // as they come
@@ -40,9 +41,12 @@ std::pair<std::int64_t, std::string> rank_of(const CachedKernel& kernel, const s
 
 std::vector<CachedKernel> cached_kernels(const cache::Store& store) {
   std::vector<CachedKernel> kernels;
+  const auto read = store.kernel_hits();
+  const cache::KernelHits hits = read.ok() ? *read : cache::KernelHits();  // one that can't be read has none
   for (cache::Listed& file : store.list()) {
     const auto entry = store.inspect(file.key);
-    kernels.push_back({.file = std::move(file)});
+    const std::uint64_t of_file = hits.of(file.key);
+    kernels.push_back({.file = std::move(file), .hits = of_file});
     if (entry.ok()) {
       kernels.back().metadata = metadata_of(*entry);
     } else {
@@ -71,7 +75,7 @@ void CacheFilter::add_options(CLI::App& command) {
   command.add_option("--at-most", at_most_, "Only those of so many bytes or less");
   command.add_flag("--defective", defective_, "Only entries that are not whole");
   command.add_option("--sort", sort_, "By what; numbers descend, times ascend")
-      ->check(CLI::IsMember({"key", "size", "age", "used", "target", "candidate"}))
+      ->check(CLI::IsMember({"key", "size", "hits", "age", "used", "target", "candidate"}))
       ->capture_default_str();
   command.add_flag("--reverse", reverse_, "The other way round");
 }

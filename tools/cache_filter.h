@@ -18,6 +18,7 @@ namespace attune::tools {
 /// An entry's file, and what was read from it.
 struct CachedKernel {
   cache::Listed file;
+  std::uint64_t hits = 0;
   nlohmann::json metadata = nlohmann::json::object();
   std::string defect;  // empty: it is whole
 };

@@ -23,6 +23,7 @@ std::string short_compiler(const std::string& name) {
 
 json to_json(const CachedKernel& kernel) {
   json object = listed_json(kernel.file);
+  object["hits"] = kernel.hits;
   if (!kernel.defect.empty()) {
     object["defect"] = kernel.defect;
     return object;
@@ -35,15 +36,16 @@ json to_json(const CachedKernel& kernel) {
 void add_row(Table& table, const CachedKernel& kernel) {
   const std::string key = kernel.file.key.hex().substr(0, kShortKey);
   const std::string size = bytes_text(kernel.file.bytes);
+  const std::string hits = std::to_string(kernel.hits);
   const std::string age = age_text(seconds_since(kernel.file.modified_unix));
   const std::string used = age_text(seconds_since(kernel.file.used_unix));
   const auto text = [&](const char* name) { return text_of(kernel.metadata, name); };
   if (kernel.defect.empty()) {
-    table.row({key, text("candidate"), spec_text(kernel.metadata), text("target"), size, age, used,
+    table.row({key, text("candidate"), spec_text(kernel.metadata), text("target"), size, hits, age, used,
                short_compiler(text("compiler"))});
   } else {
     table.row({key, "-", paint("defective, see `attune cache verify`", Colour::red, Stream::out), "-", size,
-               age, used, "-"});
+               hits, age, used, "-"});
   }
 }
 
@@ -52,7 +54,7 @@ Result<int> list(CacheFilter& filter, bool as_json) {
   ATTUNE_TRY(filter.prepare());
   const auto all = cached_kernels(*store);
   const auto kernels = filter.apply(all);
-  Table table({"key", "candidate", "spec", "arch", ">size", ">age", ">used", "compiler"});
+  Table table({"key", "candidate", "spec", "arch", ">size", ">hits", ">age", ">used", "compiler"});
   json entries = json::array();
   std::uint64_t bytes = 0;
   for (const CachedKernel& kernel : kernels) {
@@ -77,7 +79,7 @@ Result<int> list(CacheFilter& filter, bool as_json) {
 
 void add_cache_list(CLI::App& cache, Session& session) {
   auto filter = std::make_shared<CacheFilter>();
-  CLI::App* command = cache.add_subcommand("list", "The kernels, their sizes, ages and last uses");
+  CLI::App* command = cache.add_subcommand("list", "The kernels, their sizes, hits, ages and last uses");
   filter->add_options(*command);
   command->callback(
       [filter, &session] { session.action = [filter, &session] { return list(*filter, session.json); }; });

@@ -70,8 +70,8 @@ class FullCache(CommandTest):
         self.assertEqual(listed["bytes"], sum(path.stat().st_size for path in self.entries()))
         self.assertEqual([entry["path"] for entry in listed["entries"]], [str(p) for p in self.entries()])
         for entry in listed["entries"]:
-            self.assertEqual(set(entry), {"key", "path", "bytes", "modified_unix", "used_unix", "candidate",
-                                          "target", "compiler", "spec"})
+            self.assertEqual(set(entry), {"key", "path", "bytes", "hits", "modified_unix", "used_unix",
+                                          "candidate", "target", "compiler", "spec"})
             self.assertEqual(entry["target"], native_arch())
             self.assertTrue(entry["compiler"].startswith("clang "), entry["compiler"])
         self.assertEqual({entry["spec"]["head_dim"] for entry in listed["entries"]}, {8, 16})
@@ -111,6 +111,13 @@ class FullCache(CommandTest):
         self.assertEqual(self.listed("--unused-for", "5d"), [16])
         self.assertEqual(self.listed("--used-within", "5d"), [8])
         self.assertRegex(self.attune("cache", "list", "--dtype", "f16").out, r" 7 days +7 days +clang ")
+
+    def test_hits(self):
+        for _ in range(2):
+            self.attune("precompile", "--problem", "dtype=f32 head_dim=8 lse=write")  # finds it
+        self.assertEqual([(entry["spec"]["head_dim"], entry["hits"])
+                          for entry in self.attune_json("cache", "list", "--sort", "hits")["entries"]], [(8, 2), (16, 0)])
+        self.assertRegex(self.attune("cache", "list", "--dtype", "f32").out, r"B +2 +\d+ s")
 
     def test_show_regenerates_the_source(self):
         explained = self.attune_json("explain", "--problem", PROBLEM)

@@ -73,7 +73,7 @@ class Printed(CommandTest):
     @needs("zsh")
     def test_zsh_completes(self):
         script = self.script("zsh")
-        for line, expected in (("attune cache list --sort s", ["key", "size", "age", "used", "target", "candidate"]),
+        for line, expected in (("attune cache list --sort s", ["key", "size", "hits", "age", "used", "target", "candidate"]),
                                ("attune completion x", ["-h", "--help", "bash", "zsh", "fish", "--json"]),
                                ("attune emit --out x", ["files"])):
             with self.subTest(line=line):

@@ -1,5 +1,6 @@
 #include "cache/ledger.h"
 
+#include "base/file.h"
 #include "cache_entries.h"
 #include "os_faults.h"
 
@@ -42,6 +43,54 @@ TEST_CASE("what several stores do adds up") {
   std::ofstream(store.path_of(sha256("a"))) << "broken";
   store.find(sha256("a"));
   CHECK(*f.open().totals() == Totals{.hits = 1, .misses = 3, .defects = 1, .stores = 1, .compiles = 1});
+}
+
+TEST_CASE("each kernel's hits are counted") {
+  Folder f;
+  CHECK(f.open().kernel_hits()->of(sha256("a")) == 0);
+  f.open().store(entry_of("a"));
+  f.open().store(entry_of("b"));
+  for (int i = 0; i < 3; ++i) f.open().find(sha256("a"));
+  Store store = f.open();
+  for (int i = 0; i < 2; ++i) store.find(sha256("b"));
+  store.find(sha256("c"));
+  const KernelHits hits = *store.kernel_hits();
+  CHECK(hits.of(sha256("a")) == 3);
+  CHECK(hits.of(sha256("b")) == 2);
+  CHECK(hits.of(sha256("c")) == 0);
+}
+
+TEST_CASE("where there is no room for another kernel's hits, the least used one's go") {
+  const attune::test::TempDir dir;
+  const Descriptor file = *open_private_file(dir.path() / "hits");
+  const auto key_of = [](std::uint8_t last) {
+    Digest key;  // all of one row
+    key.bytes.back() = last;
+    return key;
+  };
+  const auto hits = [&] { return KernelHits(**read_private_file(dir.path() / "hits")); };
+  for (std::uint8_t key = 1; key <= 8; ++key) {
+    for (int i = 0; i <= key % 5; ++i) REQUIRE(add_hit(file, key_of(key)));
+  }
+  for (std::uint8_t key = 1; key <= 8; ++key) CHECK(hits().of(key_of(key)) == key % 5 + 1);
+  REQUIRE(add_hit(file, key_of(9)));
+  CHECK(hits().of(key_of(9)) == 1);
+  CHECK(hits().of(key_of(5)) == 0);
+  CHECK(hits().of(key_of(4)) == 5);
+}
+
+TEST_CASE("a table of hits that is cut off anywhere is read and written") {
+  const attune::test::TempDir dir;
+  const Descriptor file = *open_private_file(dir.path() / "hits");
+  const Digest key = sha256("a");
+  REQUIRE(add_hit(file, key));
+  const auto whole = **read_private_file(dir.path() / "hits");
+  for (std::size_t size = 0; size <= whole.size(); size += 5) {
+    REQUIRE(ftruncate(file.get(), static_cast<off_t>(size)) == 0);
+    CHECK(KernelHits({whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(size)}).of(key) <= 1);
+    CHECK(add_hit(file, key));
+  }
+  CHECK(KernelHits().of(key) == 0);
 }
 
 TEST_CASE("a cache that is only read counts nothing") {
