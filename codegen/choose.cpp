@@ -218,16 +218,21 @@ std::vector<std::string> not_supported_reasons(Family family, const Problem& pro
   return reasons;
 }
 
-QueryGradient query_gradient_of(Problem problem, const Arch& arch, bool deterministic) {
+std::optional<KernelSpec> key_value_spec(Problem problem, const Arch& arch, bool deterministic) {
   const QueryGradient sums = deterministic ? QueryGradient::ordered : QueryGradient::atomic;
   for (const Family family : families_of(problem.operation, arch.backend)) {
     if (!contains(problem.families, family)) continue;
     for (const QueryGradient way : {sums, QueryGradient::apart}) {
       problem.query_gradient = way;
-      if (first_fit(family, problem, arch) != nullptr) return way;
+      if (const Candidate* row = first_fit(family, problem, arch)) return spec_of(*row, problem);
     }
   }
-  return QueryGradient::apart;
+  return std::nullopt;
+}
+
+QueryGradient query_gradient_of(const Problem& problem, const Arch& arch, bool deterministic) {
+  const auto spec = key_value_spec(problem, arch, deterministic);
+  return spec ? spec->query_gradient : QueryGradient::apart;
 }
 
 Result<Choice> choose(const Problem& problem, const Arch& arch) {

@@ -7,6 +7,7 @@
 #include "codegen/candidates.h"
 #include "codegen/problem.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,9 +32,10 @@ struct Choice {
 /// others.
 Result<Choice> choose(const Problem& problem, const Arch& arch);
 
-/// How the family that would run this grad_key_value computes the query's gradient: by sums where it can, in
-/// an order if the bits are to be the same in every run.
-kernel::QueryGradient query_gradient_of(Problem problem, const Arch& arch, bool deterministic);
+/// The kernel that would run this grad_key_value, and how it is told to compute the query's gradient: by sums
+/// where its family can, in an order if the bits are to be the same in every run.
+std::optional<kernel::KernelSpec> key_value_spec(Problem problem, const Arch& arch, bool deterministic);
+kernel::QueryGradient query_gradient_of(const Problem& problem, const Arch& arch, bool deterministic);
 
 /// The spec of one candidate row for a problem, whether or not choose() would take it. For tuning and tests.
 kernel::KernelSpec spec_of(const Candidate& candidate, const Problem& problem);

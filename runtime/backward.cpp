@@ -136,22 +136,26 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
   QueryGradient query_gradient = QueryGradient::apart;
   if (params.grad_query != nullptr && wants_key_value) {
     const Problem keys = problem_of(call.problem, Operation::grad_key_value);
-    query_gradient = codegen::query_gradient_of(keys, arch, call.deterministic);
+    if (const auto spec = codegen::key_value_spec(keys, arch, call.deterministic)) {
+      query_gradient = spec->query_gradient;
+      params.sum_fragments = leaves_fragments(*spec) ? 1 : 0;
+    }
   }
   const bool sums = query_gradient != QueryGradient::apart;
 
   Pieces pieces(call.workspace);
-  i64 rows = 0;
+  i64 heads = 0, rows = 0, sum_rows = 0;
   const bool overflow =
-      __builtin_mul_overflow(i64{forward.groups} * forward.heads, i64{forward.len_q}, &rows) ||
-      __builtin_mul_overflow(rows, i64{forward.batch}, &rows);
+      __builtin_mul_overflow(i64{forward.groups} * forward.heads, i64{forward.batch}, &heads) ||
+      __builtin_mul_overflow(heads, i64{forward.len_q}, &rows) ||
+      __builtin_mul_overflow(heads, i64{kernel::sum_rows(params)}, &sum_rows);
   params.lse2 = pieces.take<float>(rows, sizeof(float));
   params.delta = pieces.take<float>(rows, sizeof(float));
   if (call.copies_grad_output) {
     params.grad_output_copy =
         pieces.take<void>(rows, i64{call.problem.head_dim_v} * size_of(call.problem.dtype));
   }
-  if (sums) params.query_sums = pieces.take<float>(rows, i64{call.problem.head_dim} * i64{sizeof(float)});
+  if (sums) params.query_sums = pieces.take<float>(sum_rows, i64{call.problem.head_dim} * i64{sizeof(float)});
   if (query_gradient == QueryGradient::ordered && !overflow) {
     params.turns = pieces.take<kernel::u32>(query_turns(forward), sizeof(kernel::u32));
   }

@@ -62,8 +62,10 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   ATTUNE_TRY(panels(forward.key, key, spec.block_n, p.key));
   ATTUNE_TRY(panels(forward.value, value, spec.block_n, p.value));
   ATTUNE_TRY(panels(backward.grad_output, grad_output, spec.block_m, p.grad_output));
-  ATTUNE_TRY(encode_sums(driver, backward.query_sums, spec.head_dim, sums_axes(forward, spec.head_dim),
-                         kernel::GradKeyValueSm90Shared::kGroupRows, p.query_sums));
+  if (!leaves_fragments(spec)) {
+    ATTUNE_TRY(encode_sums(driver, backward.query_sums, spec.head_dim, sums_axes(forward, spec.head_dim),
+                           kernel::GradKeyValueSm90Shared::kGroupRows, p.query_sums));
+  }
   p.backward = backward;
   p.heads = backward.key_groups * backward.key_heads;
   p.sharing = kernel::sharing_heads(backward);

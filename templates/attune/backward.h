@@ -63,6 +63,30 @@ ATTUNE_HD constexpr i64 query_turns(const ForwardParams& p) {
   return 1 + i64{p.batch} * p.groups * p.heads * ceil_div(p.len_q, kTurnRows) * kTurnParts;
 }
 
+// ---- Where the sums of the query's gradient lie ----
+
+/// Kernels whose warps add what they hold in registers as it is leave fragments of 16 queries by 8 columns:
+/// lane l of a warp holds columns l % 4 * 2 and the next of the queries l / 4 and l / 4 + 8.
+inline constexpr i32 kFragmentRows = 16;
+inline constexpr i32 kFragmentColumns = 8;
+inline constexpr i32 kFragmentElements = kFragmentRows * kFragmentColumns;
+
+/// Does the kernel leave fragments? Not where the copy engine adds rows, or mma.
+ATTUNE_HD constexpr bool leaves_fragments(const KernelSpec& s) {
+  return s.family == Family::sm90 && s.head_dim > 128;
+}
+
+/// Rows of one head's sums: those of fragments are whole.
+ATTUNE_HD constexpr i32 sum_rows(const BackwardParams& p) {
+  return p.sum_fragments == 0 ? p.forward.len_q : round_up(p.forward.len_q, kFragmentRows);
+}
+
+/// The number of a query's row of sums, or, in a fragment, of as many elements.
+ATTUNE_HD constexpr i64 sum_row(const BackwardParams& p, const Slot& slot, i32 query) {
+  const i64 head = i64{slot.block.batch} * p.forward.groups * p.forward.heads + head_number(p.forward, slot);
+  return head * sum_rows(p) + slot.block.q_begin + query;
+}
+
 // ---- Slots of grad_key_value ----
 
 /// The rows [begin, end) of key and value, one head of theirs, and one part of the columns. `group` and

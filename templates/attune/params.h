@@ -113,6 +113,7 @@ struct BackwardParams {
   BiasStrides grad_bias_strides;
   float* query_sums = nullptr;  // [batch, groups, heads, len_q, head_dim], contiguous: grad_query before its
                                 // rounding and without the scale; zero before. Null: not added up
+  i32 sum_fragments = 0;        // 1: [batch, groups, heads, len_q / 16, head_dim / 8, 32, 4] (backward.h)
   u32* turns = nullptr;         // [query_turns()]: who has added to the sums; zero before. Null: any order
   // Each of these extents is the query's, or 1 where the tensor serves all.
   i32 key_groups = 0, key_heads = 0;

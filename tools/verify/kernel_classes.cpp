@@ -109,7 +109,7 @@ Problem backward_of(const Problem& forward, Family family) {
   problem.operation = Operation::grad_key_value;
   problem.lse = kernel::Lse::skip;
   if (family != Family::sm90) return problem;
-  problem.head_dim = problem.head_dim_v = std::min(problem.head_dim, 128);
+  problem.head_dim = problem.head_dim_v = std::min(problem.head_dim, 256);
   problem.query_gradient = QueryGradient::atomic;
   return problem;
 }

@@ -50,8 +50,8 @@ class Delta {
 #pragma unroll
       for (i32 c = 0; c < kColumns; ++c) sum = dot4(output[c], gradient[c], sum);
       if (p_.grad_output_copy != nullptr) store_copy(gradient);
-      if (p_.query_sums != nullptr) clear_query_sums();
     }
+    if (p_.query_sums != nullptr) clear_query_sums();
 #pragma unroll
     for (i32 distance = 1; distance < kLanes; distance *= 2) {
       sum += __shfl_xor_sync(0xffffffffu, sum, distance);
@@ -112,8 +112,11 @@ class Delta {
     }
   }
 
+  /// Those of fragments to the end of the last.
   ATTUNE_DEVICE void clear_query_sums() const {
-    u8* sums = reinterpret_cast<u8*>(p_.query_sums + row_ * S.head_dim);
+    const i32 end = p_.sum_fragments == 0 ? slot_.end : round_up(slot_.end, kFragmentRows);
+    if (query_ >= end) return;
+    u8* sums = reinterpret_cast<u8*>(p_.query_sums + sum_row(p_, slot_, query_) * S.head_dim);
 #pragma unroll 1
     for (i32 column = lane() * 4; column < S.head_dim; column += kLanes * 4) {
       store4<DType::f32, packed_alignment(S.head_dim * 4)>(sums + column * 4, float4{0, 0, 0, 0},

@@ -730,6 +730,23 @@ class Sm90Consumer {
   Gradient grad_value_;
 };
 
+/// Before anything else, by all threads of a block.
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) {
+  extern __shared__ __align__(1024) u8 shared[];
+  const Sm90Memory<S> memory{ptx::shared_address(shared)};
+  if (threadIdx.x == 0) {
+    for (const TensorMap* map : {&params.query, &params.key, &params.value, &params.grad_output}) {
+      ptx::prefetch_tensormap(*map);
+    }
+    memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
+    memory.queries().init(GradKeyValueSm90Shared::kWarpgroups, /*fills=*/2);  // the tiles, and the numbers
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  return memory;
+}
+
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
@@ -740,18 +757,7 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert((S.block_m == 64 && S.head_dim <= 128) || (S.block_m == 128 && S.head_dim <= 64));
   static_assert(S.warps == 12);
 
-  extern __shared__ __align__(1024) u8 shared[];
-  const Sm90Memory<S> memory{ptx::shared_address(shared)};
-  if (threadIdx.x == 0) {
-    for (const TensorMap* map :
-         {&params.query, &params.key, &params.value, &params.grad_output, &params.query_sums}) {
-      ptx::prefetch_tensormap(*map);
-    }
-    memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
-    memory.queries().init(GradKeyValueSm90Shared::kWarpgroups, /*fills=*/2);  // the tiles, and the numbers
-    ptx::fence_mbarrier_init();
-  }
-  __syncthreads();
+  const Sm90Memory<S> memory = set_up_memory<S>(params);
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
     ptx::setmaxnreg_dec<24>();

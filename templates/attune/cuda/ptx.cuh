@@ -173,6 +173,14 @@ ATTUNE_DEVICE void red_add_v2_f32(float* destination, float x, float y) {
                : "memory");
 }
 
+/// The address is a multiple of 16. sm_90.
+ATTUNE_DEVICE void red_add_v4_f32(float* destination, const float* x) {
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(destination)), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
+}
+
 // ---- Asynchronous copies, global to shared. Both addresses are multiples of the size. sm_80 ----
 
 /// Copies 16, 8 or 4 bytes, of which only the first `valid` count; the rest becomes zero. With valid = 0 the

@@ -98,9 +98,9 @@ struct Wgmma;
 #define ATTUNE_TEXT15 ATTUNE_TEXT14 ", " ATTUNE_D15
 #define ATTUNE_REGISTERS15 ATTUNE_REGISTERS14, ATTUNE_R8(15)
 
-#define ATTUNE_WGMMA_SHARED(n, t, a, b, add, major, text, registers)                               \
+#define ATTUNE_WGMMA_SHARED(n, t, a, b, add, majors, text, registers)                              \
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #add ", 0; wgmma.mma_async.sync.aligned.m64n" #n \
-               "k16.f32." t "." t " {" text "}, %" #a ", %" #b ", p, 1, 1, 0, " #major "; }"       \
+               "k16.f32." t "." t " {" text "}, %" #a ", %" #b ", p, 1, 1, " majors "; }"          \
                : registers                                                                         \
                : "l"(query), "l"(key), "r"(accumulate))
 #define ATTUNE_WGMMA_REGISTERS(n, t, a0, a1, a2, a3, b, add, major, text, registers)               \
@@ -114,18 +114,22 @@ struct Wgmma;
 #define ATTUNE_DEFINE_WGMMA(n, g, i0, i1, i2, i3, i4, i5)                                                  \
   template <>                                                                                              \
   struct Wgmma<n> {                                                                                        \
-    /* d (+)= query key^T, both from shared memory; M says how the second lies. */                         \
-    template <DType T, Major M = Major::k>                                                                 \
+    /* d (+)= query key^T, both from shared memory; M says how the second lies, A how the first. */        \
+    template <DType T, Major M = Major::k, Major A = Major::k>                                             \
     static ATTUNE_DEVICE void multiply(float (&d)[n / 2], u64 query, u64 key, bool add) {                  \
       const i32 accumulate = add;                                                                          \
       if constexpr (T == DType::f16 && M == Major::k) {                                                    \
-        ATTUNE_WGMMA_SHARED(n, "f16", i0, i1, i2, 0, ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);                 \
+        ATTUNE_WGMMA_SHARED(n, "f16", i0, i1, i2, "0, 0", ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);            \
+      } else if constexpr (T == DType::f16 && A == Major::k) {                                             \
+        ATTUNE_WGMMA_SHARED(n, "f16", i0, i1, i2, "0, 1", ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);            \
       } else if constexpr (T == DType::f16) {                                                              \
-        ATTUNE_WGMMA_SHARED(n, "f16", i0, i1, i2, 1, ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);                 \
+        ATTUNE_WGMMA_SHARED(n, "f16", i0, i1, i2, "1, 1", ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);            \
       } else if constexpr (M == Major::k) {                                                                \
-        ATTUNE_WGMMA_SHARED(n, "bf16", i0, i1, i2, 0, ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);                \
+        ATTUNE_WGMMA_SHARED(n, "bf16", i0, i1, i2, "0, 0", ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);           \
+      } else if constexpr (A == Major::k) {                                                                \
+        ATTUNE_WGMMA_SHARED(n, "bf16", i0, i1, i2, "0, 1", ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);           \
       } else {                                                                                             \
-        ATTUNE_WGMMA_SHARED(n, "bf16", i0, i1, i2, 1, ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);                \
+        ATTUNE_WGMMA_SHARED(n, "bf16", i0, i1, i2, "1, 1", ATTUNE_TEXT##g, ATTUNE_REGISTERS##g);           \
       }                                                                                                    \
     }                                                                                                      \
     /* The same with the first operand in registers. */                                                    \

@@ -1,0 +1,425 @@
+// Gradients of key and value on Hopper at head dims above 128, with the query's added up beside them. The
+// producer and its rings are those of grad_key_value_sm90.cuh, but 64 keys are all whose gradients the
+// registers of a block hold: the two warpgroups share out their columns.
+//
+//                    queries, output grads in rings, as there
+//        +--------+
+//   K, V | 64 x D |  warpgroup 0:  S^T = K Q^T, P^T = exp2(S^T - LSE)    dV, dK, dQ: columns up to 64 or 128
+//        |        |  warpgroup 1:  dP^T = V dO^T, dS^T = P^T (dP^T - delta)          the others
+//        +--------+
+//
+// Each product of scores is computed once. P and dS cross shared memory, [queries][keys], and are operands of
+// dV += P^T dO, dK += dS^T Q and dQ = dS K from there. The next scores are multiplied while sums of dQ, in
+// halves of 64 columns, leave: from registers, as there is no room to stage them, and in the registers' order
+// (fragments, backward.h), so that a warp adds 512 neighbouring bytes at a time.
+//
+// Registers of one thread:   producer  consumer   S or dP + half of dQ, beside dK + dV
+//   head dim 256,  64 x 64   24        240        32 + 32, beside 64 + 64
+#pragma once
+
+#include "attune/cuda/grad_key_value_sm90.cuh"
+#include "attune/cuda/vector.cuh"
+
+namespace attune::kernel {
+
+/// Named barriers: what a warpgroup shows, for itself and for the other; and both.
+enum Sm90WideBarrier : u32 { kWritten = 1, kShown = 3, kBoth = 5 };
+
+/// Warpgroup 0 or 1.
+template <KernelSpec S, i32 Group>
+class Sm90WideConsumer {
+  using Memory = Sm90Memory<S>;
+  using Shared = GradKeyValueSm90Shared;
+  static constexpr i32 kKeys = S.block_n;
+  static constexpr i32 kQueries = S.block_m;
+  static constexpr i32 kThreads = Shared::kWarpgroups * kWarpgroup;
+  static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);  // k16 steps of K Q^T
+  static constexpr i32 kHalf = Sm90Shared::kPanelElements;
+  // Two panels and the rest, or one panel and at most two.
+  static constexpr i32 kGroup0 = S.head_dim > 3 * kHalf ? 2 * kHalf : kHalf;
+  static constexpr i32 kFirst = Group == 0 ? 0 : kGroup0;
+  static constexpr i32 kValid = Group == 0 ? kGroup0 : S.head_dim - kGroup0;  // columns
+  static constexpr i32 kColumns = round_up(kValid, 16);                       // of products
+
+  using Scores = float[kQueries / 2];  // element e: key half e / 2 % 2, queries e / 4 * 8 + e % 2
+  using Packed = u32[kQueries / 16][4];
+  using Gradient = float[kColumns / 2];
+  template <i32 Half>
+  using Sums = float[min(kColumns - Half * kHalf, kHalf) / 2];
+  static constexpr bool kHasSecondHalf = kColumns > kHalf;
+
+ public:
+  ATTUNE_DEVICE Sm90WideConsumer(const GradKeyValueSm90Params& params, Memory memory)
+      : p_(params), memory_(memory), keys_(memory.keys()), queries_(memory.queries()) {}
+
+  ATTUNE_DEVICE void run() {
+#pragma unroll 1
+    while (true) {
+      keys_.wait(key_at_);
+      const i32 steps = work().steps;
+      if (steps < 0) break;
+      clear();
+      if (steps > 0) walk(steps);
+      finish();
+      key_at_.advance();
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE u32 thread() {
+    return threadIdx.x % kWarpgroup;
+  }
+  static ATTUNE_DEVICE u32 lane() {
+    return threadIdx.x % 32;
+  }
+  static ATTUNE_DEVICE bool elected() {
+    return thread() == 0;
+  }
+
+  // Read again where they are needed: registers are for accumulators.
+  ATTUNE_DEVICE Sm90Work work() const {
+    const ptx::Word4 w = ptx::ld_shared_word4(memory_.work());
+    return {w.x, w.y, w.z, w.w};
+  }
+  ATTUNE_DEVICE Sm90Step this_step() const {
+    const ptx::Word4 w = ptx::ld_shared_word4(memory_.step(query_at_));
+    return {w.x, w.y, w.z, w.w};
+  }
+
+  ATTUNE_DEVICE u32 key_tile() const {
+    return memory_.base;
+  }
+  ATTUNE_DEVICE u32 value_tile() const {
+    return memory_.base + Memory::kShared.key_bytes;
+  }
+  ATTUNE_DEVICE u32 query_tile() const {
+    return queries_.tile(query_at_);
+  }
+  ATTUNE_DEVICE u32 grad_output_tile() const {
+    return queries_.tile(query_at_) + Memory::kShared.query_bytes;
+  }
+  /// P and dS have two tiles each: who writes one has seen everyone past the one before.
+  ATTUNE_DEVICE u32 probabilities(u32 buffer) const {
+    return memory_.scores(buffer);
+  }
+  ATTUNE_DEVICE u32 gradients(u32 buffer) const {
+    return memory_.scores(2 + buffer);
+  }
+
+  ATTUNE_DEVICE void clear() {
+#pragma unroll
+    for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] = grad_value_[e] = 0.0f;
+  }
+
+  // ---- The tiles of queries ----
+
+  ATTUNE_DEVICE void walk(i32 steps) {
+    Scores carried;  // dP^T of the next tile: warpgroup 1 turns it into dS^T when it sees P^T
+    {
+      Scores score;
+      queries_.wait(query_at_);
+      multiply_rows(score);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(score);
+      take(score, carried, 0);
+    }
+#pragma unroll 1
+    for (i32 left = steps; left > 1; --left) step<true>(carried);
+    step<false>(carried);
+  }
+
+  /// One tile of queries, and the scores of the next.
+  template <bool HasNext>
+  ATTUNE_DEVICE void step(Scores& carried) {
+    float* target = sums_target();  // read before a barrier: one thread lets the stage go for all
+    if constexpr (Group == 0) {
+      multiply_columns(grad_value_, probabilities(buffer_), grad_output_tile());
+      await(1);
+    } else {
+      await(0);
+      multiply_columns(grad_value_, probabilities(buffer_), grad_output_tile());
+      make_gradients(carried);
+    }
+    multiply_columns(grad_key_, gradients(buffer_), query_tile());
+    const auto done = query_at_;
+    query_at_.advance();
+    {
+      Sums<0> sums;
+      multiply_sums<0>(sums);
+      Scores score;
+      if constexpr (HasNext) {
+        queries_.wait(query_at_);
+        multiply_rows(score);
+        ptx::wgmma_wait_group<1>();
+      } else {
+        ptx::wgmma_wait_group<0>();
+      }
+      ptx::pin(sums);
+      ptx::pin(grad_value_);
+      ptx::pin(grad_key_);
+      if (elected()) queries_.release(done);
+      send<0>(sums, target);
+      if constexpr (kHasSecondHalf) {
+        Sums<1> rest;
+        multiply_sums<1>(rest);
+        if constexpr (HasNext) {
+          ptx::wgmma_wait_group<1>();
+          ptx::pin(score);
+          take(score, carried, buffer_ ^ 1);
+        }
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(rest);
+        send<1>(rest, target);
+      } else if constexpr (HasNext) {
+        ptx::wgmma_wait_group<0>();
+        ptx::pin(score);
+        take(score, carried, buffer_ ^ 1);
+      }
+    }
+    buffer_ ^= 1;
+  }
+
+  /// S^T becomes P^T at once; dP^T is kept.
+  ATTUNE_DEVICE void take(Scores& score, Scores& carried, u32 buffer) const {
+    if constexpr (Group == 0) {
+      make_probabilities(score, buffer);
+    } else {
+#pragma unroll
+      for (i32 e = 0; e < kQueries / 2; ++e) carried[e] = score[e];
+    }
+  }
+
+  /// K Q^T or V dO^T; asynchronous.
+  ATTUNE_DEVICE void multiply_rows(Scores& d) const {
+    const u64 row = ptx::wgmma_descriptor(Group == 0 ? key_tile() : value_tile());
+    const u64 column = ptx::wgmma_descriptor(Group == 0 ? query_tile() : grad_output_tile());
+    ptx::pin(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kDimSteps; ++k) {
+      const u64 row_k = row + static_cast<u64>(k / 4 * (kPanelBytes<kKeys> >> 4) + k % 4 * 2);
+      const u64 column_k = column + static_cast<u64>(k / 4 * (kPanelBytes<kQueries> >> 4) + k % 4 * 2);
+      ptx::Wgmma<kQueries>::template multiply<S.dtype>(d, row_k, column_k, k > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// This warpgroup's columns of dV += P^T dO or dK += dS^T Q; asynchronous.
+  ATTUNE_DEVICE void multiply_columns(Gradient& d, u32 scores, u32 tile) const {
+    const u64 score = ptx::wgmma_descriptor(scores);
+    const u64 columns =
+        ptx::wgmma_descriptor(tile + kFirst / kHalf * kPanelBytes<kQueries>, kPanelBytes<kQueries>);
+    ptx::pin(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      const u64 rows = static_cast<u64>(k * (kPanelBytes<16> >> 4));
+      ptx::Wgmma<kColumns>::template multiply<S.dtype, ptx::Major::mn, ptx::Major::mn>(d, score + rows,
+                                                                                       columns + rows, true);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// One half of this warpgroup's columns of dQ = dS K; asynchronous.
+  template <i32 Half>
+  ATTUNE_DEVICE void multiply_sums(Sums<Half>& d) const {
+    const u64 score = ptx::wgmma_descriptor(gradients(buffer_));
+    const u64 key = ptx::wgmma_descriptor(key_tile() + (kFirst / kHalf + Half) * kPanelBytes<kKeys>);
+    ptx::pin(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kKeys / 16; ++k) {
+      ptx::Wgmma<sizeof(Sums<Half>) / 2>::template multiply<S.dtype, ptx::Major::mn>(
+          d, score + static_cast<u64>(k * 2), key + static_cast<u64>(k * (kPanelBytes<16> >> 4)), k > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  // ---- Scores ----
+
+  /// P^T of S^T, for both warpgroups.
+  ATTUNE_DEVICE void make_probabilities(Scores& score, u32 buffer) const {
+    const float scale2 = p_.backward.forward.scale * kLog2e;
+    const u32 numbers = memory_.numbers(query_at_) + lane() % 4 * 8;
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; e += 4) {
+      const float2 lse2 = ptx::ld_shared_float2(numbers + e * 8);
+      score[e] = fmaf(score[e], scale2, -lse2.x);
+      score[e + 1] = fmaf(score[e + 1], scale2, -lse2.y);
+      score[e + 2] = fmaf(score[e + 2], scale2, -lse2.x);
+      score[e + 3] = fmaf(score[e + 3], scale2, -lse2.y);
+    }
+    const Sm90Step step = this_step();
+    if (step.masked) hide_invisible(score, step.begin);
+    Packed packed;
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; e += 2) {
+      packed[e / 8][e / 2 % 4] =
+          pack<S.dtype>(ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1]));
+    }
+    show(packed, probabilities(buffer));
+  }
+
+  ATTUNE_DEVICE void hide_invisible(Scores& score, i32 query) const {
+    const ForwardParams& p = p_.backward.forward;
+    const i32 key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
+    query += static_cast<i32>(lane() % 4 * 2);
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; ++e) {
+      if (!visible<S>(p.window, p.len_k, query + e / 4 * 8 + e % 2, key + e / 2 % 2 * 8)) {
+        score[e] = neg_inf();
+      }
+    }
+  }
+
+  /// dS^T of dP^T, for both warpgroups.
+  ATTUNE_DEVICE void make_gradients(const Scores& gradient) const {
+    const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
+    Packed packed;
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      ptx::ldmatrix_x4_trans(packed[k], score_row(probabilities(buffer_)) + k * kPanelBytes<16>);
+#pragma unroll
+      for (i32 i = 0; i < 4; ++i) {
+        const i32 e = k * 8 + i * 2;
+        const float2 delta = ptx::ld_shared_float2(numbers + e / 4 * 32);
+        packed[k][i] =
+            pack<S.dtype>(widen(S.dtype, static_cast<u16>(packed[k][i])) * (gradient[e] - delta.x),
+                          widen(S.dtype, static_cast<u16>(packed[k][i] >> 16)) * (gradient[e + 1] - delta.y));
+      }
+    }
+    show(packed, gradients(buffer_));
+  }
+
+  /// Of 8x8 matrices that are transposed on their way: this lane's row.
+  static ATTUNE_DEVICE u32 score_row(u32 tile) {
+    const u32 row = lane() / 16 * 8 + lane() % 8;
+    return tile + panel_offset<kQueries>(row, static_cast<i32>(thread() / 32 * 2 + lane() / 8 % 2));
+  }
+
+  /// To shared memory, with queries as rows; the other warpgroup may go on.
+  ATTUNE_DEVICE void show(const Packed& packed, u32 tile) const {
+    const u32 origin = score_row(tile);
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      const u32(&d)[4] = packed[k];
+      ptx::stmatrix_x4_trans(origin + k * kPanelBytes<16>, d[0], d[1], d[2], d[3]);
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kWritten + Group, kWarpgroup);
+    ptx::bar_arrive(kShown + Group, kThreads);
+  }
+
+  /// What the other warpgroup shows.
+  static ATTUNE_DEVICE void await(u32 group) {
+    ptx::bar_sync(kShown + group, kThreads);
+  }
+
+  // ---- Sums of dQ ----
+
+  /// This lane's place in the first fragment; null past the end.
+  ATTUNE_DEVICE float* sums_target() const {
+    const Sm90Step step = this_step();
+    const ForwardParams& p = p_.backward.forward;
+    const i32 row = step.begin + static_cast<i32>(thread() / 32 * kFragmentRows);
+    const i64 head = i64{work().batch} * p_.heads * p_.sharing + step.head;
+    float* first = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
+    return row < p.len_q ? first + kFirst / kFragmentColumns * kFragmentElements + lane() * 4 : nullptr;
+  }
+
+  template <i32 Half>
+  static ATTUNE_DEVICE void send(const Sums<Half>& sums, float* target) {
+    constexpr i32 kFirstFragment = Half * kHalf / kFragmentColumns;
+    constexpr i32 kFragments = min(kValid - Half * kHalf, kHalf) / kFragmentColumns;
+    if (target != nullptr) {
+#pragma unroll
+      for (i32 f = 0; f < kFragments; ++f) {
+        ptx::red_add_v4_f32(target + (kFirstFragment + f) * kFragmentElements, sums + 4 * f);
+      }
+    }
+    __syncwarp();  // keeps the compiler from adding later, in the way of the next products
+  }
+
+  // ---- The end of a tile of keys ----
+
+  /// The gradients leave through the tiles of keys and values.
+  ATTUNE_DEVICE void finish() {
+    ptx::bar_sync(kBoth, kThreads);  // both warpgroups have multiplied with the keys
+    const Sm90Work tile = work();
+#pragma unroll
+    for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
+    write_columns(key_tile(), grad_key_);
+    write_columns(value_tile(), grad_value_);
+    ptx::bar_sync(kWritten + Group, kWarpgroup);
+    const BackwardParams& p = p_.backward;
+    store_columns(tile, key_tile(), p.grad_key, p.grad_key_strides);
+    store_columns(tile, value_tile(), p.grad_value, p.grad_value_strides);
+    ptx::fence_proxy_async();
+    keys_.release(key_at_);  // by every thread: each has read from the tile
+  }
+
+  ATTUNE_DEVICE void write_columns(u32 tile, const Gradient& gradient) const {
+    const u32 row = thread() / 32 * 16 + lane() % 16;
+#pragma unroll
+    for (i32 k = 0; k < kColumns / 16; ++k) {
+      const float* g = gradient + k * 8;
+      const i32 chunk = kFirst / 8 + k * 2 + static_cast<i32>(lane() / 16);
+      ptx::stmatrix_x4(tile + panel_offset<kKeys>(row, chunk), pack<S.dtype>(g[0], g[1]),
+                       pack<S.dtype>(g[2], g[3]), pack<S.dtype>(g[4], g[5]), pack<S.dtype>(g[6], g[7]));
+    }
+  }
+
+  ATTUNE_DEVICE void store_columns(const Sm90Work& work, u32 tile, void* gradient,
+                                   const Strides& strides) const {
+    if (gradient == nullptr) return;
+    constexpr i32 kChunks = kValid / 8;
+    const i32 heads = p_.backward.key_heads;
+    u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
+                work.head % heads * strides.head + work.begin * strides.seq;
+    const i32 count = min(p_.backward.forward.len_k - work.begin, kKeys) * kChunks;
+#pragma unroll 4
+    for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
+      const i32 row = i / kChunks;
+      const i32 chunk = kFirst / 8 + i % kChunks;
+      const ptx::Word4 w = ptx::ld_shared_word4(tile + panel_offset<kKeys>(static_cast<u32>(row), chunk));
+      *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
+    }
+  }
+
+  const GradKeyValueSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::KeyRing keys_;
+  const typename Memory::QueryRing queries_;
+  typename Memory::KeyRing::Cursor key_at_{0};
+  typename Memory::QueryCursor query_at_{0};
+  u32 buffer_ = 0;  // of P and dS
+
+  Gradient grad_key_;
+  Gradient grad_value_;
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params) {
+  static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
+  static_assert(S.query_gradient == QueryGradient::atomic && S.blocks == Blocks::dense);
+  static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
+  static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
+  static_assert(leaves_fragments(S) && S.head_dim <= 256);
+  static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
+
+  const Sm90Memory<S> memory = set_up_memory<S>(params);
+  const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
+  if (warp < 4) {
+    ptx::setmaxnreg_dec<24>();
+    if (warp == 0) Sm90Producer<S>(params, memory).run();
+  } else {
+    ptx::setmaxnreg_inc<240>();
+    if (warp < 8) {
+      Sm90WideConsumer<S, 0>(params, memory).run();
+    } else {
+      Sm90WideConsumer<S, 1>(params, memory).run();
+    }
+  }
+}
+
+}  // namespace attune::kernel
