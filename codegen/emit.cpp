@@ -1,6 +1,6 @@
 #include "codegen/emit.h"
 
-#include "attune/backward.h"
+#include "attune/cuda/shared.h"
 #include "codegen/names.h"
 
 #include <fmt/format.h>
@@ -18,7 +18,7 @@ using kernel::Operation;
 std::string function_of(const KernelSpec& spec) {
   if (spec.family == Family::merge || spec.family == Family::rows)
     return std::string(name_of(spec.operation));
-  if (spec.operation == Operation::grad_key_value && kernel::leaves_fragments(spec)) {
+  if (spec.operation == Operation::grad_key_value && kernel::shares_columns(spec)) {
     return "grad_key_value_wide_sm90";
   }
   return fmt::format("{}_{}", name_of(spec.operation), name_of(spec.family));

@@ -20,18 +20,6 @@ using kernel::KernelSpec;
 
 constexpr i64 kSectionBytes = i64{32} << 20;  // of queries, output gradients and sums in the L2 cache
 
-/// [batch, heads, len_q, head_dim], contiguous.
-BoxAxes sums_axes(const ForwardParams& p, int head_dim) {
-  const i64 heads = i64{p.groups} * p.heads;
-  const i64 head_stride = i64{p.len_q} * head_dim;
-  return {.rows = p.len_q,
-          .row_stride = head_dim,
-          .heads = heads,
-          .head_stride = head_stride,
-          .batch = p.batch,
-          .batch_stride = heads * head_stride};
-}
-
 /// How many neighbouring (batch, head) pairs have queries that fit the L2 cache together, with what goes
 /// along; but enough that every multiprocessor gets a tile, or the long ones of the last section would be all
 /// that is left to do at the end.
@@ -62,10 +50,6 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   ATTUNE_TRY(panels(forward.key, key, spec.block_n, p.key));
   ATTUNE_TRY(panels(forward.value, value, spec.block_n, p.value));
   ATTUNE_TRY(panels(backward.grad_output, grad_output, spec.block_m, p.grad_output));
-  if (!leaves_fragments(spec)) {
-    ATTUNE_TRY(encode_sums(driver, backward.query_sums, spec.head_dim, sums_axes(forward, spec.head_dim),
-                           kernel::GradKeyValueSm90Shared::kGroupRows, p.query_sums));
-  }
   p.backward = backward;
   p.heads = backward.key_groups * backward.key_heads;
   p.sharing = kernel::sharing_heads(backward);

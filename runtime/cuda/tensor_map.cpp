@@ -51,11 +51,6 @@ Result<void> encode_panels(const Driver& driver, kernel::DType dtype, const void
   return encode(driver, type, 2, data, head_dim, axes, kPanelRowBytes, rows, map);
 }
 
-Result<void> encode_sums(const Driver& driver, float* data, int head_dim, const BoxAxes& axes, int rows,
-                         kernel::TensorMap& map) {
-  return encode(driver, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 4, data, head_dim, axes, kPanelRowBytes, rows, map);
-}
-
 Result<void> encode_bias(const Driver& driver, kernel::Bias type, const void* data, int len_k,
                          const BoxAxes& axes, int row_bytes, int rows, kernel::TensorMap& map) {
   return encode(driver, element_of(type), size_of(type), data, len_k, axes, row_bytes, rows, map);

@@ -14,10 +14,6 @@ namespace attune::runtime {
 Result<void> encode_panels(const Driver& driver, kernel::DType dtype, const void* data, int head_dim,
                            const BoxAxes& axes, int rows, kernel::TensorMap& map);
 
-/// The map of float32 sums, likewise; a panel is 32 columns.
-Result<void> encode_sums(const Driver& driver, float* data, int head_dim, const BoxAxes& axes, int rows,
-                         kernel::TensorMap& map);
-
 /// The map of a bias tensor [query, key], whose boxes are `rows` rows of `row_bytes`: 128, 64 or 32.
 Result<void> encode_bias(const Driver& driver, kernel::Bias type, const void* data, int len_k,
                          const BoxAxes& axes, int row_bytes, int rows, kernel::TensorMap& map);

@@ -71,9 +71,9 @@ inline constexpr i32 kFragmentRows = 16;
 inline constexpr i32 kFragmentColumns = 8;
 inline constexpr i32 kFragmentElements = kFragmentRows * kFragmentColumns;
 
-/// Does the kernel leave fragments? Not where the copy engine adds rows, or mma.
+/// Does the kernel leave fragments? mma adds to rows.
 ATTUNE_HD constexpr bool leaves_fragments(const KernelSpec& s) {
-  return s.family == Family::sm90 && s.head_dim > 128;
+  return s.family == Family::sm90;
 }
 
 /// Rows of one head's sums: those of fragments are whole.

@@ -145,10 +145,9 @@ struct ForwardSm90Params {
   i32 section = 1;       // windows: neighbouring pairs whose keys and values fit the L2 cache
 };
 
-/// What the sm90 family is told for grad_key_value. Maps as above; a box of the sums is 32 columns of the 64
-/// rows that a warpgroup adds.
+/// What the sm90 family is told for grad_key_value. Maps as above.
 struct GradKeyValueSm90Params {
-  TensorMap query, key, value, grad_output, query_sums;
+  TensorMap query, key, value, grad_output;
   BackwardParams backward;
   u32* counter = nullptr;      // as in ForwardSm90Params
   i32 heads = 0;               // that gradients of key and value have, over all groups

@@ -72,12 +72,22 @@ struct Sm90Memory {
 enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kStaged = 4, kTaken = 6 };
 inline constexpr u32 kAdderThreads = kWarpgroup + 32;
 
-/// How warpgroups share dQ: one panel of columns each, or 64 queries each.
+/// A warp's part of the sums on their way to memory, at the most.
+inline constexpr u32 kFragmentBytes = kFragmentElements * 4;
+inline constexpr u32 kStagedBytes = Sm90Shared::kPanelElements / kFragmentColumns * kFragmentBytes;
+
+/// How warpgroups share dQ: one panel of columns each, or 64 queries each. They leave it in fragments
+/// (backward.h), of 16 queries for each warp.
 template <KernelSpec S>
 struct Sm90Sums {
   static constexpr bool kSplitColumns = S.block_m == GradKeyValueSm90Shared::kGroupRows;
   static constexpr i32 kDim = kSplitColumns ? Sm90Shared::kPanelElements : round_up(S.head_dim, 16);
-  static constexpr i32 kPanels = ceil_div(kDim, GradKeyValueSm90Shared::kSumColumns);
+
+  /// Those of a warp that have columns of the head dim.
+  static ATTUNE_DEVICE i32 fragments(u32 group) {
+    const i32 first = kSplitColumns ? static_cast<i32>(group) * kDim : 0;
+    return min(S.head_dim - first, kDim) / kFragmentColumns;
+  }
 };
 
 /// A tile of keys: its first, the head of their gradients over all groups, and how many tiles of queries it
@@ -320,16 +330,13 @@ class Sm90Adder {
 #pragma unroll 1
     while (true) {
       ptx::bar_arrive(kTaken + group_, kAdderThreads);
-      if (kOrdered && first_lane()) pass_on(turn);
+      if (kOrdered) pass_on(turn);
       ptx::bar_sync(kStaged + group_, kAdderThreads);
       const ptx::Word4 target = ptx::ld_shared_word4(memory_.target(group_));
       if (target.w < 0) break;  // no more work
-      if (first_lane()) {
-        const ptx::BoxOrigin origin{target.x, target.y, target.z, target.w};
-        if (kOrdered) turn = await_turn(origin);
-        add(origin);
-      }
-      __syncwarp();
+      const ptx::BoxOrigin origin{target.x, target.y, target.z, target.w};
+      if (kOrdered) turn = await_turn(origin);
+      add(origin);
     }
   }
 
@@ -340,20 +347,23 @@ class Sm90Adder {
     u32 mine = 0;
   };
 
-  static ATTUNE_DEVICE bool first_lane() {
-    return threadIdx.x % 32 == 0;
+  static ATTUNE_DEVICE i32 lane() {
+    return static_cast<i32>(threadIdx.x % 32);
   }
 
-  /// The copy engine leaves out rows and columns past the end.
-  ATTUNE_DEVICE void add(ptx::BoxOrigin origin) const {
-#pragma unroll
-    for (i32 panel = 0; panel < Sm90Sums<S>::kPanels; ++panel) {
-      ptx::cp_reduce_async_bulk_tensor_add(p_.query_sums, memory_.sums(group_) + panel * kPanelBytes<kRows>,
-                                           origin);
-      origin.column += GradKeyValueSm90Shared::kSumColumns;
+  /// A lane for each warp's fragments, of which whole ones past the end are left out.
+  ATTUNE_DEVICE void add(const ptx::BoxOrigin& origin) const {
+    const i32 row = origin.row + lane() * kFragmentRows;
+    if (lane() < kRows / kFragmentRows && row < p_.backward.forward.len_q) {
+      const u32 bytes = static_cast<u32>(Sm90Sums<S>::fragments(group_) * kFragmentBytes);
+      const i64 head = i64{origin.batch} * p_.heads * p_.sharing + origin.head;
+      float* rows = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
+      ptx::cp_reduce_async_bulk_add(rows + origin.column * kFragmentRows,
+                                    memory_.sums(group_) + static_cast<u32>(lane()) * kStagedBytes, bytes);
+      ptx::cp_async_bulk_commit_group();
+      ptx::cp_async_bulk_wait_group_read<0>();
     }
-    ptx::cp_async_bulk_commit_group();
-    ptx::cp_async_bulk_wait_group_read<0>();
+    __syncwarp();
   }
 
   /// Until the tile of keys before this one has added to the same sums.
@@ -364,6 +374,7 @@ class Sm90Adder {
     u32* last = p_.backward.turns + 1 + tile * kTurnParts + group_;
     while (ptx::ld_acquire(last) != static_cast<u32>(order.x)) {}
     ptx::fence_proxy_async_global();
+    __syncwarp();
     return {last, static_cast<u32>(order.y)};
   }
 
@@ -371,7 +382,8 @@ class Sm90Adder {
   ATTUNE_DEVICE void pass_on(const Turn& turn) const {
     if (turn.last == nullptr) return;
     ptx::cp_async_bulk_wait_group<0>();
-    ptx::st_release(turn.last, turn.mine);
+    __syncwarp();
+    if (lane() == 0) ptx::st_release(turn.last, turn.mine);
   }
 
   const GradKeyValueSm90Params& p_;
@@ -634,18 +646,12 @@ class Sm90Consumer {
 
   /// Leaves this warpgroup's part of dQ to its adder, with the place where it goes.
   ATTUNE_DEVICE void send(const Sums& sums) const {
-    constexpr i32 kPanelFragments = Shared::kSumColumns / 8;  // of 8 columns
     await_adder();
     if (elected()) address_sums();
-    const u32 staged = memory_.sums(group_);
-    const u32 row = thread() / 32 * 16 + lane() / 4;
+    const u32 staged = memory_.sums(group_) + thread() / 32 * kStagedBytes + lane() * 16;
 #pragma unroll
-    for (i32 f = 0; f < kSumDim / 8; ++f) {
-      const i32 chunk = f % kPanelFragments * 2 + static_cast<i32>(lane() % 4 / 2);
-      const u32 at = staged + f / kPanelFragments * kPanelBytes<kGroupRows> +
-                     panel_offset<kGroupRows>(row, chunk) + lane() % 2 * 8;
-      ptx::st_shared_float2(at, sums[4 * f], sums[4 * f + 1]);
-      ptx::st_shared_float2(at + kPanelBytes<8>, sums[4 * f + 2], sums[4 * f + 3]);
+    for (i32 f = 0; f < kSumDim / kFragmentColumns; ++f) {
+      ptx::st_shared_float4(staged + f * kFragmentBytes, sums + 4 * f);
     }
     ptx::fence_proxy_async();
     ptx::bar_arrive(kStaged + group_, kAdderThreads);

@@ -404,7 +404,7 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
   static_assert(S.query_gradient == QueryGradient::atomic && S.blocks == Blocks::dense);
   static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
   static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
-  static_assert(leaves_fragments(S) && S.head_dim <= 256);
+  static_assert(shares_columns(S) && S.head_dim <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);

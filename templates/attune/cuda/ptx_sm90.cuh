@@ -119,13 +119,12 @@ ATTUNE_DEVICE void cp_async_bulk_tensor_store(const TensorMap& map, u32 source, 
       "r"(source), "r"(at.column), "r"(at.row), "r"(at.head), "r"(at.batch)
       : "memory");
 }
-/// Adds a box of float32 from shared memory to the tensor's; what lies outside it is left out.
-ATTUNE_DEVICE void cp_reduce_async_bulk_tensor_add(const TensorMap& map, u32 source, BoxOrigin at) {
-  asm volatile(
-      "cp.reduce.async.bulk.tensor.4d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::
-          "l"(&map),
-      "r"(source), "r"(at.column), "r"(at.row), "r"(at.head), "r"(at.batch)
-      : "memory");
+/// Adds float32 from shared memory to as many bytes; addresses and size are multiples of 16.
+ATTUNE_DEVICE void cp_reduce_async_bulk_add(float* destination, u32 source, u32 bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(
+                   __cvta_generic_to_global(destination)),
+               "r"(source), "r"(bytes)
+               : "memory");
 }
 ATTUNE_DEVICE void cp_async_bulk_commit_group() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
@@ -172,6 +171,12 @@ ATTUNE_DEVICE float2 ld_shared_float2(u32 address) {
 }
 ATTUNE_DEVICE void st_shared_float2(u32 address, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x), "f"(y) : "memory");
+}
+/// Four; the address is a multiple of 16.
+ATTUNE_DEVICE void st_shared_float4(u32 address, const float* x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]),
+               "f"(x[3])
+               : "memory");
 }
 ATTUNE_DEVICE void st_shared_float(u32 address, float x) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");

@@ -197,18 +197,19 @@ struct Sm90Shared {
   }
 };
 
+/// Do warpgroups of the sm90 kernel of grad_key_value share out columns, and not keys?
+constexpr bool shares_columns(const KernelSpec& s) {
+  return s.family == Family::sm90 && s.head_dim > 128;
+}
+
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
 /// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange, and
-/// two of probabilities where the head dim is wide; else float32 sums on their way to memory, of each
-/// warpgroup two panels of 32 columns; for each stage two
-/// numbers of every query, two barriers and what it holds; the work item, and where and when the sums go.
+/// two of probabilities where the head dim is wide; else float32 sums on their way to memory; for each stage
+/// two numbers of every query, two barriers and what it holds; the work item, and where and when the sums go.
 struct GradKeyValueSm90Shared {
   static constexpr i32 kWarpgroups = 2;
-  static constexpr i32 kGroupRows = 64;   // keys of a warpgroup, and queries whose sums it sends
-  static constexpr i32 kSumColumns = 32;  // of a panel: 128 bytes
-  static constexpr i32 kSumPanels = 2;    // of a warpgroup
+  static constexpr i32 kGroupRows = 64;  // keys of a warpgroup, and queries whose sums it sends
 
-  bool wide;  // are the columns of the gradients shared out, and not the keys?
   i32 panels;
   i32 key_bytes;    // of a tile of keys or values
   i32 query_bytes;  // of a tile of queries or output gradients
@@ -226,15 +227,14 @@ struct GradKeyValueSm90Shared {
   i32 end;
 
   constexpr explicit GradKeyValueSm90Shared(const KernelSpec& s)
-      : wide(s.head_dim > 128),
-        panels(ceil_div(s.head_dim, Sm90Shared::kPanelElements)),
+      : panels(ceil_div(s.head_dim, Sm90Shared::kPanelElements)),
         key_bytes(s.block_n * panels * Sm90Shared::kPanelRowBytes),
         query_bytes(s.block_m * panels * Sm90Shared::kPanelRowBytes),
         score_bytes(s.block_m * s.block_n * 2),
-        sum_bytes(wide ? 0 : kSumPanels * kGroupRows * Sm90Shared::kPanelRowBytes),
+        sum_bytes(shares_columns(s) ? 0 : kGroupRows * Sm90Shared::kPanelElements * 4),
         query_offset(2 * key_bytes),
         score_offset(query_offset + s.stages * 2 * query_bytes),
-        sum_offset(score_offset + (wide ? 4 : 2) * score_bytes),
+        sum_offset(score_offset + (shares_columns(s) ? 4 : 2) * score_bytes),
         number_offset(sum_offset + kWarpgroups * sum_bytes),
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
         step_offset(barrier_offset + 16 * (s.stages + 1)),
