@@ -55,7 +55,7 @@ ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot,
 
 /// Queries of the smallest tile that takes turns, and how many parts of its sums do.
 inline constexpr i32 kTurnRows = 64;
-inline constexpr i32 kTurnParts = 2;
+inline constexpr i32 kTurnParts = 8;
 
 /// The numbers in `turns`: how many tiles of keys have been handed out; then, of each head, tile of queries
 /// and part, the last tile of keys that has added, counted from 1.

@@ -314,6 +314,14 @@ class Sm90Producer {
   typename Memory::QueryCursor query_at_{1};
 };
 
+/// The last tile of keys that has added to a part of the sums of a tile of queries.
+template <KernelSpec S>
+ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 batch, i32 head, i32 query, u32 part) {
+  const i64 number = i64{batch} * p.heads * p.sharing + head;
+  const i64 tile = number * ceil_div(p.backward.forward.len_q, S.block_m) + query / S.block_m;
+  return p.backward.turns + 1 + tile * kTurnParts + part;
+}
+
 // ---- An adder: a warp that spares a warpgroup the wait for the copy engine ----
 
 template <KernelSpec S>
@@ -369,9 +377,7 @@ class Sm90Adder {
   /// Until the tile of keys before this one has added to the same sums.
   ATTUNE_DEVICE Turn await_turn(const ptx::BoxOrigin& origin) const {
     const ptx::Word4 order = ptx::ld_shared_word4(memory_.turn(group_));
-    const i64 head = i64{origin.batch} * p_.heads * p_.sharing + origin.head;
-    const i64 tile = head * ceil_div(p_.backward.forward.len_q, S.block_m) + origin.row / S.block_m;
-    u32* last = p_.backward.turns + 1 + tile * kTurnParts + group_;
+    u32* last = turn_of<S>(p_, origin.batch, origin.head, origin.row, group_);
     while (ptx::ld_acquire(last) != static_cast<u32>(order.x)) {}
     ptx::fence_proxy_async_global();
     __syncwarp();

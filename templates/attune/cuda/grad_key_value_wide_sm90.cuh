@@ -46,6 +46,7 @@ class Sm90WideConsumer {
   using Gradient = float[kColumns / 2];
   template <i32 Half>
   using Sums = float[min(kColumns - Half * kHalf, kHalf) / 2];
+  static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
   static constexpr bool kHasSecondHalf = kColumns > kHalf;
 
  public:
@@ -126,12 +127,18 @@ class Sm90WideConsumer {
 #pragma unroll 1
     for (i32 left = steps; left > 1; --left) step<true>(carried);
     step<false>(carried);
+    if constexpr (kOrdered) {
+      pass_on();
+      last_ = nullptr;
+    }
   }
 
   /// One tile of queries, and the scores of the next.
   template <bool HasNext>
   ATTUNE_DEVICE void step(Scores& carried) {
-    float* target = sums_target();  // read before a barrier: one thread lets the stage go for all
+    // Read before a barrier: one thread lets the stage go for all.
+    float* target = sums_target();
+    const Turn turn = next_turn();
     if constexpr (Group == 0) {
       multiply_columns(grad_value_, probabilities(buffer_), grad_output_tile());
       await(1);
@@ -150,10 +157,9 @@ class Sm90WideConsumer {
       if constexpr (HasNext) {
         queries_.wait(query_at_);
         multiply_rows(score);
-        ptx::wgmma_wait_group<1>();
-      } else {
-        ptx::wgmma_wait_group<0>();
       }
+      if constexpr (kOrdered) take_turn(turn);
+      ptx::wgmma_wait_group<HasNext ? 1 : 0>();
       ptx::pin(sums);
       ptx::pin(grad_value_);
       ptx::pin(grad_key_);
@@ -327,6 +333,29 @@ class Sm90WideConsumer {
     return row < p.len_q ? first + kFirst / kFragmentColumns * kFragmentElements + lane() * 4 : nullptr;
   }
 
+  /// When a warp may add to a tile's sums: its 16 queries are its own to order.
+  struct Turn {
+    u32* last;  // the tile of keys that has added
+    u32 before;
+  };
+
+  ATTUNE_DEVICE Turn next_turn() const {
+    if constexpr (!kOrdered) return {};
+    const Sm90Step step = this_step();
+    const u32 part = static_cast<u32>(Group * 4) + thread() / 32;
+    return {turn_of<S>(p_, work().batch, step.head, step.begin, part), static_cast<u32>(step.before)};
+  }
+
+  /// The turn before is passed on no sooner: its sums have had time to arrive.
+  ATTUNE_DEVICE void take_turn(const Turn& turn) {
+    pass_on();
+    last_ = turn.last;
+    while (ptx::ld_acquire(last_) != turn.before) {}
+  }
+  ATTUNE_DEVICE void pass_on() const {
+    if (last_ != nullptr && lane() == 0) ptx::st_release(last_, static_cast<u32>(work().begin / kKeys + 1));
+  }
+
   template <i32 Half>
   static ATTUNE_DEVICE void send(const Sums<Half>& sums, float* target) {
     constexpr i32 kFirstFragment = Half * kHalf / kFragmentColumns;
@@ -392,7 +421,8 @@ class Sm90WideConsumer {
   const typename Memory::QueryRing queries_;
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
-  u32 buffer_ = 0;  // of P and dS
+  u32 buffer_ = 0;       // of P and dS
+  u32* last_ = nullptr;  // of the turn to be passed on
 
   Gradient grad_key_;
   Gradient grad_value_;
@@ -401,7 +431,7 @@ class Sm90WideConsumer {
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
-  static_assert(S.query_gradient == QueryGradient::atomic && S.blocks == Blocks::dense);
+  static_assert(S.query_gradient != QueryGradient::apart && S.blocks == Blocks::dense);
   static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
   static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
   static_assert(shares_columns(S) && S.head_dim <= 256);
