@@ -126,9 +126,9 @@ template <KernelSpec S>
 struct Sm90Schedule {
   static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
-  /// Tiles of one head that start at different queries do not wait for each other's sums. At larger head dims
+  /// Tiles of one head that start at different queries do not wait for each other's sums. At head dim 128
   /// that cost more than it saved: they no longer share what is in the L2 cache.
-  static constexpr bool kStaggered = !kWindow && !kOrdered && S.head_dim <= 64;
+  static constexpr bool kStaggered = !kWindow && !kOrdered && (S.head_dim <= 64 || shares_columns(S));
 
   // Both of a whole warp.
   static ATTUNE_DEVICE i32 first(const GradKeyValueSm90Params& p) {
@@ -399,6 +399,25 @@ class Sm90Adder {
 
 // ---- A consumer warpgroup ----
 
+/// Keys that no query sees, and their values, may be NaN, which times a gradient of 0 would be NaN in dQ:
+/// they become 0. By all consumers.
+template <KernelSpec S>
+ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memory, i32 first) {
+  const KeyRange seen = visited_keys<S>(p.window, p.len_k, 0, p.len_q);
+  if (seen.begin <= first && min(first + S.block_n, p.len_k) <= seen.end) return;
+  constexpr i32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
+  constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
+  constexpr i32 kChunks = 2 * memory.kShared.panels * S.block_n * kRowChunks;  // keys, then values
+#pragma unroll 1
+  for (i32 i = static_cast<i32>(threadIdx.x) - kWarpgroup; i < kChunks; i += kThreads) {
+    const i32 key = first + i / kRowChunks % S.block_n;
+    if (seen.begin <= key && key < seen.end) continue;
+    ptx::st_shared_word4(memory.base + static_cast<u32>(i * 16), {0, 0, 0, 0});
+  }
+  ptx::fence_proxy_async();
+  ptx::bar_sync(kExchange, kThreads);
+}
+
 template <KernelSpec S>
 class Sm90Consumer {
   using Memory = Sm90Memory<S>;
@@ -428,7 +447,7 @@ class Sm90Consumer {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
-      if constexpr (Schedule::kWindow) clear_unseen_keys();
+      if constexpr (Schedule::kWindow) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
       clear();
 #pragma unroll 1
       for (i32 left = steps; left > 0; --left) step();
@@ -472,30 +491,6 @@ class Sm90Consumer {
   }
   ATTUNE_DEVICE u32 grad_output_tile() const {
     return queries_.tile(query_at_) + Memory::kShared.query_bytes;
-  }
-
-  /// Keys that no query sees, and their values, may be NaN, which times a gradient of 0 would be NaN in dQ:
-  /// they become 0.
-  ATTUNE_DEVICE void clear_unseen_keys() const {
-    const ForwardParams& p = p_.backward.forward;
-    const KeyRange seen = visited_keys<S>(p.window, p.len_k, 0, p.len_q);
-    const i32 first = work().begin;
-    if (seen.begin <= first && min(first + kKeys, p.len_k) <= seen.end) return;
-    constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
-    const i32 group_row = static_cast<i32>(group_) * kGroupRows;
-#pragma unroll 1
-    for (i32 i = static_cast<i32>(thread()); i < kGroupRows * kRowChunks; i += kWarpgroup) {
-      const i32 key = first + group_row + i / kRowChunks;
-      if (seen.begin <= key && key < seen.end) continue;
-      const u32 chunk = static_cast<u32>(group_row * kRowChunks + i) * 16;
-#pragma unroll 1
-      for (i32 panel = 0; panel < Memory::kShared.panels; ++panel) {
-        ptx::st_shared_word4(key_tile() + panel * kPanelBytes<kKeys> + chunk, {0, 0, 0, 0});
-        ptx::st_shared_word4(value_tile() + panel * kPanelBytes<kKeys> + chunk, {0, 0, 0, 0});
-      }
-    }
-    ptx::fence_proxy_async();
-    ptx::bar_sync(kExchange, kThreads);
   }
 
   ATTUNE_DEVICE void clear() {

@@ -22,9 +22,6 @@
 
 namespace attune::kernel {
 
-/// Named barriers: what a warpgroup shows, for itself and for the other; and both.
-enum Sm90WideBarrier : u32 { kWritten = 1, kShown = 3, kBoth = 5 };
-
 /// Warpgroup 0 or 1.
 template <KernelSpec S, i32 Group>
 class Sm90WideConsumer {
@@ -59,6 +56,7 @@ class Sm90WideConsumer {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
+      if constexpr (Sm90Schedule<S>::kWindow) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
       clear();
       if (steps > 0) walk(steps);
       finish();
@@ -122,7 +120,7 @@ class Sm90WideConsumer {
       multiply_rows(score);
       ptx::wgmma_wait_group<0>();
       ptx::pin(score);
-      take(score, carried, 0);
+      take(score, carried, buffer_);
     }
 #pragma unroll 1
     for (i32 left = steps; left > 1; --left) step<true>(carried);
@@ -312,13 +310,13 @@ class Sm90WideConsumer {
       ptx::stmatrix_x4_trans(origin + k * kPanelBytes<16>, d[0], d[1], d[2], d[3]);
     }
     ptx::fence_proxy_async();
-    ptx::bar_sync(kWritten + Group, kWarpgroup);
-    ptx::bar_arrive(kShown + Group, kThreads);
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
+    ptx::bar_arrive(kStaged + Group, kThreads);
   }
 
-  /// What the other warpgroup shows.
+  /// What the other warpgroup shows: there are no adders to take this barrier.
   static ATTUNE_DEVICE void await(u32 group) {
-    ptx::bar_sync(kShown + group, kThreads);
+    ptx::bar_sync(kStaged + group, kThreads);
   }
 
   // ---- Sums of dQ ----
@@ -373,13 +371,13 @@ class Sm90WideConsumer {
 
   /// The gradients leave through the tiles of keys and values.
   ATTUNE_DEVICE void finish() {
-    ptx::bar_sync(kBoth, kThreads);  // both warpgroups have multiplied with the keys
+    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
     const Sm90Work tile = work();
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
     write_columns(key_tile(), grad_key_);
     write_columns(value_tile(), grad_value_);
-    ptx::bar_sync(kWritten + Group, kWarpgroup);
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
     const BackwardParams& p = p_.backward;
     store_columns(tile, key_tile(), p.grad_key, p.grad_key_strides);
     store_columns(tile, value_tile(), p.grad_value, p.grad_value_strides);
