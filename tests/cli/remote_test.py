@@ -2,6 +2,8 @@
 
 import http.server
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
@@ -17,11 +19,19 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects, self.requests, self.answer = {}, [], None
-        self.closing = threading.Event()
+        self.closing, self.scheme = threading.Event(), "http"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/kernels"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}/kernels"
+
+    def secure(self, tls):
+        """From now on it speaks HTTPS."""
+        self.scheme = "https"
+        self.socket = tls.wrap_socket(self.socket, server_side=True)
+
+    def handle_error(self, *_):
+        """Clients may break off, as those do that refuse a certificate."""
 
     def methods(self):
         return [method for method, _ in self.requests]
@@ -236,6 +246,18 @@ class RemoteTest(CommandTest):
             nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
             self.assert_compiled(1, http_proxy=nobody, all_proxy=nobody, no_proxy="")
         self.assertEqual(self.server.methods(), ["GET"])
+
+    def test_a_certificate_that_nobody_vouches_for(self):
+        key, certificate = self.folder / "key.pem", self.folder / "certificate.pem"
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ed25519", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                        "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+                       check=True, capture_output=True)
+        path, body = self.fill()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate, key)
+        self.server.secure(tls)
+        self.assert_compiled(1, "certificate", cache="second")
+        self.assertEqual((self.server.requests, self.server.objects), ([], {path: body}))
 
     def test_without_libcurl(self):
         (self.folder / "libcurl.so.4").write_bytes(b"no library")
