@@ -3,6 +3,8 @@
 
 #include "base/result.h"
 
+#include <unistd.h>
+
 #include <exception>
 #include <future>
 #include <map>
@@ -13,7 +15,7 @@
 namespace attune::cache {
 
 /// Remembers nothing: once a flight has landed, well or badly, the next caller of its key starts another.
-/// Keys need `<`.
+/// Keys need `<`. A forked child meets none of its parent's flights, whose threads it has not got.
 template <typename Key, typename T>
 class SingleFlight {
  public:
@@ -25,36 +27,39 @@ class SingleFlight {
   template <typename Fn>
   Outcome run(const Key& key, Fn&& fn) {
     std::promise<Outcome> promise;
+    const Here here{getpid(), key};
     {
       std::unique_lock lock(mutex_);
-      if (const auto flight = flights_.find(key); flight != flights_.end()) {
+      if (const auto flight = flights_.find(here); flight != flights_.end()) {
         const std::shared_future<Outcome> shared = flight->second;
         lock.unlock();
         return shared.get();
       }
-      flights_.emplace(key, promise.get_future().share());
+      flights_.emplace(here, promise.get_future().share());
     }
     try {
       Outcome outcome = std::forward<Fn>(fn)();
-      forget(key);
+      forget(here);
       promise.set_value(outcome);
       return outcome;
     } catch (...) {
-      forget(key);
+      forget(here);
       promise.set_exception(std::current_exception());
       throw;
     }
   }
 
  private:
+  using Here = std::pair<pid_t, Key>;
+
   /// Before the waiters wake, so that one who tries again after a failure does not meet that failure again.
-  void forget(const Key& key) {
+  void forget(const Here& here) {
     const std::lock_guard lock(mutex_);
-    flights_.erase(key);
+    flights_.erase(here);
   }
 
   std::mutex mutex_;
-  std::map<Key, std::shared_future<Outcome>> flights_;
+  std::map<Here, std::shared_future<Outcome>> flights_;
 };
 
 }  // namespace attune::cache

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tools/gpu_bundle.sh FOLDER: builds, and puts into FOLDER (about 15 MB) what a machine with a GPU, PyTorch and no compiler
+# tools/gpu_bundle.sh FOLDER: builds, and puts into FOLDER (about 20 MB) what a machine with a GPU, PyTorch and no compiler
 # needs to check and measure this tree. There run FOLDER/check.sh (tools/gpu_check.sh).
 set -euo pipefail
 [ $# = 1 ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 2; }
@@ -12,7 +12,7 @@ cmake --build --preset release --target attune attune_command "${tests[@]}" -- -
 
 mkdir -p "$folder"/{bin,lib,bench,examples,tests/golden,tests/gpu}
 for program in attune "${tests[@]}"; do strip -o "$folder/bin/$program" "build/release/bin/$program"; done
-strip -o "$folder/lib/libattune.so" build/release/lib/libattune.so
+for file in libattune.so attune-compile; do strip -o "$folder/lib/$file" "build/release/lib/$file"; done
 # The libraries of the distribution that the other machine may lack.
 ldd build/release/bin/attune | awk '$1 ~ /^lib(fmt|zstd|crypto)\./ { print $3 }' | xargs -I{} cp -L {} "$folder/lib"
 cp -r python "$folder"

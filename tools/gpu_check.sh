@@ -5,7 +5,7 @@
 #   masks     every golden mask: materialize, and what running kernels attend to
 #   forward   N random problems (default 512) of each family, and bitwise dropout
 #   backward  N random gradients of each family
-#   streams   8 threads on 8 streams, captured graphs, several contexts, a fork
+#   streams   8 threads on 8 streams, captured graphs, several contexts, a fork; then with compilers in children
 #   pack      first calls with kernels that were compiled elsewhere, without NVRTC
 #   python    the package on CUDA tensors of PyTorch
 #   sanitize  compute-sanitizer on a few problems of each family
@@ -52,7 +52,10 @@ step_forward() {
 
 step_backward() { run backward bin/gpu_backward_test --cases "$cases"; }
 
-step_streams() { run streams bin/gpu_streams_test; }
+step_streams() {
+  run streams bin/gpu_streams_test
+  run streams_child env ATTUNE_COMPILE_IN=child bin/gpu_streams_test
+}
 
 step_pack() { run pack python3 tests/gpu/carried_pack.py; }
 

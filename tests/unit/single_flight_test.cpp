@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <latch>
@@ -55,6 +58,32 @@ TEST_CASE("callers at the same time share one call and its value") {
     REQUIRE(value != nullptr);
     CHECK(value == got[0]);
   }
+}
+
+TEST_CASE("a child that is forked while a flight is in the air makes its own") {
+  Flight flight;
+  std::latch begun(1), forked(1);
+  std::jthread thread([&] {
+    const auto outcome = flight.run(1, [&]() -> Outcome {
+      begun.count_down();
+      forked.wait();
+      return std::make_shared<const std::string>("parent's");
+    });
+    CHECK(**outcome == "parent's");
+  });
+  begun.wait();
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    alarm(60);  // a hang is a failure
+    const auto own =
+        flight.run(1, []() -> Outcome { return std::make_shared<const std::string>("child's"); });
+    _exit(own.ok() && **own == "child's" ? 0 : 1);
+  }
+  forked.count_down();
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(status == 0);
 }
 
 TEST_CASE("waiters get the whole failure and a later call tries again") {
