@@ -66,10 +66,13 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 sums(u32 group) const { return base + kShared.sum_offset + group * kShared.sum_bytes; }
   ATTUNE_DEVICE u32 target(u32 group) const { return base + kShared.target_offset + group * 16; }
   ATTUNE_DEVICE u32 turn(u32 group) const { return base + kShared.turn_offset + group * 16; }
+  /// Completes when a warpgroup has staged them.
+  ATTUNE_DEVICE u32 staged(u32 group) const { return base + kShared.staged_offset + group * 8; }
 };
 
-/// Named barriers: of both warpgroups; of each; and of each with its adder. 0 is __syncthreads.
-enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kStaged = 4, kTaken = 6 };
+/// Named barriers: of both warpgroups; of each; of each for the other; and of each with its adder. 0 is
+/// __syncthreads.
+enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6 };
 inline constexpr u32 kAdderThreads = kWarpgroup + 32;
 
 /// A warp's part of the sums on their way to memory, at the most.
@@ -333,30 +336,34 @@ class Sm90Adder {
   ATTUNE_DEVICE Sm90Adder(const GradKeyValueSm90Params& params, Sm90Memory<S> memory, u32 group)
       : p_(params), memory_(memory), group_(group) {}
 
-  ATTUNE_DEVICE void run() const {
-    Turn turn;
-#pragma unroll 1
-    while (true) {
+  ATTUNE_DEVICE void run() {
+    for (u32 parity = 0;; parity ^= 1) {
       ptx::bar_arrive(kTaken + group_, kAdderThreads);
-      if (kOrdered) pass_on(turn);
-      ptx::bar_sync(kStaged + group_, kAdderThreads);
+      // Others wait for this turn: it is passed on at once unless products wait for this adder.
+      if (kOrdered && !is_staged(parity)) pass_on<0>();
+      ptx::mbarrier_wait(memory_.staged(group_), parity);
       const ptx::Word4 target = ptx::ld_shared_word4(memory_.target(group_));
       if (target.w < 0) break;  // no more work
       const ptx::BoxOrigin origin{target.x, target.y, target.z, target.w};
-      if (kOrdered) turn = await_turn(origin);
+      u32* turn = kOrdered ? await_turn(origin) : nullptr;
       add(origin);
+      if constexpr (kOrdered) {
+        pass_on<1>();
+        turn_ = turn;
+        mine_ = static_cast<u32>(ptx::ld_shared_word4(memory_.turn(group_)).y);
+      }
+      ptx::cp_async_bulk_wait_group_read<0>();
+      __syncwarp();
     }
+    if constexpr (kOrdered) pass_on<0>();
   }
 
  private:
-  /// Of a part of a tile's sums; none at first.
-  struct Turn {
-    u32* last = nullptr;  // that has added to them
-    u32 mine = 0;
-  };
+  static ATTUNE_DEVICE i32 lane() { return static_cast<i32>(threadIdx.x % 32); }
 
-  static ATTUNE_DEVICE i32 lane() {
-    return static_cast<i32>(threadIdx.x % 32);
+  /// The same for all lanes.
+  ATTUNE_DEVICE bool is_staged(u32 parity) const {
+    return __any_sync(0xffffffffu, ptx::mbarrier_test_wait_parity(memory_.staged(group_), parity)) != 0;
   }
 
   /// A lane for each warp's fragments, of which whole ones past the end are left out.
@@ -368,33 +375,35 @@ class Sm90Adder {
       float* rows = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
       ptx::cp_reduce_async_bulk_add(rows + origin.column * kFragmentRows,
                                     memory_.sums(group_) + static_cast<u32>(lane()) * kStagedBytes, bytes);
-      ptx::cp_async_bulk_commit_group();
-      ptx::cp_async_bulk_wait_group_read<0>();
     }
-    __syncwarp();
+    ptx::cp_async_bulk_commit_group();  // by every lane, so that all count alike
   }
 
   /// Until the tile of keys before this one has added to the same sums.
-  ATTUNE_DEVICE Turn await_turn(const ptx::BoxOrigin& origin) const {
-    const ptx::Word4 order = ptx::ld_shared_word4(memory_.turn(group_));
+  ATTUNE_DEVICE u32* await_turn(const ptx::BoxOrigin& origin) {
+    const u32 before = static_cast<u32>(ptx::ld_shared_word4(memory_.turn(group_)).x);
     u32* last = turn_of<S>(p_, origin.batch, origin.head, origin.row, group_);
-    while (ptx::ld_acquire(last) != static_cast<u32>(order.x)) {}
+    while (__shfl_sync(0xffffffffu, ptx::ld_acquire(last), 0) != before) pass_on<0>();
     ptx::fence_proxy_async_global();
-    __syncwarp();
-    return {last, static_cast<u32>(order.y)};
+    return last;
   }
 
-  /// Once what this one has added is there for all to see.
-  ATTUNE_DEVICE void pass_on(const Turn& turn) const {
-    if (turn.last == nullptr) return;
-    ptx::cp_async_bulk_wait_group<0>();
+  /// Lets the next tile of keys add to what this one has, once all but the last `Pending` additions are there
+  /// for all to see.
+  template <i32 Pending>
+  ATTUNE_DEVICE void pass_on() {
+    if (turn_ == nullptr) return;
+    ptx::cp_async_bulk_wait_group<Pending>();
     __syncwarp();
-    if (lane() == 0) ptx::st_release(turn.last, turn.mine);
+    if (lane() == 0) ptx::st_release(turn_, mine_);
+    turn_ = nullptr;
   }
 
   const GradKeyValueSm90Params& p_;
   const Sm90Memory<S> memory_;
   const u32 group_;
+  u32* turn_ = nullptr;  // not passed on yet
+  u32 mine_ = 0;
 };
 
 // ---- A consumer warpgroup ----
@@ -456,7 +465,7 @@ class Sm90Consumer {
     }
     await_adder();
     if (elected()) ptx::st_shared_word4(memory_.target(group_), {0, 0, 0, -1});
-    ptx::bar_arrive(kStaged + group_, kAdderThreads);
+    announce_sums();
   }
 
  private:
@@ -655,7 +664,12 @@ class Sm90Consumer {
       ptx::st_shared_float4(staged + f * kFragmentBytes, sums + 4 * f);
     }
     ptx::fence_proxy_async();
-    ptx::bar_arrive(kStaged + group_, kAdderThreads);
+    announce_sums();
+  }
+
+  ATTUNE_DEVICE void announce_sums() const {
+    __syncwarp();
+    if (lane() == 0) ptx::mbarrier_arrive(memory_.staged(group_));
   }
 
   /// Until what was staged before has been read.
@@ -748,6 +762,9 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
     }
     memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
     memory.queries().init(GradKeyValueSm90Shared::kWarpgroups, /*fills=*/2);  // the tiles, and the numbers
+    for (u32 group = 0; group < GradKeyValueSm90Shared::kWarpgroups; ++group) {
+      ptx::mbarrier_init(memory.staged(group), kWarpgroup / 32);
+    }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();

@@ -311,12 +311,12 @@ class Sm90WideConsumer {
     }
     ptx::fence_proxy_async();
     ptx::bar_sync(kGroup + Group, kWarpgroup);
-    ptx::bar_arrive(kStaged + Group, kThreads);
+    ptx::bar_arrive(kShown + Group, kThreads);
   }
 
-  /// What the other warpgroup shows: there are no adders to take this barrier.
+  /// What the other warpgroup shows.
   static ATTUNE_DEVICE void await(u32 group) {
-    ptx::bar_sync(kStaged + group, kThreads);
+    ptx::bar_sync(kShown + group, kThreads);
   }
 
   // ---- Sums of dQ ----

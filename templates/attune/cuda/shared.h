@@ -205,7 +205,8 @@ constexpr bool shares_columns(const KernelSpec& s) {
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
 /// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange, and
 /// two of probabilities where the head dim is wide; else float32 sums on their way to memory; for each stage
-/// two numbers of every query, two barriers and what it holds; the work item, and where and when the sums go.
+/// two numbers of every query, two barriers and what it holds; the work item, and where and when the sums
+/// go, and a barrier for them.
 struct GradKeyValueSm90Shared {
   static constexpr i32 kWarpgroups = 2;
   static constexpr i32 kGroupRows = 64;  // keys of a warpgroup, and queries whose sums it sends
@@ -224,6 +225,7 @@ struct GradKeyValueSm90Shared {
   i32 work_offset;
   i32 target_offset;
   i32 turn_offset;
+  i32 staged_offset;
   i32 end;
 
   constexpr explicit GradKeyValueSm90Shared(const KernelSpec& s)
@@ -241,7 +243,8 @@ struct GradKeyValueSm90Shared {
         work_offset(step_offset + 16 * s.stages),
         target_offset(work_offset + 16),
         turn_offset(target_offset + 16 * kWarpgroups),
-        end(turn_offset + 16 * kWarpgroups) {}
+        staged_offset(turn_offset + 16 * kWarpgroups),
+        end(staged_offset + 8 * kWarpgroups) {}
   constexpr i32 bytes() const { return end; }
 };
 
