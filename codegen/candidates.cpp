@@ -19,8 +19,6 @@ constexpr int kNewest = 999;
 constexpr unsigned kUnpaged = kEveryFeature & ~static_cast<unsigned>(kPaged);
 constexpr auto kForward = Operation::forward;
 constexpr unsigned kUneven = kWindow | kVarlen;
-constexpr unsigned kUnevenDropout = kUneven | kDropout;
-constexpr unsigned kContiguous = kUneven | kBias | kDropout;
 constexpr unsigned kMasks = kWindow | kVarlen | kPaged;
 constexpr unsigned kNoBias = kMasks | kDropout;
 constexpr unsigned kNoDropout = kMasks | kBias;
@@ -42,20 +40,20 @@ constexpr Candidate kCandidates[] = {
     // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
     {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
-    {"sm90_192x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  64,   192,  64,   0,    0,  0,  16, 4,  0, 2, 0, 1},
-    {"sm90_192x64_d64b",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  64,   192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 1},
+    {"sm90_192x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 64,   192,  64,   0,    0,  0,  16, 4,  0, 2, 0, 1},
+    {"sm90_192x64_d64b",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 64,   192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 1},
     {"sm90_192x80_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 1},
     {"sm90_192x80_d128w",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 0},
-    {"sm90_192x64_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       128,  192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 0},
-    {"sm90_128x96_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUnevenDropout,128,  128,  96,   0,    0,  0,  12, 2,  0, 2, 0, 0},
-    {"sm90_192x64_d128b",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  128,  192,  64,   0,    0,  0,  16, 3,  0, 1, 0, 0},
-    {"sm90_192x64_d128c",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  128,  192,  64,   0,    0,  0,  16, 2,  0, 1, 0, 0},
+    {"sm90_192x64_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        128,  192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 0},
+    {"sm90_128x96_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kNoBias,       128,  128,  96,   0,    0,  0,  12, 2,  0, 2, 0, 0},
+    {"sm90_192x64_d128b",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 128,  192,  64,   0,    0,  0,  16, 3,  0, 1, 0, 0},
+    {"sm90_192x64_d128c",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 128,  192,  64,   0,    0,  0,  16, 2,  0, 1, 0, 0},
     {"sm90_128x112_d192",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             192,  128,  112,  0,    0,  0,  12, 2,  0, 1, 0, 0},
-    {"sm90_128x96_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       192,  128,  96,   0,    0,  0,  12, 2,  0, 1, 0, 0},
-    {"sm90_128x64_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  192,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
-    {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x96_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        192,  128,  96,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x64_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 192,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"sm90_128x64_d256b",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow | kBias,256, 128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
-    {"sm90_128x32_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kContiguous,  256,  128,  32,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x32_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 256,  128,  32,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"mma_128x64x4_d64",    kForward, Family::mma,   80,  99,       Isa::none,    kHalf, kNoBias,       64,   128,  64,   0,    2,  0,  4,  2,  0},
     {"mma_128x64x4_d64b",   kForward, Family::mma,   100, kNewest,  Isa::none,    kHalf, kMasks,        64,   128,  64,   0,    2,  0,  4,  2,  0},
     {"mma_64x64x4_d64",     kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kEveryFeature, 64,   64,   64,   0,    1,  0,  4,  2,  0},

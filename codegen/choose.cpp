@@ -67,7 +67,11 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
     lacks.push_back(fmt::format("head_dim {} and head_dim_v {} should be multiples of 8", problem.head_dim,
                                 problem.head_dim_v));
   }
-  if (problem.output_dtype != problem.dtype) lacks.push_back("the output should have the inputs' dtype");
+  const bool writes_f32 =
+      problem.operation == Operation::forward && problem.output_dtype == kernel::DType::f32;
+  if (problem.output_dtype != problem.dtype && !writes_f32) {
+    lacks.push_back("the output should have the inputs' dtype, or be float32");
+  }
   if (problem.operation == Operation::forward && problem.blocks == kernel::Blocks::varlen &&
       problem.bias != kernel::Bias::none) {
     lacks.push_back(
@@ -76,7 +80,8 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
   }
   if (problem.boxes == 0) {
     lacks.push_back(
-        "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0");
+        "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0, pages "
+        "and where sequences begin in them multiples of 8 keys");
   }
   if (problem.operation == Operation::grad_key_value) {
     if (problem.head_dim != problem.head_dim_v) {

@@ -81,6 +81,11 @@ bool boxes_fit(const ForwardParams& p, const Strides& output) {
          fits(key_axes(p, p.key_strides), kBytes) && fits(key_axes(p, p.value_strides), kBytes);
 }
 
+bool pages_fit(const kernel::Sequences& sequences) {
+  constexpr int kSwizzledRows = 8;
+  return sequences.page_run % kSwizzledRows == 0;
+}
+
 bool bias_boxes_fit(const ForwardParams& p, Bias bias) {
   const kernel::BiasStrides& strides = p.bias_strides;
   return strides.key == 1 && reinterpret_cast<std::uintptr_t>(p.bias) % 16 == 0 &&

@@ -27,6 +27,8 @@ BoxAxes bias_axes(const kernel::ForwardParams& params);
 /// Do query, key, value and output, 16-bit and with rows aligned to 16 bytes, suit the engine? `output` has
 /// the strides of the output, or of its gradient where that is read instead.
 bool boxes_fit(const kernel::ForwardParams& params, const kernel::Strides& output);
+/// Do pages, if there are any, have rows enough together? Its boxes begin at 8 rows' multiples of a tile.
+bool pages_fit(const kernel::Sequences& sequences);
 /// Does a bias of this type suit it?
 bool bias_boxes_fit(const kernel::ForwardParams& params, kernel::Bias bias);
 

@@ -210,12 +210,11 @@ Result<Call> check(const Arguments& a) {
     alignment.include(output);
   }
   call.problem.align_bytes = alignment.bytes();
-  const bool two_bytes = a.query.dtype != DType::f32 && output_dtype != kernel::DType::f32;
-  const bool bias_fits = call.problem.bias == kernel::Bias::none || bias_boxes_fit(params, call.problem.bias);
-  const bool boxes_suit =
-      two_bytes && call.problem.align_bytes == 16 && bias_fits && boxes_fit(params, params.output_strides);
-  call.problem.boxes = boxes_suit ? 1 : 0;
   ATTUNE_TRY(add_sequences(a, call));
+  const bool bias_fits = call.problem.bias == kernel::Bias::none || bias_boxes_fit(params, call.problem.bias);
+  const bool boxes_suit = a.query.dtype != DType::f32 && call.problem.align_bytes == 16 && bias_fits &&
+                          pages_fit(params.sequences) && boxes_fit(params, params.output_strides);
+  call.problem.boxes = boxes_suit ? 1 : 0;
   return call;
 }
 

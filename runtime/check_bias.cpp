@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <span>
 
@@ -216,6 +217,13 @@ Result<void> check_rows(const Arguments& a, const Sequences& s) {
   return done();
 }
 
+/// How many keys, counted from where any sequence begins, are sure to be neighbours in memory.
+i32 page_run(const Sequences& s) {
+  if (!s.k_starts.on_host()) return 1;
+  const auto& starts = s.k_starts.host();
+  return std::accumulate(starts.begin(), starts.end(), static_cast<i32>(s.page_size), std::gcd<i32, i32>);
+}
+
 /// The tables in the device's memory; on() throws, since it is public.
 Result<void> place_tables(const Sequences& s, Call& call) {
   kernel::Sequences& placed = call.params.sequences;
@@ -314,6 +322,7 @@ Result<void> add_sequences(const Arguments& a, Call& call) {
     // Without a key row there is no page that a table of the device could name: its sequences are empty.
     placed.table_width = key_rows == 0 ? 0 : static_cast<i32>(s.table_width);
     placed.page_size = kernel::make_divider(static_cast<i32>(s.page_size));
+    placed.page_run = page_run(s);
   }
   return a.output == nullptr && !a.places_tables ? done() : place_tables(s, call);
 }

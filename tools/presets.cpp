@@ -95,12 +95,11 @@ class List {
     add(problem);
   }
 
-  /// Partial attention gives float32, which a copy engine does not store, and a merge may keep that or not.
+  /// Partial attention gives float32, and a merge may keep that or not.
   void add_partial(Problem problem) {
     const kernel::DType dtype = problem.dtype;
     problem.output_dtype = kernel::DType::f32;
     problem.lse = kernel::Lse::write;
-    problem.boxes = 0;
     problem.align_bytes = verify::contiguous_alignment(problem);
     add(problem);
     for (const kernel::DType output : {kernel::DType::f32, dtype}) {

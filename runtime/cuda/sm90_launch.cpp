@@ -8,6 +8,7 @@
 #include "runtime/cuda/tile_counter.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace attune::runtime {
 namespace {
@@ -30,6 +31,11 @@ Result<void> add_bias(const Driver& driver, const KernelSpec& spec, ForwardSm90P
                      Sm90Shared(spec).bias_row_bytes, p.bias_rows, p.bias);
 }
 
+/// A box of keys lies within a page, and boxes make up a tile.
+int key_box_rows(const KernelSpec& spec, const ForwardParams& p) {
+  return spec.keys == kernel::Keys::paged ? std::gcd(spec.block_n, p.sequences.page_run) : spec.block_n;
+}
+
 /// How many neighbouring (batch, head) pairs have keys and values that fit the L2 cache together.
 int section_of(const KernelSpec& spec, const ForwardSm90Params& p) {
   const i64 pair_bytes = i64{p.forward.len_k} * (spec.head_dim + spec.head_dim_v) * 2 / p.heads_per_key_head;
@@ -46,13 +52,16 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec, 
   const BoxAxes query = query_axes(forward, forward.query_strides);
   const BoxAxes key = key_axes(forward, forward.key_strides);
   const BoxAxes value = key_axes(forward, forward.value_strides);
-  const BoxAxes output = query_axes(forward, forward.output_strides);
   ATTUNE_TRY(encode_panels(driver, spec.dtype, forward.query, spec.head_dim, query, Sm90Shared::kGroupRows,
                            p.query));
-  ATTUNE_TRY(encode_panels(driver, spec.dtype, forward.key, spec.head_dim, key, spec.block_n, p.key));
-  ATTUNE_TRY(encode_panels(driver, spec.dtype, forward.value, spec.head_dim_v, value, spec.block_n, p.value));
-  ATTUNE_TRY(encode_panels(driver, spec.dtype, forward.output, spec.head_dim_v, output,
-                           Sm90Shared::kGroupRows, p.output));
+  p.key_box_rows = key_box_rows(spec, forward);
+  ATTUNE_TRY(encode_panels(driver, spec.dtype, forward.key, spec.head_dim, key, p.key_box_rows, p.key));
+  ATTUNE_TRY(
+      encode_panels(driver, spec.dtype, forward.value, spec.head_dim_v, value, p.key_box_rows, p.value));
+  if (spec.output_dtype == spec.dtype) {
+    ATTUNE_TRY(encode_panels(driver, spec.dtype, forward.output, spec.head_dim_v,
+                             query_axes(forward, forward.output_strides), Sm90Shared::kGroupRows, p.output));
+  }
   p.forward = forward;
   p.heads = forward.groups * forward.heads;
   p.heads_per_key_head = static_cast<int>(p.heads / key.heads);

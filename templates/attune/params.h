@@ -45,6 +45,7 @@ struct Sequences {
   const i32* pages = nullptr;  // paged: [count, table_width], pages of each sequence's logical keys
   i32 table_width = 0;         // columns of `pages`, contiguous
   Divider page_size;           // keys of a page
+  i32 page_run = 0;            // divides it and every k_start: so many keys, from a multiple on, are together
 };
 
 /// Philox key and threshold of one call (philox.h); used when the spec has dropout.
@@ -127,15 +128,17 @@ struct alignas(64) TensorMap {
 };
 
 /// What the sm90 family is told for forward. Maps have the axes [head_dim, rows, heads, batch]; a box is 64
-/// elements of a tile's rows of one head. The bias's has [key, query, heads, batch], each of extent 1 where
+/// elements of a tile's rows of one head, or, of paged keys, of some of them. The bias's has [key, query, heads, batch], each of extent 1 where
 /// all share.
 struct ForwardSm90Params {
-  TensorMap query, key, value, output;
-  TensorMap bias;  // unless there is none
+  TensorMap query, key, value;
+  TensorMap output;  // unless it is float32
+  TensorMap bias;    // unless there is none
   ForwardParams forward;
   u32* counter = nullptr;      // of tiles handed out; 0 before and after. Null: tiles are strided
   i32 heads = 0;               // of queries, over all groups
   i32 heads_per_key_head = 1;  // query heads that share one head of the key's map
+  i32 key_box_rows = 0;        // of key and value: block_n, or paged what a run of keys and a tile have
   i32 heads_per_bias_head = 1;
   i32 bias_rows = 0;     // of a box: block_m, or 1 where all queries share it
   i32 bias_batches = 0;  // 1: each batch entry has its own

@@ -147,7 +147,8 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
   if (row.family == Family::sm90) {
     problem.head_dim = kernel::round_up(problem.head_dim, 8);
     problem.head_dim_v = kernel::round_up(problem.head_dim_v, 8);
-    problem.output_dtype = problem.dtype;
+    const bool writes_f32 = row.operation == Operation::forward && problem.output_dtype == DType::f32;
+    if (!writes_f32) problem.output_dtype = problem.dtype;
     if (row.operation == Operation::grad_key_value) problem.head_dim_v = problem.head_dim;
   }
   const int row_bytes = (problem.head_dim | problem.head_dim_v) *

@@ -53,9 +53,7 @@ TEST_CASE("mma kernels are as exact as twice the plain implementation's error") 
 TEST_CASE("sm90 kernels are as exact as twice the plain implementation's error") {
   if (runtime::cuda_report().devices.at(0).sm != 90) return;  // these are for Hopper alone
   const auto served = std::ranges::count_if(verify::mask_classes(), [](const verify::MaskClass& mask) {
-    const bool pages = mask.keys == verify::Addressing::paged || mask.keys == verify::Addressing::paged_gappy;
-    const bool whole = mask.keys == verify::Addressing::whole;
-    return !pages && (whole || mask.tensor != verify::WithTensor::always);
+    return mask.keys == verify::Addressing::whole || mask.tensor != verify::WithTensor::always;
   });
   check_family(Family::sm90, "sm90", static_cast<std::size_t>(served), 2);
 }

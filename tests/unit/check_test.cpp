@@ -541,6 +541,27 @@ TEST_CASE_FIXTURE(Packed, "pages are reduced to their table") {
   CHECK(s.pages[1] == 3);
   CHECK(s.table_width == 2);
   CHECK(kernel::divide(7, s.page_size) == 3);
+  CHECK(s.page_run == 1);
+  k_starts = {0, 2};
+  REQUIRE(message() == "accepted");
+  CHECK(run()->params.sequences.page_run == 2);
+}
+
+TEST_CASE_FIXTURE(Packed, "a copy engine takes pages whose keys lie together by eights") {
+  query = {memory[0], DType::f16, {1, 5, 3, 8}};
+  key = value = {memory[1], DType::f16, {1, 48, 3, 8}};
+  output = {memory[3], DType::f16, {1, 5, 3, 8}};
+  tables = {0, 1, 0, 1};
+  const auto boxes = [&](std::int64_t size, std::vector<std::int32_t> starts) {
+    page_size = size;
+    k_starts = std::move(starts);
+    REQUIRE(message() == "accepted");
+    return run()->problem.boxes;
+  };
+  CHECK(boxes(8, {0, 8}) == 1);
+  CHECK(boxes(24, {16, 8}) == 1);
+  CHECK(boxes(8, {0, 4}) == 0);
+  CHECK(boxes(12, {0, 0}) == 0);
 }
 
 TEST_CASE_FIXTURE(Packed, "sequences lie on the sequence axis of a batch of one") {

@@ -46,7 +46,7 @@ DType dtype_of(const std::string& name) {
 verify::MaskPlan plan_with_rows(const verify::MaskClass& mask) {
   static Random random(test_seed());
   for (;;) {
-    verify::MaskPlan plan = verify::random_plan(random, mask, 4096);
+    verify::MaskPlan plan = verify::random_plan(random, mask, 4096, verify::kBoxGranule);
     if (plan.len_q > 1 && plan.len_k > 1) return plan;
   }
 }

@@ -221,9 +221,13 @@ void AttentionProblem::draw_extents(Random& random) {
   // A forward pass without queries needs no kernel, a backward pass does.
   const int fewest_queries = p.boxes != 0 && p.operation != kernel::Operation::forward ? 1 : 0;
   do {
-    plan_ = random_plan(random, mask_, most_products / (p.head_dim + p.head_dim_v));
+    plan_ = random_plan(random, mask_, most_products / (p.head_dim + p.head_dim_v),
+                        p.boxes != 0 ? kBoxGranule : 1);
   } while (plan_.len_k < fewest_keys || plan_.len_q < fewest_queries);
   route_ = random.pick({Route::lists, Route::tables, Route::tables, Route::conversion});
+  // Where sequences begin in their pages a copy engine's host has to know.
+  const bool unknown_starts = route_ == Route::tables && mask_.keys == Addressing::paged_gappy;
+  if (p.boxes != 0 && unknown_starts) route_ = Route::lists;
   const HostTables tables = tables_of(plan_);
   if (route_ == Route::tables) {
     q_starts_ = GuardedTensor(tables.q_starts);

@@ -61,11 +61,11 @@ int random_alignment(Random& random, const Problem& p) {
 }
 
 /// What the sm90 family wants of every problem.
-void suit_sm90(Problem& problem) {
+void suit_sm90(Random& random, Problem& problem) {
   const auto suitable = [](int head_dim) { return std::min((head_dim + 7) / 8 * 8, 256); };
   problem.head_dim = suitable(problem.head_dim);
   problem.head_dim_v = suitable(problem.head_dim_v);
-  problem.output_dtype = problem.dtype;
+  problem.output_dtype = random.chance(0.7) ? problem.dtype : DType::f32;
   problem.align_bytes = 16;
   problem.boxes = 1;
 }
@@ -99,7 +99,7 @@ Problem random_forward(Random& random, const Combination& drawn, int head_dim, i
   if (random.chance(0.4)) problem.output_dtype = random.pick({DType::f32, DType::f16, DType::bf16});
   if (random.chance(0.3)) problem.dropout = kernel::Dropout::on;
   problem.align_bytes = random_alignment(random, problem);
-  if (drawn.family == Family::sm90) suit_sm90(problem);
+  if (drawn.family == Family::sm90) suit_sm90(random, problem);
   return problem;
 }
 
@@ -109,6 +109,7 @@ Problem backward_of(const Problem& forward, Family family) {
   problem.operation = Operation::grad_key_value;
   problem.lse = kernel::Lse::skip;
   if (family != Family::sm90) return problem;
+  problem.output_dtype = problem.dtype;
   problem.head_dim = problem.head_dim_v = std::min(problem.head_dim, 256);
   problem.query_gradient = QueryGradient::atomic;
   return problem;

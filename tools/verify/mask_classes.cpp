@@ -254,12 +254,13 @@ void draw_gaps(Random& random, Plan& plan) {
 }
 
 /// Pages in random order; some are shared, others unused. Columns beyond a sequence's keys name no page.
-void draw_pages(Random& random, bool with_starts, Plan& plan) {
+void draw_pages(Random& random, bool with_starts, int granule, Plan& plan) {
   const auto count = plan.k_lens.size();
-  plan.page_size = random.chance(0.5) ? random.pick({1, 2, 4, 8, 16, 32, 64}) : random.integer(1, 64);
+  const int size = random.chance(0.5) ? random.pick({1, 2, 4, 8, 16, 32, 64}) : random.integer(1, 64);
+  plan.page_size = kernel::round_up(size, granule);
   std::int64_t end = 0;  // the furthest logical key
   for (const std::int64_t len : plan.k_lens) {
-    const std::int64_t start = with_starts ? random.integer(0, 40) : 0;
+    const std::int64_t start = with_starts ? random.integer(0, 40 / granule) * granule : 0;
     if (with_starts) plan.k_starts.push_back(start);
     end = std::max(end, start + len);
   }
@@ -344,7 +345,7 @@ int random_length(Random& random) {
   return random.integer(2, 160);
 }
 
-MaskPlan random_plan(Random& random, const MaskClass& mask, std::int64_t most_pairs) {
+MaskPlan random_plan(Random& random, const MaskClass& mask, std::int64_t most_pairs, int granule) {
   Plan plan;
   plan.window = random_window(random, mask, 160);
   if (mask.keys == whole) {
@@ -363,8 +364,8 @@ MaskPlan random_plan(Random& random, const MaskClass& mask, std::int64_t most_pa
       plan.len_k = static_cast<int>(plan.padding * static_cast<std::int64_t>(plan.k_lens.size()));
       break;
     case gappy: draw_gaps(random, plan); break;
-    case paged: draw_pages(random, false, plan); break;
-    case paged_gappy: draw_pages(random, true, plan); break;
+    case paged: draw_pages(random, false, granule, plan); break;
+    case paged_gappy: draw_pages(random, true, granule, plan); break;
     case whole: break;
   }
   return plan;

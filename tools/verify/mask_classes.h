@@ -78,8 +78,12 @@ bool serves(const codegen::Problem& problem, const MaskClass& mask);
 /// A plan that the class accepts. Sequences of length 0 and 1, around the edges of tiles, with more queries
 /// than keys; windows narrow, wide and beyond every key; blocks with gaps, out of order and overlapping;
 /// pages shared, out of order and unused, of sizes that are no power of two. len_q * len_k of all
-/// blocks together is at most `most_pairs`, or that of a single short block.
-MaskPlan random_plan(Random& random, const MaskClass& mask, std::int64_t most_pairs);
+/// blocks together is at most `most_pairs`, or that of a single short block. The sizes of pages, and where in
+/// them sequences begin, are multiples of `granule` keys.
+MaskPlan random_plan(Random& random, const MaskClass& mask, std::int64_t most_pairs, int granule = 1);
+
+/// The granule that a copy engine needs.
+inline constexpr int kBoxGranule = 8;
 
 /// Without its tensor, if it has one.
 AttentionBias make_mask(const MaskClass& mask, Route route, const MaskPlan& plan, const MaskTables& tables);

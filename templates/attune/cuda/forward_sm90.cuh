@@ -26,7 +26,7 @@
 //   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
 //   2, uneven tiles or a bias                  40        232       head dim 256 x  64 keys: 32 + 16 + 128
 //   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
-//   3, a bias, or dropout of uneven tiles      56        152       head dim 128 x  64 keys: 32 + 16 + 64
+//   3, a bias, pages, dropout of uneven tiles  56        152       head dim 128 x  64 keys: 32 + 16 + 64
 //   4 (block_m 256)                            24        112       head dim  64 x  64 keys: 32 + 16 + 32
 #pragma once
 
@@ -170,22 +170,16 @@ class Sm90Producer {
     const i32 first = Schedule::first_of(p_, block, work);
     const i32 key_head = work.head / p_.heads_per_key_head;
     const auto load_key = [&](i32 n) {
-      const i32 key = block.k_begin + n * S.block_n;
       keys_.acquire(key_at_);
-      const u32 full = keys_.full(key_at_);
-      ptx::mbarrier_arrive_expect_tx(full, Memory::kShared.key_bytes + p_.bias_rows * kBiasRowBytes);
-      load_panels<Memory::kShared.panels, S.block_n>(keys_.tile(key_at_), p_.key, full,
-                                                     {0, key, key_head, block.batch}, ptx::kEvictLast);
-      if constexpr (S.bias != Bias::none) load_bias(work, block, key);
+      load_rows<Memory::kShared.panels>(keys_.tile(key_at_), p_.key, keys_.full(key_at_), block, n, key_head,
+                                        p_.bias_rows * kBiasRowBytes);
+      if constexpr (S.bias != Bias::none) load_bias(work, block, block.k_begin + n * S.block_n);
       key_at_.advance();
     };
     const auto load_value = [&](i32 n) {
       values_.acquire(value_at_);
-      const u32 full = values_.full(value_at_);
-      ptx::mbarrier_arrive_expect_tx(full, Memory::kShared.value_bytes);
-      load_panels<Memory::kShared.panels_v, S.block_n>(
-          values_.tile(value_at_), p_.value, full, {0, block.k_begin + n * S.block_n, key_head, block.batch},
-          ptx::kEvictLast);
+      load_rows<Memory::kShared.panels_v>(values_.tile(value_at_), p_.value, values_.full(value_at_), block,
+                                          n, key_head, 0);
       value_at_.advance();
     };
     if (first < work.last) load_key(work.last - 1);
@@ -196,6 +190,29 @@ class Sm90Producer {
       load_value(n);
     }
     if (first < work.last) load_value(first);
+  }
+
+  /// Tile n of a block's keys or values. `more` bytes of other copies complete with it. Pages are copied as
+  /// far as there are keys: the table may say nothing of those after.
+  template <i32 Panels>
+  ATTUNE_DEVICE void load_rows(u32 tile, const TensorMap& map, u32 full, const Block& block, i32 n, i32 head,
+                               u32 more) const {
+    const i32 first = n * S.block_n;
+    if constexpr (S.keys == Keys::contiguous) {
+      ptx::mbarrier_arrive_expect_tx(full, Panels * kPanelBytes<S.block_n> + more);
+      load_panels<Panels, S.block_n>(tile, map, full, {0, block.k_begin + first, head, block.batch},
+                                     ptx::kEvictLast);
+    } else {
+      const i32 boxes = ceil_div(min(block.len_k - first, S.block_n), p_.key_box_rows);
+      ptx::mbarrier_arrive_expect_tx(full, boxes * p_.key_box_rows * kPanelBytes<Panels> + more);
+#pragma unroll 1
+      for (i32 box = 0; box < boxes; ++box) {
+        const i32 row = box * p_.key_box_rows;
+        load_panels<Panels, S.block_n>(tile + row * Sm90Shared::kPanelRowBytes, map, full,
+                                       {0, key_row<S>(p_.forward, block, first + row), head, block.batch},
+                                       ptx::kEvictLast);
+      }
+    }
   }
 
   ATTUNE_DEVICE void load_queries(const Sm90Work& work, const Block& block) {
@@ -249,6 +266,7 @@ class Sm90Consumer {
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
+  static constexpr bool kStaged = S.output_dtype == S.dtype;
   static constexpr bool kAdditive = S.bias != Bias::none && S.bias != Bias::boolean;
   static constexpr float kSumLimit = 1024.0f;            // of a thread's share of a row in one tile
   static constexpr i32 kWary = 16;                       // tiles taken the exact way after a lost bet
@@ -668,7 +686,11 @@ class Sm90Consumer {
       if constexpr (S.lse == Lse::write) write_lse(work, block, row_ + half * 8, reference_[half], sum);
     }
     rescale_output();
-    store_staged(work, block);
+    if constexpr (kStaged) {
+      store_staged(work, block);
+    } else {
+      store_directly(work, block);
+    }
     queries_.release(query_at_);  // by every thread: each has read the work item, too
   }
 
@@ -691,6 +713,22 @@ class Sm90Consumer {
       store_rows(work, block, first_row);
     } else if (elected()) {
       store_tile({0, block.q_begin + first_row, work.head, block.batch});
+    }
+  }
+
+  /// Float32 needs twice the room of the query tile: it goes from registers.
+  ATTUNE_DEVICE void store_directly(const Sm90Work& work, const Block& block) const {
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      const i32 query = row_ + half * 8;
+      if (query >= block.len_q) return;
+      float* row =
+          static_cast<float*>(p_.forward.output) + output_offset(work, block, query) + lane() % 4 * 2;
+#pragma unroll
+      for (i32 n = 0; n < S.head_dim_v / 8; ++n) {
+        const float* pair = output_ + n * 4 + half * 2;
+        *reinterpret_cast<float2*>(row + n * 8) = make_float2(pair[0], pair[1]);
+      }
     }
   }
 
@@ -762,7 +800,8 @@ class Sm90Consumer {
 
 template <KernelSpec S>
 ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
-  static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.output_dtype == S.dtype);
+  static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
+  static_assert(S.output_dtype == S.dtype || S.output_dtype == DType::f32);
   static_assert(S.dropout == Dropout::off || S.block_n % kDropoutGroup == 0);
   static_assert(S.bias == Bias::none || S.blocks == Blocks::dense,
                 "boxes begin at 16 bytes' multiples of a row");
@@ -772,7 +811,8 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   static_assert(S.warps == 4 * (kGroups + 1));
   constexpr bool kBias = S.bias != Bias::none;
   constexpr bool kUneven = Sm90Schedule<S>::kUneven || kBias;
-  constexpr bool kLaden = kBias || (S.blocks == Blocks::varlen && S.dropout == Dropout::on);
+  constexpr bool kPaged = S.keys == Keys::paged;
+  constexpr bool kLaden = kBias || kPaged || (S.blocks == Blocks::varlen && S.dropout == Dropout::on);
   constexpr i32 kProducerRegisters = kGroups == 2   ? (kUneven ? 40 : 24)
                                      : kGroups == 3 ? (kLaden ? 56 : 32)
                                                     : 24;
@@ -783,9 +823,8 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   extern __shared__ __align__(1024) u8 shared[];
   const Sm90Memory<S> memory{ptx::shared_address(shared)};
   if (threadIdx.x == 0) {
-    for (const TensorMap* map : {&params.query, &params.key, &params.value, &params.output}) {
-      ptx::prefetch_tensormap(*map);
-    }
+    for (const TensorMap* map : {&params.query, &params.key, &params.value}) ptx::prefetch_tensormap(*map);
+    if constexpr (S.output_dtype == S.dtype) ptx::prefetch_tensormap(params.output);
     if constexpr (S.bias != Bias::none) ptx::prefetch_tensormap(params.bias);
     memory.keys().init(kGroups);
     memory.values().init(kGroups);
