@@ -2,9 +2,10 @@
 
 import json
 import statistics
+from contextlib import nullcontext
 
 import torch
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TOKENS, WIDTH = 16384, 2048  # B * M and H * K
 TURNS, CALLS = 11, 6
@@ -15,14 +16,35 @@ PEERS = {
 }
 
 
+class Peer:
+    """A call of one of PyTorch's kernels. Choosing it takes the host as long as calling it: within() does it once."""
+
+    def __init__(self, name, call):
+        self.backend, self.call = PEERS[name], call
+
+    def __call__(self):
+        return self.call()
+
+
+def within(call):
+    """The context that a call, ours or a peer's, runs in."""
+    return sdpa_kernel(call.backend) if isinstance(call, Peer) else nullcontext()
+
+
+def result_of(call):
+    with within(call):
+        return call()
+
+
 def milliseconds(call):
     """One turn: the mean of a few calls. One call goes before them, so that the GPU never waits for the host."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    call()
-    begin.record()
-    for _ in range(CALLS):
+    with within(call):
         call()
-    end.record()
+        begin.record()
+        for _ in range(CALLS):
+            call()
+        end.record()
     end.synchronize()
     return begin.elapsed_time(end) / CALLS
 
@@ -30,8 +52,9 @@ def milliseconds(call):
 def race(*calls):
     """Medians in milliseconds, turn by turn."""
     for call in calls:
-        for _ in range(3):
-            call()
+        with within(call):
+            for _ in range(3):
+                call()
     turns = [[milliseconds(call) for call in calls] for _ in range(TURNS)]
     return [statistics.median(side) for side in zip(*turns)]
 

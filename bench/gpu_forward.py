@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Attune's GPU forward against PyTorch's fused attention, in one process, on the same random tensors.
 
-gpu_forward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--json FILE]
+gpu_forward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--rising G] [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Times are CUDA-event medians of runs taken in turns, so that
 clocks and temperature treat all sides alike. FLOPs are 4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and
 H * K = 2048 (3072 for K = 96 and 192). Peers: cuDNN, FA2 (FLASH_ATTENTION) and xFormers (EFFICIENT_ATTENTION: xFormers'
-own CUTLASS kernel as PyTorch ships it), each where it runs. "ratio" is ours over the best of them.
+own CUTLASS kernel as PyTorch ships it), each where it runs. "ratio" is ours over the best of them. --rising
+scales keys from G at a sequence's beginning to 0.05 at its end, so that the maximum keeps rising for kernels that walk from
+the last key to the first: the worst data for a softmax that bets on it.
 """
 
 import argparse
@@ -17,7 +19,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
@@ -25,33 +26,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 import attune
 from attune import _library
 from attune.ops import LowerTriangularMask, fmha, memory_efficient_attention
-from gpu_bench import PEERS, TOKENS, WIDTH, race, write
+from gpu_bench import TOKENS, WIDTH, Peer, race, result_of, write
 
 HALF_PEERS = ("cuDNN", "FA2")
 F32_PEERS = ("xFormers",)
 
 
-def measure(dtype, head_dim, length, causal, op):
+def measure(dtype, head_dim, length, causal, op, rising):
     width = 3072 if head_dim % 96 == 0 else WIDTH
     shape = (TOKENS // length, length, width // head_dim, head_dim)
     query, key, value = (torch.randn(shape, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3))
+    if rising:
+        key *= torch.linspace(rising, 0.05, length, device="cuda").to(key.dtype)[:, None, None]
     transposed = [x.transpose(1, 2) for x in (query, key, value)]
     bias = LowerTriangularMask() if causal else None
 
     def ours():
         return memory_efficient_attention(query, key, value, bias, op=op)
 
-    def peer(backend):
-        def call():
-            with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(*transposed, is_causal=causal)
+    def theirs():
+        return F.scaled_dot_product_attention(*transposed, is_causal=causal)
 
-        return call
-
-    peers = {name: peer(PEERS[name]) for name in (F32_PEERS if dtype == "float32" else HALF_PEERS)}
+    peers = {name: Peer(name, theirs) for name in (F32_PEERS if dtype == "float32" else HALF_PEERS)}
     output = ours()
     kernel = attune.last_kernel()
-    difference = max((output.float() - p().transpose(1, 2).float()).abs().max().item() for p in peers.values())
+    difference = max(
+        (output.float() - result_of(p).transpose(1, 2).float()).abs().max().item() for p in peers.values()
+    )
     flops = 4 * TOKENS * length * width * (0.5 if causal else 1)
     tflops = [flops / (ms * 1e9) for ms in race(ours, *peers.values())]
     return {
@@ -68,6 +69,7 @@ def main():
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128, 192, 256])
     parser.add_argument("--length", type=int, nargs="+", default=[512, 2048, 4096, 8192, 16384])
     parser.add_argument("--family", choices=["sm90", "mma", "simt"], help="force a kernel family")
+    parser.add_argument("--rising", type=float, metavar="G", help="keys that keep the maximum rising")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     _library.load(arguments.library)
@@ -80,7 +82,7 @@ def main():
         for head_dim in arguments.head_dim:
             for causal in (False, True):
                 for length in arguments.length:
-                    row = measure(dtype, head_dim, length, causal, op)
+                    row = measure(dtype, head_dim, length, causal, op, arguments.rising)
                     rows.append(row)
                     name = f"{dtype} K={head_dim} S={length}{' causal' if causal else ''}"
                     peers = ", ".join(f"{name} {tflops:.0f}" for name, tflops in row["peers"].items())

@@ -18,6 +18,8 @@ constexpr unsigned kHalf = bit(DType::f16) | bit(DType::bf16);
 constexpr int kNewest = 999;
 constexpr unsigned kUnpaged = kEveryFeature & ~static_cast<unsigned>(kPaged);
 constexpr auto kForward = Operation::forward;
+constexpr unsigned kFewTiles = 1u << static_cast<int>(Extent::few_tiles);
+constexpr unsigned kFewQueries = 1u << static_cast<int>(Extent::few_queries);
 constexpr unsigned kUneven = kWindow | kVarlen;
 constexpr unsigned kMasks = kWindow | kVarlen | kPaged;
 constexpr unsigned kNoBias = kMasks | kDropout;
@@ -38,20 +40,27 @@ constexpr unsigned kPlainScores = kEveryFeature & ~(kBias | kDropout);
 // clang-format off
 constexpr Candidate kCandidates[] = {
     // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes
+    {"sm90_128x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
     {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kUneven,       64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
     {"sm90_192x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 64,   192,  64,   0,    0,  0,  16, 4,  0, 2, 0, 1},
     {"sm90_192x64_d64b",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 64,   192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 1},
+    {"sm90_128x64_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},
+    {"sm90_192x64_d96",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       96,   192,  64,   0,    0,  0,  16, 4,  0, 2, 0, 1, kFewQueries},
+    {"sm90_192x112_d96",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       96,   192,  112,  0,    0,  0,  16, 2,  0, 2, 0, 0},
+    {"sm90_128x128_d128",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  128,  128,  0,    0,  0,  12, 2,  0, 2, 1, 0, kFewQueries},
+    {"sm90_192x64_d128s",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  192,  64,   0,    0,  0,  16, 3,  0, 2, 0, 0, kFewQueries},
     {"sm90_192x80_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 1},
     {"sm90_192x80_d128w",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 0},
     {"sm90_192x64_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        128,  192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 0},
     {"sm90_128x96_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kNoBias,       128,  128,  96,   0,    0,  0,  12, 2,  0, 2, 0, 0},
     {"sm90_192x64_d128b",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 128,  192,  64,   0,    0,  0,  16, 3,  0, 1, 0, 0},
     {"sm90_192x64_d128c",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 128,  192,  64,   0,    0,  0,  16, 2,  0, 1, 0, 0},
-    {"sm90_128x112_d192",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             192,  128,  112,  0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x64_d192s",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       192,  128,  64,   0,    0,  0,  12, 2,  0, 2, 0, 0, kFewTiles | kFewQueries},
+    {"sm90_128x80_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             192,  128,  80,   0,    0,  0,  12, 2,  0, 2, 0, 0},
     {"sm90_128x96_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        192,  128,  96,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"sm90_128x64_d192",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 192,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
-    {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
+    {"sm90_128x64_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        256,  128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 1},
     {"sm90_128x64_d256b",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow | kBias,256, 128,  64,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"sm90_128x32_d256",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 256,  128,  32,   0,    0,  0,  12, 2,  0, 1, 0, 0},
     {"mma_128x64x4_d64",    kForward, Family::mma,   80,  99,       Isa::none,    kHalf, kNoBias,       64,   128,  64,   0,    2,  0,  4,  2,  0},

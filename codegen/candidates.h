@@ -25,6 +25,8 @@ inline constexpr unsigned kOrdered = 64;
 /// The features of a problem, as a set of these bits.
 unsigned features_of(const Problem& problem);
 
+inline constexpr unsigned kEveryExtent = 7;
+
 struct Candidate {
   const char* name;  // "mma_128x64x4", unique; shown by explain
   kernel::Operation operation;
@@ -38,6 +40,7 @@ struct Candidate {
   int block_v;  // columns of the result that one block computes; 0: all
   int tile_m, tile_n, warps, stages, lanes;
   int query_stages = 0, query_registers = 0, ping_pong = 0;  // sm90
+  unsigned extents = kEveryExtent;                           // set of 1 << Extent
 };
 
 std::span<const Candidate> candidates();

@@ -199,6 +199,7 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (row.operation != problem.operation || backend_of(row.family) != arch.backend) return false;
   if ((row.dtypes >> static_cast<int>(problem.dtype) & 1u) == 0) return false;
   if ((features_of(problem) & ~row.features) != 0) return false;
+  if ((row.extents >> static_cast<int>(problem.extent) & 1u) == 0) return false;
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
   if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;

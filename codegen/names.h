@@ -68,6 +68,12 @@ struct EnumNames<kernel::QueryGradient> {
   static constexpr std::array<std::string_view, 3> kValues{"apart", "atomic", "ordered"};
 };
 
+template <>
+struct EnumNames<Extent> {
+  static constexpr std::string_view kType = "Extent";
+  static constexpr std::array<std::string_view, 3> kValues{"large", "few_queries", "few_tiles"};
+};
+
 template <typename Enum>
 concept NamedEnum = requires {
   EnumNames<Enum>::kType;

@@ -1,5 +1,5 @@
 // Problem: what a caller asks for, as far as a kernel can be specialised on it. Plain integers without any
-// run-time extent: the engine's hot table is keyed by its bytes.
+// run-time extent, but for a class of them: the engine's hot table is keyed by its bytes.
 #pragma once
 
 #include "attune/spec.h"
@@ -25,6 +25,18 @@ constexpr bool contains(Families families, kernel::Family family) {
   return (static_cast<int>(families) >> static_cast<int>(family) & 1) != 0;
 }
 
+/// How much there is to do, where rows of candidates are meant for less than much. Few tiles do not fill a
+/// GPU, so small ones are faster; few queries leave much of a tall tile empty, and what every tile costs at
+/// its beginning and end is not spread over many keys. The kernels themselves take any lengths.
+enum class Extent : int { large, few_queries, few_tiles };
+inline constexpr int kFewQueries = 1024;  // of a batch entry: at most
+inline constexpr int kFewTiles = 128;     // of 128 queries of one head, over all: at most
+
+constexpr Extent extent_of(std::int64_t heads, std::int64_t queries) {
+  if (heads * ((queries + 127) / 128) <= kFewTiles) return Extent::few_tiles;
+  return queries <= kFewQueries ? Extent::few_queries : Extent::large;
+}
+
 struct Problem {
   kernel::Operation operation = kernel::Operation::forward;
   kernel::DType dtype = kernel::DType::f32;
@@ -41,11 +53,12 @@ struct Problem {
   kernel::QueryGradient query_gradient = kernel::QueryGradient::apart;
   int align_bytes = 16;  // what every row of query, key, value and output is aligned for: 16, 8, 4 or 2
   int boxes = 0;         // 1: they can be described to a tensor copy engine (runtime/boxes.h)
+  Extent extent = Extent::large;  // less only of dense forward problems with boxes: others have no such rows
   Families families = Families::any;
 
   bool operator==(const Problem&) const = default;
 };
-static_assert(sizeof(Problem) == 16 * sizeof(int),
+static_assert(sizeof(Problem) == 17 * sizeof(int),
               "Problem is hashed as bytes: no padding, and update for_each_field");
 
 /// Is it about chunks of a merge? They have no keys, so no head_dim.
@@ -70,6 +83,7 @@ constexpr void for_each_problem_field(P& problem, Visit&& visit) {
   visit("query_gradient", problem.query_gradient);
   visit("align_bytes", problem.align_bytes);
   visit("boxes", problem.boxes);
+  visit("extent", problem.extent);
   visit("families", problem.families);
 }
 

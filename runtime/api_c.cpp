@@ -105,6 +105,7 @@ std::shared_ptr<const attune::Sequences> sequences_of(const attune_bias& bias) {
   sequences->block_tables = table_of("block_tables", bias.block_tables);
   sequences->table_width = bias.block_tables->shape[1];
   sequences->page_size = bias.page_size;
+  sequences->page_run = bias.page_run;
   return sequences;
 }
 

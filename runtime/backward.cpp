@@ -104,6 +104,7 @@ Problem problem_of(const Problem& forward, Operation operation) {
   problem.operation = operation;
   problem.lse = kernel::Lse::skip;
   if (operation != Operation::grad_key_value) problem.boxes = 0;
+  problem.extent = codegen::Extent::large;
   if (operation == Operation::delta || operation == Operation::round_query) {
     return {.operation = operation,
             .dtype = problem.dtype,

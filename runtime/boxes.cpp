@@ -11,6 +11,7 @@ using kernel::i64;
 using kernel::Strides;
 
 constexpr i64 kAnyStride = 16;  // whatever the element
+constexpr i64 kHalfBytes = 2;
 constexpr i64 kStrideEnd = i64{1} << 40;
 
 /// Can the groups and their heads be walked with one stride? Strides or BiasStrides.
@@ -71,14 +72,17 @@ BoxAxes bias_axes(const ForwardParams& p) {
           .batch_stride = usable(batch, strides.batch)};
 }
 
-bool boxes_fit(const ForwardParams& p, const Strides& output) {
-  constexpr i64 kBytes = 2;
+bool boxes_fit(const ForwardParams& p) {
   const bool same_sharing = shared_in_group(p, p.key_strides) == shared_in_group(p, p.value_strides);
-  return same_sharing && one_axis(p, p.query_strides) && one_axis(p, output) &&
+  return same_sharing && one_axis(p, p.query_strides) &&
          (shared_in_group(p, p.key_strides) || one_axis(p, p.key_strides)) &&
          (shared_in_group(p, p.value_strides) || one_axis(p, p.value_strides)) &&
-         fits(query_axes(p, p.query_strides), kBytes) && fits(query_axes(p, output), kBytes) &&
-         fits(key_axes(p, p.key_strides), kBytes) && fits(key_axes(p, p.value_strides), kBytes);
+         fits(query_axes(p, p.query_strides), kHalfBytes) && fits(key_axes(p, p.key_strides), kHalfBytes) &&
+         fits(key_axes(p, p.value_strides), kHalfBytes);
+}
+
+bool output_boxes_fit(const ForwardParams& p, const Strides& output) {
+  return one_axis(p, output) && fits(query_axes(p, output), kHalfBytes);
 }
 
 bool pages_fit(const kernel::Sequences& sequences) {

@@ -24,9 +24,10 @@ BoxAxes key_axes(const kernel::ForwardParams& params, const kernel::Strides& str
 /// broadcast has extent 1, and heads are those of the query, one of each group, or one.
 BoxAxes bias_axes(const kernel::ForwardParams& params);
 
-/// Do query, key, value and output, 16-bit and with rows aligned to 16 bytes, suit the engine? `output` has
-/// the strides of the output, or of its gradient where that is read instead.
-bool boxes_fit(const kernel::ForwardParams& params, const kernel::Strides& output);
+/// Do query, key and value, 16-bit and with rows aligned to 16 bytes, suit the engine?
+bool boxes_fit(const kernel::ForwardParams& params);
+/// Does the output, or its gradient, likewise, with these strides?
+bool output_boxes_fit(const kernel::ForwardParams& params, const kernel::Strides& output);
 /// Do pages, if there are any, have rows enough together? Its boxes begin at 8 rows' multiples of a tile.
 bool pages_fit(const kernel::Sequences& sequences);
 /// Does a bias of this type suit it?

@@ -212,9 +212,15 @@ Result<Call> check(const Arguments& a) {
   call.problem.align_bytes = alignment.bytes();
   ATTUNE_TRY(add_sequences(a, call));
   const bool bias_fits = call.problem.bias == kernel::Bias::none || bias_boxes_fit(params, call.problem.bias);
+  const bool output_fits =  // float32 is not stored in boxes
+      output_dtype == kernel::DType::f32 || output_boxes_fit(params, params.output_strides);
   const bool boxes_suit = a.query.dtype != DType::f32 && call.problem.align_bytes == 16 && bias_fits &&
-                          pages_fit(params.sequences) && boxes_fit(params, params.output_strides);
+                          output_fits && pages_fit(params.sequences) && boxes_fit(params);
   call.problem.boxes = boxes_suit ? 1 : 0;
+  const bool dense = call.problem.blocks == kernel::Blocks::dense;
+  if (boxes_suit && dense) {
+    call.problem.extent = codegen::extent_of(query.batch * query.groups * query.heads, query.len);
+  }
   return call;
 }
 

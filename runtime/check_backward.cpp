@@ -249,8 +249,9 @@ Result<BackwardCall> check_backward(const BackwardArguments& a) {
   call.problem.align_bytes = alignment.bytes();
   const bool aligned = a.query.dtype != DType::f32 && call.problem.align_bytes == 16;
   const bool shared_alike = call.key_heads == call.value_heads;  // by the same heads of the query
-  call.problem.boxes =
-      shared_alike && aligned && boxes_fit(p.forward, read_grad_output_strides(call)) ? 1 : 0;
+  const bool boxes_suit = shared_alike && aligned && boxes_fit(p.forward) &&
+                          output_boxes_fit(p.forward, read_grad_output_strides(call));
+  call.problem.boxes = boxes_suit ? 1 : 0;
   return call;
 }
 

@@ -219,6 +219,7 @@ Result<void> check_rows(const Arguments& a, const Sequences& s) {
 
 /// How many keys, counted from where any sequence begins, are sure to be neighbours in memory.
 i32 page_run(const Sequences& s) {
+  if (s.page_run > 0) return static_cast<i32>(std::gcd(s.page_run, s.page_size));
   if (!s.k_starts.on_host()) return 1;
   const auto& starts = s.k_starts.host();
   return std::accumulate(starts.begin(), starts.end(), static_cast<i32>(s.page_size), std::gcd<i32, i32>);

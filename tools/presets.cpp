@@ -87,7 +87,15 @@ Problem forward_problem(const std::string& mask, std::string_view dtype, std::pa
 /// Lines, each once.
 class List {
  public:
-  void add(const Problem& problem) { add_operation("", problem); }
+  void add(Problem problem) {
+    using codegen::Extent;
+    const bool dense = problem.blocks == kernel::Blocks::dense;
+    add_operation("", problem);
+    for (const Extent extent : {Extent::few_queries, Extent::few_tiles}) {
+      problem.extent = extent;
+      if (dense && problem.boxes != 0) add_operation("", problem);
+    }
+  }
 
   void add_training(Problem problem) {
     add_operation("operation=backward ", problem);
@@ -120,6 +128,7 @@ class List {
     add_line(operation + codegen::to_string(problem));
     if (problem.bias == kernel::Bias::none || problem.boxes == 0) return;
     problem.boxes = 0;
+    problem.extent = codegen::Extent::large;
     add_line(operation + codegen::to_string(problem));
   }
 

@@ -64,6 +64,7 @@ struct Sequences {
   std::optional<Int32Table> block_tables;  // [count, table_width]: paged; k_starts are then logical
   std::int64_t table_width = 0;
   std::int64_t page_size = 0;
+  std::int64_t page_run = 0;   // paged: divides page_size and every k_start; 0: as far as the host knows them
   std::int64_t key_rows = -1;  // rows that key and value must have exactly; negative: not known to the host
 };
 

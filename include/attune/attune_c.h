@@ -75,9 +75,11 @@ typedef struct attune_bias {
       block_tables; /* null, or paged: [sequences, pages of a row]; k_starts are then logical */
   int64_t page_size;
   const char* name; /* for messages; may be null */
+  int64_t page_run; /* paged: divides page_size and every k_start, of which a GPU then reads so many keys at
+                       once; 0: not known, unless k_starts are on the CPU */
 } attune_bias;
 #define ATTUNE_BIAS_INIT \
-  { sizeof(attune_bias), ATTUNE_TOP_LEFT, -1, -1, NULL, 0, NULL, NULL, NULL, NULL, 0, NULL }
+  { sizeof(attune_bias), ATTUNE_TOP_LEFT, -1, -1, NULL, 0, NULL, NULL, NULL, NULL, 0, NULL, 0 }
 
 typedef struct attune_options {
   size_t struct_size;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 from attune import _library, _random, _tensor
@@ -220,6 +221,7 @@ class _CBias:
 
     def _set_blocks(self, blocks: Any, device: Tuple[int, int]) -> None:
         self.c.sequences, self.c.page_size = blocks.count, blocks.page_size
+        self.c.page_run = gcd(blocks.page_size, blocks.k_starts.common_divisor)
         for name in ("q_starts", "k_starts", "k_lens", "block_tables"):
             table = getattr(blocks, name)
             if table is not None:

@@ -67,6 +67,7 @@ class Bias(_Sized):
         ("block_tables", POINTER(Tensor)),
         ("page_size", c_int64),
         ("name", c_char_p),
+        ("page_run", c_int64),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from typing import Any, Dict, Tuple
 
 import numpy as np
@@ -41,6 +42,11 @@ class Table:
     def numbers(self) -> np.ndarray:
         """The numbers; waits for the GPU where only that has them."""
         return self._host if self.on_host else self.value.cpu().numpy()
+
+    @cached_property
+    def common_divisor(self) -> int:
+        """The largest number that divides all, as far as the host knows: 1 where it knows none, 0 of zeros."""
+        return int(np.gcd.reduce(self._host)) if self.on_host else 1
 
     def to(self, device: Any) -> Table:
         """The same numbers on `device`."""

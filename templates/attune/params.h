@@ -128,8 +128,8 @@ struct alignas(64) TensorMap {
 };
 
 /// What the sm90 family is told for forward. Maps have the axes [head_dim, rows, heads, batch]; a box is 64
-/// elements of a tile's rows of one head, or, of paged keys, of some of them. The bias's has [key, query, heads, batch], each of extent 1 where
-/// all share.
+/// elements of a tile's rows of one head, or, of paged keys, of some of them. The bias's has [key, query,
+/// heads, batch], each of extent 1 where all share.
 struct ForwardSm90Params {
   TensorMap query, key, value;
   TensorMap output;  // unless it is float32

@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -120,6 +121,11 @@ QueryGradient random_query_gradient(Random& random, const Candidate& row) {
                                                                      : QueryGradient::apart;
 }
 
+/// The first that the row is there for.
+codegen::Extent extent_of(const Candidate& row) {
+  return static_cast<codegen::Extent>(std::countr_zero(row.extents));
+}
+
 /// A problem with these traits, whatever else the row may be asked for.
 Problem random_problem(Random& random, const Candidate& row, const Traits& traits) {
   const auto random_dim = [&](int least) {
@@ -135,7 +141,8 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
                   .dropout = traits.dropout,
                   .lse = random.pick({Lse::write, Lse::write, Lse::skip}),
                   .query_gradient = random_query_gradient(random, row),
-                  .boxes = 1};
+                  .boxes = 1,
+                  .extent = extent_of(row)};
   problem.window_left =
       problem.window_right == Edge::bounded ? random.pick({Edge::open, Edge::bounded}) : Edge::open;
   do {

@@ -564,6 +564,21 @@ TEST_CASE_FIXTURE(Packed, "a copy engine takes pages whose keys lie together by 
   CHECK(boxes(12, {0, 0}) == 0);
 }
 
+TEST_CASE_FIXTURE(Fixture, "what a copy engine takes is classed by its extent, but for sequences") {
+  const auto extent = [&](DType dtype, std::int64_t batch, std::int64_t length) {
+    query = {memory[0], dtype, {batch, length, 1, 8}};
+    output = {memory[3], dtype, {batch, length, 1, 8}};
+    key = value = {memory[1], dtype, {batch, 7, 1, 8}};
+    return check({query, key, value, &output, nullptr, false, bias, options})->problem.extent;
+  };
+  using codegen::Extent;
+  CHECK(extent(DType::bf16, 1, 5) == Extent::few_tiles);
+  CHECK(extent(DType::bf16, 129, 5) == Extent::few_queries);
+  CHECK(extent(DType::f32, 129, 5) == Extent::large);
+  bias = BlockDiagonalMask::from_seqlens({5}, {7});
+  CHECK(extent(DType::bf16, 1, 5) == Extent::large);
+}
+
 TEST_CASE_FIXTURE(Packed, "sequences lie on the sequence axis of a batch of one") {
   query = {memory[0], DType::f32, {2, 5, 3, 8}};
   key.shape[0] = value.shape[0] = 2;

@@ -36,12 +36,18 @@ Problem half_problem() {
 constexpr const char* kArchs[] = {"sm_60", "sm_61",  "sm_70",   "sm_75",   "sm_80",     "sm_86",
                                   "sm_89", "sm_90a", "sm_100a", "sm_120a", "x86-64-v3", "x86-64-v4"};
 
-/// Each dtype plain, with a window, with dropout, with packed sequences, and with all that a problem may
-/// have; head dims are open.
+/// Each dtype plain, of few queries, with a window, with dropout, with packed sequences, and with all that a
+/// problem may have; head dims are open.
 std::vector<Problem> everything() {
   std::vector<Problem> problems;
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
     const Problem plain{.dtype = dtype, .output_dtype = dtype, .boxes = 1};
+    Problem few = plain;
+    few.extent = Extent::few_queries;
+    Problem few_in_window = few;
+    few_in_window.window_right = Edge::bounded;
+    Problem small = plain;
+    small.extent = Extent::few_tiles;
     Problem window = plain;
     window.window_right = Edge::bounded;
     Problem dropout = plain;
@@ -53,6 +59,9 @@ std::vector<Problem> everything() {
     Problem half_bias = plain;
     half_bias.bias = kernel::Bias::f16;
     problems.insert(problems.end(), {plain,
+                                     few,
+                                     few_in_window,
+                                     small,
                                      window,
                                      dropout,
                                      varlen,
@@ -138,11 +147,12 @@ TEST_CASE("a problem's text parses back to the problem") {
                     .bias = kernel::Bias::boolean,
                     .dropout = kernel::Dropout::on,
                     .align_bytes = 8,
+                    .extent = Extent::few_tiles,
                     .families = only(Family::mma) | only(Family::simt)};
   CHECK(to_string(odd) ==
         "dtype=bf16 output_dtype=f32 head_dim=40 head_dim_v=72 blocks=varlen keys=paged bias=boolean "
         "dropout=on "
-        "align_bytes=8 families=simt|mma");
+        "align_bytes=8 extent=few_tiles families=simt|mma");
   CHECK(*parse_problem(to_string(odd)) == odd);
   CHECK(parse_problem("families=any head_dim=8")->families == Families::any);
 }
@@ -307,6 +317,34 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
             "pages and where sequences begin in them multiples of 8 keys",
             "head_dim 128 and head_dim_v 64 should be equal",
             "adds up the query's gradient: not for calls without it"});
+}
+
+TEST_CASE("a problem is large unless its queries or its tiles are few") {
+  CHECK(extent_of(1000, 1025) == Extent::large);
+  CHECK(extent_of(15, 1025) == Extent::large);  // 9 tiles each
+  CHECK(extent_of(1000, 1024) == Extent::few_queries);
+  CHECK(extent_of(129, 1) == Extent::few_queries);
+  CHECK(extent_of(128, 128) == Extent::few_tiles);
+  CHECK(extent_of(14, 1025) == Extent::few_tiles);
+  CHECK(extent_of(1, 0) == Extent::few_tiles);
+}
+
+TEST_CASE("a row that is not for large problems serves none") {
+  const Arch hopper = *arch_from_name("sm_90a");
+  int others = 0;
+  for (Problem problem : everything()) {
+    for (const int head_dim : {32, 64, 96, 128, 192, 256}) {
+      problem.head_dim = problem.head_dim_v = head_dim;
+      const auto row = [&](Extent extent) {
+        problem.extent = extent;
+        return choose(problem, hopper)->candidate;
+      };
+      const Candidate* large = row(Extent::large);
+      CHECK((large->extents & 1u) != 0);
+      others += row(Extent::few_queries) != large || row(Extent::few_tiles) != large ? 1 : 0;
+    }
+  }
+  CHECK(others > 0);
 }
 
 TEST_CASE("candidate names are unique and every row is the choice for something") {

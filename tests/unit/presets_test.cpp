@@ -60,18 +60,21 @@ TensorView bias_tensor(DType dtype, const verify::MaskPlan& plan, bool ragged) {
 
 /// The problem of a call with a bias of this class on contiguous tensors, key and value with fewer heads.
 codegen::Problem problem_of_call(const std::string& mask_name, DType dtype, std::pair<int, int> head_dims,
-                                 bool with_lse, const AttentionOptions& options, bool ragged) {
+                                 bool with_lse, const AttentionOptions& options, bool ragged,
+                                 codegen::Extent extent) {
   const auto classes = verify::mask_classes();
   const auto mask = std::ranges::find(classes, mask_name, &verify::MaskClass::name);
   REQUIRE(mask != classes.end());
-  const verify::MaskPlan plan = plan_with_rows(*mask);
+  verify::MaskPlan plan = plan_with_rows(*mask);
+  const bool whole = mask->keys == verify::Addressing::whole;
+  if (whole && extent == codegen::Extent::large) plan.len_q += codegen::kFewQueries;
   const verify::HostTables host = verify::tables_of(plan);
   const verify::MaskTables tables{host.q_starts, host.k_starts, host.k_lens, host.pages};
   AttentionBias bias = verify::make_mask(*mask, verify::Route::lists, plan, tables);
   if (mask->tensor == verify::WithTensor::always) {
     bias = bias.add_bias(bias_tensor(dtype, plan, ragged));
   }
-  const std::int64_t batch = bias.sequences != nullptr ? 1 : 2;
+  const std::int64_t batch = bias.sequences != nullptr ? 1 : extent == codegen::Extent::few_tiles ? 2 : 64;
   const TensorView query(memory, dtype, {batch, plan.len_q, 8, head_dims.first});
   const TensorView key(memory, dtype, {batch, plan.len_k, 2, head_dims.first});
   const TensorView value(memory, dtype, {batch, plan.len_k, 2, head_dims.second});
@@ -93,16 +96,21 @@ std::string merge_line(int head_dim_v, DType output_dtype) {
   return codegen::to_string(problem);
 }
 
-/// Both ways in which a bias tensor may lie.
+/// Both ways in which a bias tensor may lie, and each extent.
 class Lines {
  public:
   Lines(DType dtype, std::pair<int, int> head_dims) : dtype_(dtype), head_dims_(head_dims) {}
 
   void call(const std::string& mask, bool with_lse, const AttentionOptions& options = {},
             const std::string& operation = "") {
+    using codegen::Extent;
     for (const bool ragged : {false, true}) {
-      lines.insert(operation +
-                   codegen::to_string(problem_of_call(mask, dtype_, head_dims_, with_lse, options, ragged)));
+      for (const Extent extent : {Extent::large, Extent::few_queries, Extent::few_tiles}) {
+        codegen::Problem problem =
+            problem_of_call(mask, dtype_, head_dims_, with_lse, options, ragged, extent);
+        if (!operation.empty()) problem.extent = Extent::large;  // no gradient's kernel differs
+        lines.insert(operation + codegen::to_string(problem));
+      }
     }
   }
 

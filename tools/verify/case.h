@@ -1,6 +1,7 @@
 // A random call of the public API: its arguments, what it left behind, and whether that is right.
 #pragma once
 
+#include "runtime/check.h"
 #include "tools/reference/reference.h"
 #include "tools/verify/arena.h"
 #include "tools/verify/attention_problem.h"
@@ -60,6 +61,9 @@ class AttentionCase : public Case {
   GuardedTensor lse;  // contiguous
 
  private:
+  /// Has the class another extent than the case's few small tensors? Then the call is told the class's.
+  bool is_disguised() const;
+  void run_disguised(const runtime::Arguments& arguments) const;
   void describe();
   bool writes_lse() const { return problem.traits().lse == kernel::Lse::write; }
   std::vector<Part> parts() const;

@@ -11,6 +11,7 @@
 namespace attune::verify {
 namespace {
 
+using codegen::Extent;
 using codegen::Problem;
 using kernel::DType;
 using kernel::Family;
@@ -68,6 +69,9 @@ void suit_sm90(Random& random, Problem& problem) {
   problem.output_dtype = random.chance(0.7) ? problem.dtype : DType::f32;
   problem.align_bytes = 16;
   problem.boxes = 1;
+  if (problem.blocks == kernel::Blocks::dense) {
+    problem.extent = random.pick({Extent::large, Extent::few_queries, Extent::few_tiles});
+  }
 }
 
 Problem random_merge(Random& random, int head_dim_v, Pass pass) {
@@ -110,6 +114,7 @@ Problem backward_of(const Problem& forward, Family family) {
   problem.lse = kernel::Lse::skip;
   if (family != Family::sm90) return problem;
   problem.output_dtype = problem.dtype;
+  problem.extent = Extent::large;
   problem.head_dim = problem.head_dim_v = std::min(problem.head_dim, 256);
   problem.query_gradient = QueryGradient::atomic;
   return problem;
@@ -120,6 +125,8 @@ Problem forward_of(const Problem& backward) {
   problem.operation = Operation::forward;
   problem.lse = kernel::Lse::write;
   problem.query_gradient = QueryGradient::apart;
+  const bool dense = problem.blocks == kernel::Blocks::dense;
+  if (problem.boxes != 0 && dense) problem.extent = Extent::few_tiles;  // as all cases have
   return problem;
 }
 

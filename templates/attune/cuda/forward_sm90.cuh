@@ -25,6 +25,7 @@
 // Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
 //   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
 //   2, uneven tiles or a bias                  40        232       head dim 256 x  64 keys: 32 + 16 + 128
+//   2, pages                                   56        224       the same
 //   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
 //   3, a bias, pages, dropout of uneven tiles  56        152       head dim 128 x  64 keys: 32 + 16 + 64
 //   4 (block_m 256)                            24        112       head dim  64 x  64 keys: 32 + 16 + 32
@@ -170,16 +171,13 @@ class Sm90Producer {
     const i32 first = Schedule::first_of(p_, block, work);
     const i32 key_head = work.head / p_.heads_per_key_head;
     const auto load_key = [&](i32 n) {
-      keys_.acquire(key_at_);
-      load_rows<Memory::kShared.panels>(keys_.tile(key_at_), p_.key, keys_.full(key_at_), block, n, key_head,
+      load_rows<Memory::kShared.panels>(keys_, key_at_, p_.key, block, n, key_head,
                                         p_.bias_rows * kBiasRowBytes);
       if constexpr (S.bias != Bias::none) load_bias(work, block, block.k_begin + n * S.block_n);
       key_at_.advance();
     };
     const auto load_value = [&](i32 n) {
-      values_.acquire(value_at_);
-      load_rows<Memory::kShared.panels_v>(values_.tile(value_at_), p_.value, values_.full(value_at_), block,
-                                          n, key_head, 0);
+      load_rows<Memory::kShared.panels_v>(values_, value_at_, p_.value, block, n, key_head, 0);
       value_at_.advance();
     };
     if (first < work.last) load_key(work.last - 1);
@@ -192,24 +190,46 @@ class Sm90Producer {
     if (first < work.last) load_value(first);
   }
 
-  /// Tile n of a block's keys or values. `more` bytes of other copies complete with it. Pages are copied as
-  /// far as there are keys: the table may say nothing of those after.
-  template <i32 Panels>
-  ATTUNE_DEVICE void load_rows(u32 tile, const TensorMap& map, u32 full, const Block& block, i32 n, i32 head,
-                               u32 more) const {
-    const i32 first = n * S.block_n;
-    if constexpr (S.keys == Keys::contiguous) {
-      ptx::mbarrier_arrive_expect_tx(full, Panels * kPanelBytes<S.block_n> + more);
-      load_panels<Panels, S.block_n>(tile, map, full, {0, block.k_begin + first, head, block.batch},
-                                     ptx::kEvictLast);
+  /// Tile n of a block's keys or values, as soon as there is room. `more` bytes of other copies complete with
+  /// it.
+  template <i32 Panels, typename Ring>
+  ATTUNE_DEVICE void load_rows(const Ring& ring, const typename Ring::Cursor& at, const TensorMap& map,
+                               const Block& block, i32 n, i32 head, u32 more) const {
+    if constexpr (S.keys == Keys::paged) {
+      load_pages<Panels>(ring, at, map, block, n * S.block_n, head);
     } else {
-      const i32 boxes = ceil_div(min(block.len_k - first, S.block_n), p_.key_box_rows);
-      ptx::mbarrier_arrive_expect_tx(full, boxes * p_.key_box_rows * kPanelBytes<Panels> + more);
+      ring.acquire(at);
+      ptx::mbarrier_arrive_expect_tx(ring.full(at), Panels * kPanelBytes<S.block_n> + more);
+      load_panels<Panels, S.block_n>(ring.tile(at), map, ring.full(at),
+                                     {0, block.k_begin + n * S.block_n, head, block.batch}, ptx::kEvictLast);
+    }
+  }
+
+  /// Box by box, as far as there are keys: the table may say nothing of those after. Several boxes are looked
+  /// up at once, the first ones while the tile is still in use.
+  template <i32 Panels, typename Ring>
+  ATTUNE_DEVICE void load_pages(const Ring& ring, const typename Ring::Cursor& at, const TensorMap& map,
+                                const Block& block, i32 first, i32 head) const {
+    constexpr i32 kAhead = 4;
+    const i32 boxes = ceil_div(min(block.len_k - first, S.block_n), p_.key_box_rows);
+    i32 row[kAhead];
+    const auto look_up = [&](i32 box) {
+#pragma unroll
+      for (i32 i = 0; i < kAhead; ++i) {
+        row[i] = key_row<S>(p_.forward, block, first + min(box + i, boxes - 1) * p_.key_box_rows);
+      }
+    };
+    look_up(0);
+    ring.acquire(at);
+    ptx::mbarrier_arrive_expect_tx(ring.full(at), boxes * p_.key_box_rows * kPanelBytes<Panels>);
 #pragma unroll 1
-      for (i32 box = 0; box < boxes; ++box) {
-        const i32 row = box * p_.key_box_rows;
-        load_panels<Panels, S.block_n>(tile + row * Sm90Shared::kPanelRowBytes, map, full,
-                                       {0, key_row<S>(p_.forward, block, first + row), head, block.batch},
+    for (i32 box = 0; box < boxes; box += kAhead) {
+      if (box > 0) look_up(box);
+#pragma unroll
+      for (i32 i = 0; i < kAhead; ++i) {
+        if (box + i >= boxes) break;
+        const u32 tile = ring.tile(at) + (box + i) * p_.key_box_rows * Sm90Shared::kPanelRowBytes;
+        load_panels<Panels, S.block_n>(tile, map, ring.full(at), {0, row[i], head, block.batch},
                                        ptx::kEvictLast);
       }
     }
@@ -813,10 +833,14 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   constexpr bool kUneven = Sm90Schedule<S>::kUneven || kBias;
   constexpr bool kPaged = S.keys == Keys::paged;
   constexpr bool kLaden = kBias || kPaged || (S.blocks == Blocks::varlen && S.dropout == Dropout::on);
-  constexpr i32 kProducerRegisters = kGroups == 2   ? (kUneven ? 40 : 24)
+  constexpr i32 kProducerRegisters = kGroups == 2   ? (kPaged    ? 56
+                                                       : kUneven ? 40
+                                                                 : 24)
                                      : kGroups == 3 ? (kLaden ? 56 : 32)
                                                     : 24;
-  constexpr i32 kConsumerRegisters = kGroups == 2   ? (kUneven ? 232 : 240)
+  constexpr i32 kConsumerRegisters = kGroups == 2   ? (kPaged    ? 224
+                                                       : kUneven ? 232
+                                                                 : 240)
                                      : kGroups == 3 ? (kLaden ? 152 : 160)
                                                     : 112;
 

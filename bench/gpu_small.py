@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Attune's GPU forward on small problems, where a call costs about as much as its kernel, against PyTorch's fused attention.
+
+gpu_small.py LIBRARY [--head-dim K ...] [--dtype D] [--json FILE]      needs torch and an NVIDIA GPU
+
+Two times of each problem, in microseconds: of a call as a program makes it, host included, and of one of many in a CUDA
+graph, which is the GPU's alone. Both are CUDA-event medians of turns taken in alternation; "ratio" is the best peer's time
+over ours. The first line is what a call of one tiny problem costs the host. Peers: cuDNN and FA2, where they run.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+
+import attune
+from attune import _library
+from attune.ops import LowerTriangularMask, memory_efficient_attention
+from gpu_bench import Peer, race, result_of, within
+
+SHAPES = [(1, 8, 128), (1, 32, 128), (4, 16, 128), (4, 8, 256), (1, 4, 512), (1, 16, 512), (4, 16, 512)]  # B, H, M
+GRAPH_CALLS = 20
+
+
+def sides(shape, dtype, causal):
+    """Ours and the peers that run, by name: calls without arguments."""
+    query, key, value = (torch.randn(shape, device="cuda", dtype=dtype) for _ in range(3))
+    transposed = [x.transpose(1, 2) for x in (query, key, value)]
+    bias = LowerTriangularMask() if causal else None
+
+    def theirs():
+        return F.scaled_dot_product_attention(*transposed, is_causal=causal)
+
+    return {
+        "Attune": lambda: memory_efficient_attention(query, key, value, bias),
+        **{name: Peer(name, theirs) for name in ("cuDNN", "FA2")},
+    }
+
+
+def graphed(call):
+    """Replays many calls that were captured once."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        result_of(call)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with within(call), torch.cuda.graph(graph):
+        for _ in range(GRAPH_CALLS):
+            call()
+    return graph.replay
+
+
+def host_microseconds(call, calls=300):
+    with within(call):
+        for _ in range(20):
+            call()
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        elapsed = time.perf_counter() - begin
+        torch.cuda.synchronize()
+    return elapsed / calls * 1e6
+
+
+def measure(batch, heads, length, head_dim, dtype, causal):
+    calls = sides((batch, length, heads, head_dim), dtype, causal)
+    calls["Attune"]()
+    row = {"batch": batch, "heads": heads, "length": length, "head_dim": head_dim, "causal": causal}
+    row["kernel"] = attune.last_kernel()
+    for way, each, count in (("call", lambda call: call, 1), ("graph", graphed, GRAPH_CALLS)):
+        ms = race(*(each(call) for call in calls.values()))
+        row[way] = {name: side / count * 1e3 for name, side in zip(calls, ms)}
+        ours, *peers = row[way].values()
+        row[f"{way}_ratio"] = min(peers) / ours
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("library")
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    _library.load(arguments.library)
+    torch.manual_seed(0)
+    dtype = getattr(torch, arguments.dtype)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}; microseconds")
+    host = {name: host_microseconds(call) for name, call in sides((1, 128, 4, 64), dtype, False).items()}
+    print("host, one call: " + ", ".join(f"{name} {us:.1f}" for name, us in host.items()))
+    rows = []
+    for head_dim in arguments.head_dim:
+        for causal in (False, True):
+            for batch, heads, length in SHAPES:
+                row = measure(batch, heads, length, head_dim, dtype, causal)
+                rows.append(row)
+                times = "  ".join(
+                    f"{way} {row[f'{way}_ratio']:.2f}: " + ", ".join(f"{name} {us:.1f}" for name, us in row[way].items())
+                    for way in ("call", "graph")
+                )
+                name = f"K={head_dim} B={batch} H={heads} S={length}{' causal' if causal else ''}"
+                print(f"{name:32} {row['kernel']:20} {times}", flush=True)
+    for way in ("call_ratio", "graph_ratio"):
+        print(f"{way}: smallest {min(row[way] for row in rows):.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
