@@ -84,6 +84,19 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
         "and where sequences begin in them multiples of 8 keys");
   }
   if (problem.operation == Operation::grad_key_value) {
+    const bool varlen = problem.blocks == kernel::Blocks::varlen;
+    if (problem.head_dim > 128 && (features_of(problem) & (kVarlen | kBias | kDropout)) != 0) {
+      lacks.push_back("no kernels with packed sequences, a bias tensor or dropout above head_dim 128");
+    }
+    if (varlen && problem.dropout == kernel::Dropout::on) {
+      lacks.push_back(
+          "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
+          "groups "
+          "of 32");
+    }
+    if (varlen && problem.query_gradient == QueryGradient::ordered) {
+      lacks.push_back("adds up the query's gradient of packed sequences in no fixed order");
+    }
     if (problem.head_dim != problem.head_dim_v) {
       lacks.push_back(
           fmt::format("head_dim {} and head_dim_v {} should be equal", problem.head_dim, problem.head_dim_v));

@@ -57,18 +57,19 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   p.key_blocks = kernel::ceil_div(forward.len_k, spec.block_n);
   p.pairs = forward.batch * p.heads;
   p.tiles = p.key_blocks * p.pairs;
+  p.blocks = std::min(device.multiprocessors, p.tiles);
   p.section = section_of(device, spec, p);
   const bool window = spec.window_left == kernel::Edge::bounded || spec.window_right == kernel::Edge::bounded;
   if (spec.query_gradient == kernel::QueryGradient::ordered) {
     p.counter = backward.turns;
-  } else if (window) {
+  } else if (window || spec.blocks == kernel::Blocks::varlen) {
     p.counter = tile_counter(driver, stream);
   }
   return done();
 }
 
-unsigned sm90_blocks(const CudaDevice& device, const GradKeyValueSm90Params& params) {
-  return static_cast<unsigned>(std::min(device.multiprocessors, params.tiles));
+unsigned sm90_blocks(const CudaDevice&, const GradKeyValueSm90Params& params) {
+  return static_cast<unsigned>(params.blocks);
 }
 
 }  // namespace attune::runtime

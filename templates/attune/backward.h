@@ -78,13 +78,21 @@ ATTUNE_HD constexpr bool leaves_fragments(const KernelSpec& s) {
 
 /// Rows of one head's sums: those of fragments are whole.
 ATTUNE_HD constexpr i32 sum_rows(const BackwardParams& p) {
-  return p.sum_fragments == 0 ? p.forward.len_q : round_up(p.forward.len_q, kFragmentRows);
+  if (p.sum_fragments == 0) return p.forward.len_q;
+  return round_up(p.forward.len_q, kFragmentRows) + p.forward.sequences.count * kFragmentRows;
+}
+
+/// The first of a block's. Fragments begin with each sequence: one that begins and ends anywhere needs no
+/// more of them than the multiples of their rows that it crosses, and one.
+ATTUNE_HD constexpr i32 first_sum_row(const BackwardParams& p, const Block& block) {
+  if (p.sum_fragments == 0 || p.forward.sequences.count == 0) return block.q_begin;
+  return (block.q_begin / kFragmentRows + block.index) * kFragmentRows;
 }
 
 /// The number of a query's row of sums, or, in a fragment, of as many elements.
 ATTUNE_HD constexpr i64 sum_row(const BackwardParams& p, const Slot& slot, i32 query) {
   const i64 head = i64{slot.block.batch} * p.forward.groups * p.forward.heads + head_number(p.forward, slot);
-  return head * sum_rows(p) + slot.block.q_begin + query;
+  return head * sum_rows(p) + first_sum_row(p, slot.block) + query;
 }
 
 // ---- Slots of grad_key_value ----

@@ -159,6 +159,7 @@ struct GradKeyValueSm90Params {
   i32 key_blocks = 0;          // tiles of one head
   i32 pairs = 0;               // batch * heads
   i32 tiles = 0;               // key_blocks * pairs
+  i32 blocks = 0;              // of threads
   i32 section = 1;             // windows: neighbouring pairs whose queries and sums fit the L2 cache
 };
 static_assert(sizeof(GradKeyValueSm90Params) <= 4096, "kernel parameters of every GPU fit 4 KiB");

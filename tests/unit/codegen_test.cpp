@@ -302,19 +302,32 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
   REQUIRE(choose(problem, hopper).ok());
   CHECK(choose(problem, hopper)->spec.family == Family::sm90);
 
-  problem.bias = kernel::Bias::f16;
-  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/true) == kernel::QueryGradient::apart);
-  problem.bias = kernel::Bias::none;
+  for (const auto& [blocks, dropout] : {std::pair{kernel::Blocks::varlen, kernel::Dropout::off},
+                                        {kernel::Blocks::dense, kernel::Dropout::on}}) {
+    problem.blocks = blocks;
+    problem.dropout = dropout;
+    REQUIRE(choose(problem, hopper).ok());
+    CHECK(choose(problem, hopper)->spec.family == Family::sm90);
+  }
+  problem.blocks = kernel::Blocks::varlen;
+  problem.dropout = kernel::Dropout::off;
+  problem.query_gradient = kernel::QueryGradient::ordered;
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
+        std::vector<std::string>{"adds up the query's gradient of packed sequences in no fixed order"});
 
   problem.head_dim_v = 64;
   problem.blocks = kernel::Blocks::varlen;
+  problem.keys = kernel::Keys::paged;
+  problem.dropout = kernel::Dropout::on;
   problem.query_gradient = kernel::QueryGradient::apart;
   problem.boxes = 0;
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
         std::vector<std::string>{
-            "no kernels with packed sequences",
+            "no kernels with paged keys",
             "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0, "
             "pages and where sequences begin in them multiples of 8 keys",
+            "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
+            "groups of 32",
             "head_dim 128 and head_dim_v 64 should be equal",
             "adds up the query's gradient: not for calls without it"});
 }

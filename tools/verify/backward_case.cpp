@@ -226,12 +226,13 @@ std::vector<Part> BackwardCase::parts() const {
 }
 
 /// Bytes that a workspace may take at the most: two numbers of each query, a row of its gradient and one of
-/// the output's, and at most two turns. Sums of gradients may be those of 16 queries at a time.
+/// the output's, and at most two turns. Sums of gradients may be those of 16 queries at a time,
+/// of each sequence.
 std::size_t BackwardCase::most_workspace() const {
   const auto columns = static_cast<std::size_t>(problem.traits().head_dim + problem.traits().head_dim_v);
   const std::size_t numbers = deterministic_ ? 4 : 2;
   const auto len_q = static_cast<std::size_t>(std::max(problem.plan().len_q, 1));
-  const std::size_t queries = problem.queries() / len_q * (len_q + 15);
+  const std::size_t queries = problem.queries() / len_q * (len_q + 15 + 16 * problem.plan().q_lens.size());
   return queries * (numbers + columns) * sizeof(float) + kPieces * kPieceBytes;
 }
 

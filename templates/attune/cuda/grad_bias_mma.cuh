@@ -57,7 +57,7 @@ class GradBiasMma : KeyRowScores<S> {
   ATTUNE_DEVICE void add_segment(const KeySegment& whole) {
     const Block& block = whole.block;
     window_ = window_of_block<S>(p_.forward, block);
-    segment_ = Base::seen_part(whole, window_);
+    segment_ = seen_part<S>(whole, window_);
     const i32 keys = segment_.end - segment_.begin;
     if (keys <= 0) return;
     const QueryRange visiting = visiting_queries<S>(window_, block.len_q, segment_.key, segment_.key + keys);

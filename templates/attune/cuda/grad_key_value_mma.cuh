@@ -108,7 +108,7 @@ class GradKeyValueMma : KeyRowScores<S> {
 
   ATTUNE_DEVICE void walk(const KeySegment& whole) {
     window_ = window_of_block<S>(p_.forward, whole.block);
-    segment_ = Base::seen_part(whole, window_);
+    segment_ = seen_part<S>(whole, window_);
     if (segment_.begin >= segment_.end) return;
     queries_ = queries_of_segment();
     if (queries_.begin >= queries_.end) return;

@@ -23,11 +23,13 @@
 #pragma once
 
 #include "attune/backward.h"
+#include "attune/cuda/dropout_sm90.cuh"
 #include "attune/cuda/panels.cuh"
 #include "attune/cuda/pipeline.cuh"
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/ptx_sm90.cuh"
 #include "attune/cuda/ptx_wgmma.cuh"
+#include "attune/cuda/segments.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/tile.cuh"
 #include "attune/num.h"
@@ -51,8 +53,10 @@ struct Sm90Memory {
   ATTUNE_DEVICE QueryRing queries() const {
     return {base + kShared.query_offset, base + kShared.barrier_offset + KeyRing::kBarrierBytes};
   }
-  /// The work item that comes with a tile of keys.
+  /// The work item that comes with a tile of keys, the part of them, and its window.
   ATTUNE_DEVICE u32 work() const { return base + kShared.work_offset; }
+  ATTUNE_DEVICE u32 part() const { return work() + 16; }
+  ATTUNE_DEVICE u32 window() const { return work() + 32; }
   /// What a stage holds.
   ATTUNE_DEVICE u32 step(const QueryCursor& at) const { return base + kShared.step_offset + at.stage * 16; }
   /// The LSE of a stage's queries, then their delta.
@@ -68,11 +72,15 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 turn(u32 group) const { return base + kShared.turn_offset + group * 16; }
   /// Completes when a warpgroup has staged them.
   ATTUNE_DEVICE u32 staged(u32 group) const { return base + kShared.staged_offset + group * 8; }
+  /// What two neighbouring warps of consumers tell each other about dropout.
+  ATTUNE_DEVICE u32 drawn(u32 pair) const {
+    return base + kShared.drawn_offset + pair * KeptKeyRows<S>::kPairBytes;
+  }
 };
 
-/// Named barriers: of both warpgroups; of each; of each for the other; and of each with its adder. 0 is
-/// __syncthreads.
-enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6 };
+/// Named barriers: of both warpgroups; of each; of each for the other; of each with its adder; and of each two
+/// warps. 0 is __syncthreads.
+enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDrawn = 8 };
 inline constexpr u32 kAdderThreads = kWarpgroup + 32;
 
 /// A warp's part of the sums on their way to memory, at the most.
@@ -89,12 +97,12 @@ struct Sm90Sums {
   /// Those of a warp that have columns of the head dim.
   static ATTUNE_DEVICE i32 fragments(u32 group) {
     const i32 first = kSplitColumns ? static_cast<i32>(group) * kDim : 0;
-    return min(S.head_dim - first, kDim) / kFragmentColumns;
+    return max(min(S.head_dim - first, kDim), 0) / kFragmentColumns;
   }
 };
 
 /// A tile of keys: its first, the head of their gradients over all groups, and how many tiles of queries it
-/// meets.
+/// meets. Keys and queries are rows of the tensors here.
 struct Sm90Work {
   i32 begin;
   i32 head;
@@ -102,12 +110,28 @@ struct Sm90Work {
   i32 steps;  // negative: no more work
 };
 
+/// The keys [first, last) of a tile, all that some query of their block sees. In a tile of packed sequences
+/// keys of several blocks may lie: it is worked on once for each.
+struct Sm90Part {
+  i32 first;
+  i32 last;
+  i32 ends;      // is it the tile's last?
+  i32 sums_row;  // from a query's row to that of its sums
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Part part_of(Sm90Memory<S> memory) {
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.part());
+  return {w.x, w.y, w.z, w.w};
+}
+
 /// A tile of queries: its first and their head over all groups.
 struct Sm90Step {
   i32 begin;
   i32 head;
   i32 masked;  // is any of its pairs invisible?
   i32 before;  // the tile of keys that adds to its sums before this one, counted from 1; 0: none
+  i32 rows;    // queries that the block has from the first on
 };
 
 /// Tiles of queries [first, last) that see keys of a tile; those of [clear_first, clear_last) see all.
@@ -120,7 +144,7 @@ struct Sm90StepRange {
 
 /// Tiles of keys in the order in which blocks take them, as in forward (forward_sm90.cuh): strided where all
 /// are alike; under a window the longest first, whoever is free, within sections of heads whose queries fit
-/// the L2 cache.
+/// the L2 cache; those of packed sequences as they lie, whoever is free.
 ///
 /// Where tiles take turns to add to the sums, whoever is free takes each, the first too: a tile then waits
 /// for none that has not begun, whatever else the GPU does. They walk over queries from the last one on, at
@@ -128,6 +152,8 @@ struct Sm90StepRange {
 template <KernelSpec S>
 struct Sm90Schedule {
   static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
+  static constexpr bool kVarlen = S.blocks == Blocks::varlen;
+  static constexpr bool kUneven = kWindow || kVarlen;
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
   /// Tiles of one head that start at different queries do not wait for each other's sums. At head dim 128
   /// that cost more than it saved: they no longer share what is in the L2 cache.
@@ -135,18 +161,18 @@ struct Sm90Schedule {
 
   // Both of a whole warp.
   static ATTUNE_DEVICE i32 first(const GradKeyValueSm90Params& p) {
-    return kOrdered ? take(p.counter, p.tiles + blocks()) : static_cast<i32>(blockIdx.x);
+    return kOrdered ? take(p.counter, p.tiles + p.blocks) : static_cast<i32>(blockIdx.x);
   }
   static ATTUNE_DEVICE i32 next(i32 tile, const GradKeyValueSm90Params& p) {
-    if (kOrdered) return take(p.counter, p.tiles + blocks());
-    return kWindow && p.counter != nullptr ? blocks() + take(p.counter, p.tiles) : tile + blocks();
+    if (kOrdered) return take(p.counter, p.tiles + p.blocks);
+    return kUneven && p.counter != nullptr ? p.blocks + take(p.counter, p.tiles) : tile + p.blocks;
   }
 
   /// Without the number of its steps.
   static ATTUNE_DEVICE Sm90Work work(i32 tile, const GradKeyValueSm90Params& p) {
     i32 pair = tile / p.key_blocks;
     i32 key_block = tile % p.key_blocks;
-    if constexpr (kWindow || kOrdered) {
+    if constexpr ((kWindow && !kVarlen) || kOrdered) {
       const i32 section = tile / (p.section * p.key_blocks);
       const i32 first = section * p.section;
       const i32 width = min(p.section, p.pairs - first);
@@ -158,17 +184,19 @@ struct Sm90Schedule {
     return {key_block * S.block_n, pair % p.heads, pair / p.heads, 0};
   }
 
-  static ATTUNE_DEVICE Sm90StepRange steps(const ForwardParams& p, i32 begin) {
-    const i32 end = min(begin + S.block_n, p.len_k);
-    const QueryRange visiting = visiting_queries<S>(p.window, p.len_q, begin, end);
-    const QueryRange clear = unmasked_queries<S>(p.window, p.len_q, begin, end);
+  static ATTUNE_DEVICE Sm90StepRange steps(const KeySegment& keys, const Window& window) {
+    if (keys.begin >= keys.end) return {};
+    const i32 len_q = keys.block.len_q;
+    const i32 end = keys.key + keys.end - keys.begin;
+    const QueryRange visiting = visiting_queries<S>(window, len_q, keys.key, end);
+    const QueryRange clear = unmasked_queries<S>(window, len_q, keys.key, end);
     Sm90StepRange steps;
     steps.first = max(visiting.begin, 0) / S.block_m;
     steps.last = max(ceil_div(visiting.end, S.block_m), steps.first);
     steps.clear_first = ceil_div(max(clear.begin, 0), S.block_m);
     // Queries past the end have probability 0 without a mask, keys past it have not.
-    steps.clear_last = clear.end == p.len_q ? steps.last : clear.end / S.block_m;
-    if (begin + S.block_n > p.len_k) steps.clear_last = 0;
+    steps.clear_last = clear.end == len_q ? steps.last : clear.end / S.block_m;
+    if (keys.end - keys.begin < S.block_n) steps.clear_last = 0;
     return steps;
   }
 
@@ -176,7 +204,9 @@ struct Sm90Schedule {
   static ATTUNE_DEVICE i32 first_step(const Sm90StepRange& range, i32 key_block, i32 key_blocks) {
     if (kOrdered) return range.last - 1;
     if (!kStaggered) return range.first;
-    return range.first + static_cast<i32>(i64{key_block} * (range.last - range.first) / key_blocks);
+    const i32 count = range.last - range.first;
+    if (kVarlen) return range.first + (count == 0 ? 0 : key_block % count);
+    return range.first + static_cast<i32>(i64{key_block} * count / key_blocks);
   }
   static ATTUNE_DEVICE i32 next_step(const Sm90StepRange& range, i32 m) {
     if (kOrdered) return m == range.first ? range.last - 1 : m - 1;
@@ -184,7 +214,6 @@ struct Sm90Schedule {
   }
 
  private:
-  static ATTUNE_DEVICE i32 blocks() { return static_cast<i32>(gridDim.x); }
   /// What nobody else takes of a counter, which ends at 0 when that has been done so many times.
   static ATTUNE_DEVICE i32 take(u32* counter, i32 times) {
     u32 taken = 0;
@@ -227,28 +256,68 @@ class Sm90Producer {
     return lane() == 0;
   }
 
+  /// One part after the other of a tile of keys; a tile that is no block's has one without queries.
+  ATTUNE_DEVICE void produce(const Sm90Work& work) {
+    const ForwardParams& p = p_.backward.forward;
+    const i32 end = min(work.begin + kKeys, p.len_k);
+    if constexpr (!Schedule::kVarlen) {
+      produce_part(work, segment_at<S>(p, work.batch, work.begin, end, 0), true);
+    } else {
+      const i32 count = p.sequences.count;
+      i32 place = next_place<S>(p, work.begin, end, 0);
+#pragma unroll 1
+      do {
+        const i32 next = next_place<S>(p, work.begin, end, place + 1);
+        produce_part(work, place < count ? segment_at<S>(p, 0, work.begin, end, place) : KeySegment{},
+                     next == count);
+        place = next;
+      } while (place < count);
+    }
+  }
+
   /// The first queries do not wait until the keys before have been multiplied.
-  ATTUNE_DEVICE void produce(Sm90Work work) {
-    const Sm90StepRange range = Schedule::steps(p_.backward.forward, work.begin);
+  ATTUNE_DEVICE void produce_part(Sm90Work work, const KeySegment& segment, bool ends) {
+    const Block& block = segment.block;
+    const Window window = window_of_block<S>(p_.backward.forward, block);
+    const KeySegment keys = seen_part<S>(segment, window);
+    const Sm90StepRange range = Schedule::steps(keys, window);
     const i32 count = range.last - range.first;
     work.steps = count * p_.sharing;
-    if (work.steps == 0) load_keys(work);
+    const auto load_keys = [&] {
+      keys_.acquire(key_at_);
+      if (first_lane()) {
+        if constexpr (Schedule::kUneven) {
+          const i32 sums_row = first_sum_row(p_.backward, block) - block.q_begin;
+          ptx::st_shared_word4(memory_.part(), {keys.begin, keys.end, ends, sums_row});
+        }
+        if constexpr (Schedule::kVarlen) {
+          const i32 shift = block.k_begin - block.q_begin;
+          ptx::st_shared_word4(memory_.window(), {window.lower + shift, window.upper + shift, 0, 0});
+        }
+        load_keys_of(work);
+      }
+      key_at_.advance();
+    };
+    if (work.steps == 0) load_keys();
     const i32 key_block = work.begin / kKeys;
     i32 m = Schedule::first_step(range, key_block, p_.key_blocks);
     Sm90StepRange before{};  // steps of the tile of keys before
     if (Schedule::kOrdered && key_block > 0) {
-      before = Schedule::steps(p_.backward.forward, work.begin - kKeys);
+      const i32 begin = work.begin - kKeys;
+      const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, 0);
+      before = Schedule::steps(seen_part<S>(tile, window), window);
     }
-    Sm90Step step{0, work.head * p_.sharing, 0, 0};
+    Sm90Step step{0, work.head * p_.sharing, 0, 0, 0};
     i32 left = count;
 #pragma unroll 1
     for (i32 number = 0; number < work.steps; ++number) {
-      step.begin = m * kQueries;
+      step.begin = block.q_begin + m * kQueries;
       step.masked = m < range.clear_first || m >= range.clear_last;
+      step.rows = block.len_q - m * kQueries;
       step.before = before.first <= m && m < before.last ? key_block : 0;
       queries_.acquire(query_at_);
       load_queries(step, work.batch);
-      if (number == 0) load_keys(work);
+      if (number == 0) load_keys();
       load_numbers(step, work.batch);
       query_at_.advance();
       m = Schedule::next_step(range, m);
@@ -259,18 +328,15 @@ class Sm90Producer {
     }
   }
 
-  ATTUNE_DEVICE void load_keys(const Sm90Work& work) {
-    keys_.acquire(key_at_);
-    if (first_lane()) {
-      const u32 tile = keys_.tile(key_at_);
-      const u32 full = keys_.full(key_at_);
-      const ptx::BoxOrigin origin{0, work.begin, work.head / p_.heads_per_key_head, work.batch};
-      ptx::st_shared_word4(memory_.work(), {work.begin, work.head, work.batch, work.steps});
-      ptx::mbarrier_arrive_expect_tx(full, Memory::KeyRing::kBytes);
-      load_panels<kPanels, kKeys>(tile, p_.key, full, origin, ptx::kEvictFirst);
-      load_panels<kPanels, kKeys>(tile + Memory::kShared.key_bytes, p_.value, full, origin, ptx::kEvictFirst);
-    }
-    key_at_.advance();
+  /// By the first lane.
+  ATTUNE_DEVICE void load_keys_of(const Sm90Work& work) const {
+    const u32 tile = keys_.tile(key_at_);
+    const u32 full = keys_.full(key_at_);
+    const ptx::BoxOrigin origin{0, work.begin, work.head / p_.heads_per_key_head, work.batch};
+    ptx::st_shared_word4(memory_.work(), {work.begin, work.head, work.batch, work.steps});
+    ptx::mbarrier_arrive_expect_tx(full, Memory::KeyRing::kBytes);
+    load_panels<kPanels, kKeys>(tile, p_.key, full, origin, ptx::kEvictFirst);
+    load_panels<kPanels, kKeys>(tile + Memory::kShared.key_bytes, p_.value, full, origin, ptx::kEvictFirst);
   }
 
   ATTUNE_DEVICE void load_queries(const Sm90Step& step, i32 batch) const {
@@ -278,7 +344,8 @@ class Sm90Producer {
     const u32 tile = queries_.tile(query_at_);
     const u32 full = queries_.full(query_at_);
     const ptx::BoxOrigin origin{0, step.begin, step.head, batch};
-    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, step.before});
+    const i32 more = Schedule::kVarlen ? step.rows : step.before;
+    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, more});
     ptx::mbarrier_arrive_expect_tx(full, 2 * Memory::kShared.query_bytes);
     load_panels<kPanels, kQueries>(tile, p_.query, full, origin, ptx::kEvictLast);
     load_panels<kPanels, kQueries>(tile + Memory::kShared.query_bytes, p_.grad_output, full, origin,
@@ -288,14 +355,14 @@ class Sm90Producer {
   /// The numbers of a tile's queries. Past the end their LSE is +inf, which makes every probability 0.
   ATTUNE_DEVICE void load_numbers(const Sm90Step& step, i32 batch) const {
     constexpr i32 kRounds = kQueries / 32;
-    const i32 len_q = p_.backward.forward.len_q;
-    const i64 row = (i64{batch} * p_.heads * p_.sharing + step.head) * len_q;
+    const i64 len_q = p_.backward.forward.len_q;
+    const i64 row = (i64{batch} * p_.heads * p_.sharing + step.head) * len_q + step.begin;
     float lse2[kRounds];
     float delta[kRounds];
 #pragma unroll
     for (i32 i = 0; i < kRounds; ++i) {
-      const i32 query = step.begin + i * 32 + lane();
-      const bool inside = query < len_q;
+      const i32 query = i * 32 + lane();
+      const bool inside = query < step.rows;
       lse2[i] = inside ? p_.backward.lse2[row + query] : -neg_inf();
       delta[i] = inside ? p_.backward.delta[row + query] : 0.0f;
     }
@@ -331,6 +398,7 @@ template <KernelSpec S>
 class Sm90Adder {
   static constexpr i32 kRows = GradKeyValueSm90Shared::kGroupRows;
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
+  static constexpr bool kVarlen = S.blocks == Blocks::varlen;
 
  public:
   ATTUNE_DEVICE Sm90Adder(const GradKeyValueSm90Params& params, Sm90Memory<S> memory, u32 group)
@@ -368,9 +436,11 @@ class Sm90Adder {
 
   /// A lane for each warp's fragments, of which whole ones past the end are left out.
   ATTUNE_DEVICE void add(const ptx::BoxOrigin& origin) const {
+    const i32 rows =
+        kVarlen ? ptx::ld_shared_word4(memory_.turn(group_)).x : p_.backward.forward.len_q - origin.row;
     const i32 row = origin.row + lane() * kFragmentRows;
-    if (lane() < kRows / kFragmentRows && row < p_.backward.forward.len_q) {
-      const u32 bytes = static_cast<u32>(Sm90Sums<S>::fragments(group_) * kFragmentBytes);
+    const u32 bytes = static_cast<u32>(Sm90Sums<S>::fragments(group_) * kFragmentBytes);
+    if (lane() < kRows / kFragmentRows && lane() * kFragmentRows < rows && bytes > 0) {
       const i64 head = i64{origin.batch} * p_.heads * p_.sharing + origin.head;
       float* rows = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
       ptx::cp_reduce_async_bulk_add(rows + origin.column * kFragmentRows,
@@ -408,23 +478,28 @@ class Sm90Adder {
 
 // ---- A consumer warpgroup ----
 
-/// Keys that no query sees, and their values, may be NaN, which times a gradient of 0 would be NaN in dQ:
-/// they become 0. By all consumers.
-template <KernelSpec S>
-ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memory, i32 first) {
-  const KeyRange seen = visited_keys<S>(p.window, p.len_k, 0, p.len_q);
-  if (seen.begin <= first && min(first + S.block_n, p.len_k) <= seen.end) return;
+/// All rows but [first, last) of two tiles, one behind the other, become 0. By all consumers.
+template <KernelSpec S, i32 Rows>
+ATTUNE_DEVICE void clear_rows(u32 tiles, i32 first, i32 last) {
   constexpr i32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
   constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
-  constexpr i32 kChunks = 2 * memory.kShared.panels * S.block_n * kRowChunks;  // keys, then values
+  constexpr i32 kChunks = 2 * Sm90Memory<S>::kShared.panels * Rows * kRowChunks;
 #pragma unroll 1
   for (i32 i = static_cast<i32>(threadIdx.x) - kWarpgroup; i < kChunks; i += kThreads) {
-    const i32 key = first + i / kRowChunks % S.block_n;
-    if (seen.begin <= key && key < seen.end) continue;
-    ptx::st_shared_word4(memory.base + static_cast<u32>(i * 16), {0, 0, 0, 0});
+    const i32 row = i / kRowChunks % Rows;
+    if (row < first || row >= last) ptx::st_shared_word4(tiles + static_cast<u32>(i * 16), {0, 0, 0, 0});
   }
   ptx::fence_proxy_async();
   ptx::bar_sync(kExchange, kThreads);
+}
+
+/// Keys that no query of the block sees, and their values, may be NaN, which times a gradient of 0 would be
+/// NaN in dQ: they become 0.
+template <KernelSpec S>
+ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memory, i32 begin) {
+  const Sm90Part keys = part_of(memory);
+  if (keys.first <= begin && min(begin + S.block_n, p.len_k) <= keys.last) return;
+  clear_rows<S, S.block_n>(memory.base, keys.first - begin, keys.last - begin);
 }
 
 template <KernelSpec S>
@@ -440,6 +515,7 @@ class Sm90Consumer {
   static constexpr i32 kDim = round_up(S.head_dim, 16);       // columns of dK and dV
   static constexpr bool kSplitColumns = Sm90Sums<S>::kSplitColumns;
   static constexpr i32 kSumDim = Sm90Sums<S>::kDim;
+  static constexpr bool kDropout = S.dropout == Dropout::on;
 
   using Scores = float[kQueries / 2];  // element e: key half e / 2 % 2, queries e / 4 * 8 + e % 2
   using Operand = u32[kQueries / 16][4];
@@ -451,16 +527,21 @@ class Sm90Consumer {
       : p_(params), memory_(memory), keys_(memory.keys()), queries_(memory.queries()), group_(group) {}
 
   ATTUNE_DEVICE void run() {
+    clear();
 #pragma unroll 1
     while (true) {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
-      if constexpr (Schedule::kWindow) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
-      clear();
+      if constexpr (Schedule::kUneven) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
 #pragma unroll 1
       for (i32 left = steps; left > 0; --left) step();
-      finish();
+      if (!Schedule::kVarlen || part().ends) {
+        finish();
+        clear();
+      } else {
+        keys_.release(key_at_);
+      }
       key_at_.advance();
     }
     await_adder();
@@ -486,7 +567,21 @@ class Sm90Consumer {
   }
   ATTUNE_DEVICE Sm90Step this_step() const {
     const ptx::Word4 w = ptx::ld_shared_word4(memory_.step(query_at_));
-    return {w.x, w.y, w.z, w.w};
+    return {w.x, w.y, w.z, Schedule::kVarlen ? 0 : w.w, Schedule::kVarlen ? w.w : 0};
+  }
+  ATTUNE_DEVICE Sm90Part part() const {
+    return part_of(memory_);
+  }
+  /// Of rows: query i sees key j iff i + lower <= j <= i + upper.
+  ATTUNE_DEVICE Window window() const {
+    if constexpr (!Schedule::kVarlen) return p_.backward.forward.window;
+    const ptx::Word4 w = ptx::ld_shared_word4(memory_.window());
+    return {w.x, w.y};
+  }
+
+  /// This thread's first; the second is 8 further down.
+  ATTUNE_DEVICE i32 first_key(const Sm90Work& work) const {
+    return work.begin + static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16 + lane() / 4);
   }
 
   ATTUNE_DEVICE u32 key_tile() const {
@@ -502,6 +597,12 @@ class Sm90Consumer {
     return queries_.tile(query_at_) + Memory::kShared.query_bytes;
   }
 
+  /// Queries of the next sequence, and their outputs' gradients, become zeros likewise.
+  ATTUNE_DEVICE void clear_foreign_queries() const {
+    const i32 rows = this_step().rows;
+    if (rows < kQueries) clear_rows<S, kQueries>(query_tile(), 0, rows);
+  }
+
   ATTUNE_DEVICE void clear() {
 #pragma unroll
     for (i32 e = 0; e < kDim / 2; ++e) grad_key_[e] = grad_value_[e] = 0.0f;
@@ -513,14 +614,17 @@ class Sm90Consumer {
     Scores score;
     Scores gradient;
     queries_.wait(query_at_);
+    if constexpr (Schedule::kVarlen) clear_foreign_queries();
     multiply_rows(score, key_tile(), query_tile());
     multiply_rows(gradient, value_tile(), grad_output_tile());
+    const KeptKeyRows<S> kept = kept_pairs();
     ptx::wgmma_wait_group<1>();
     ptx::pin(score);
     make_probabilities(score);
     ptx::wgmma_wait_group<0>();
     ptx::pin(gradient);
-    make_gradients(gradient, score);
+    make_gradients(gradient, score, kept);
+    if constexpr (kDropout) drop(score, kept);
     Operand grad_score;
     Operand probability;
     pack_operand(grad_score, gradient);
@@ -609,28 +713,62 @@ class Sm90Consumer {
     for (i32 e = 0; e < kQueries / 2; ++e) score[e] = ptx::ex2_approx_ftz(score[e]);
   }
 
+  /// `query` is the tile's first.
   ATTUNE_DEVICE void hide_invisible(Scores& score, i32 query) const {
     const ForwardParams& p = p_.backward.forward;
-    const i32 key = work().begin + static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16 + lane() / 4);
+    const Window rows = window();
+    const Sm90Part keys = Schedule::kVarlen ? part() : Sm90Part{0, p.len_k, 1, 0};
+    const i32 first = first_key(work());
     query += static_cast<i32>(lane() % 4 * 2);
 #pragma unroll
-    for (i32 e = 0; e < kQueries / 2; ++e) {
-      if (!visible<S>(p.window, p.len_k, query + e / 4 * 8 + e % 2, key + e / 2 % 2 * 8)) {
-        score[e] = neg_inf();
+    for (i32 half = 0; half < 2; ++half) {
+      const i32 key = first + half * 8;
+      const QueryRange seeing = visiting_queries<S>(rows, p.len_q, key, key + 1);
+      const i32 begin = seeing.begin - query;
+      const i32 end = keys.first <= key && key < keys.last ? seeing.end - query : 0;
+#pragma unroll
+      for (i32 e = 0; e < kQueries / 4; ++e) {
+        const i32 i = e / 2 * 8 + e % 2;
+        if (i < begin || i >= end) score[e / 2 * 4 + half * 2 + e % 2] = neg_inf();
       }
     }
   }
 
   /// dS^T of dP^T.
-  ATTUNE_DEVICE void make_gradients(Scores& gradient, const Scores& probability) const {
+  ATTUNE_DEVICE void make_gradients(Scores& gradient, const Scores& probability,
+                                    const KeptKeyRows<S>& kept) const {
     const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; e += 4) {
       const float2 delta = ptx::ld_shared_float2(numbers + e * 8);
-      gradient[e] = probability[e] * (gradient[e] - delta.x);
-      gradient[e + 1] = probability[e + 1] * (gradient[e + 1] - delta.y);
-      gradient[e + 2] = probability[e + 2] * (gradient[e + 2] - delta.x);
-      gradient[e + 3] = probability[e + 3] * (gradient[e + 3] - delta.y);
+#pragma unroll
+      for (i32 i = e; i < e + 4; ++i) {
+        gradient[i] = probability[i] * less_delta(gradient[i], i % 2 == 0 ? delta.x : delta.y, kept.kept(i));
+      }
+    }
+  }
+
+  ATTUNE_DEVICE float less_delta(float gradient, float delta, bool kept) const {
+    if constexpr (!kDropout) return gradient - delta;
+    return kept ? fmaf(gradient, p_.backward.forward.dropout.rescale, -delta) : -delta;
+  }
+
+  // ---- Dropout ----
+
+  /// Drawn while the first products run.
+  ATTUNE_DEVICE KeptKeyRows<S> kept_pairs() const {
+    const Sm90Step step = this_step();
+    const Sm90Work tile = work();
+    const u32 pair = threadIdx.x / 64 - kWarpgroup / 64;
+    return {p_.backward.forward.dropout, tile.batch,   step.head, step.begin, first_key(tile),
+            memory_.drawn(pair),         kDrawn + pair};
+  }
+
+  /// Survivors are scaled up in finish().
+  static ATTUNE_DEVICE void drop(Scores& probability, const KeptKeyRows<S>& kept) {
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; ++e) {
+      if (!kept.kept(e)) probability[e] = 0.0f;
     }
   }
 
@@ -677,13 +815,16 @@ class Sm90Consumer {
     ptx::bar_sync(kTaken + group_, kAdderThreads);
   }
 
-  /// Where this part goes: column, row, head and batch entry. When: after whom, and as whom.
+  /// Where this part goes: column, row, head and batch entry; and how many rows there are. When: after whom,
+  /// and as whom.
   ATTUNE_DEVICE void address_sums() const {
     const Sm90Step step = this_step();
     const Sm90Work tile = work();
     const i32 column = kSplitColumns ? static_cast<i32>(group_) * kSumDim : 0;
     const i32 row = kSplitColumns ? 0 : static_cast<i32>(group_) * kGroupRows;
-    ptx::st_shared_word4(memory_.target(group_), {column, step.begin + row, step.head, tile.batch});
+    const i32 shift = Schedule::kVarlen ? part().sums_row : 0;
+    ptx::st_shared_word4(memory_.target(group_), {column, step.begin + shift + row, step.head, tile.batch});
+    if constexpr (Schedule::kVarlen) ptx::st_shared_word4(memory_.turn(group_), {step.rows - row, 0, 0, 0});
     if constexpr (S.query_gradient == QueryGradient::ordered) {
       ptx::st_shared_word4(memory_.turn(group_), {step.before, tile.begin / kKeys + 1, 0, 0});
     }
@@ -696,7 +837,10 @@ class Sm90Consumer {
     ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
     const Sm90Work tile = work();
 #pragma unroll
-    for (i32 e = 0; e < kDim / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
+    for (i32 e = 0; e < kDim / 2; ++e) {
+      grad_key_[e] *= p_.backward.forward.scale;
+      if constexpr (kDropout) grad_value_[e] *= p_.backward.forward.dropout.rescale;
+    }
     write_rows(key_tile(), grad_key_);
     write_rows(value_tile(), grad_value_);
     ptx::bar_sync(kGroup + group_, kWarpgroup);
@@ -774,8 +918,10 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
-  static_assert(S.query_gradient != QueryGradient::apart && S.blocks == Blocks::dense);
-  static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
+  static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
+  static_assert(S.blocks == Blocks::dense ||
+                (S.dropout == Dropout::off && S.query_gradient == QueryGradient::atomic));
+  static_assert(S.bias == Bias::none);
   static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
   static_assert((S.block_m == 64 && S.head_dim <= 128) || (S.block_m == 128 && S.head_dim <= 64));

@@ -49,17 +49,6 @@ class KeyRowScores {
   }
   static ATTUNE_DEVICE i32 column_of(i32 n, i32 e) { return accumulator_column() + n * 8 + e % 2; }
 
-  /// The keys of the segment that some query of its block sees: what is in others, NaN included, is not read.
-  static ATTUNE_DEVICE KeySegment seen_part(KeySegment segment, const Window& window) {
-    const Block& block = segment.block;
-    const KeyRange seen = visited_keys<S>(window, block.len_k, 0, block.len_q);
-    const i32 shift = segment.begin - segment.key;
-    segment.begin = max(segment.begin, seen.begin + shift);
-    segment.end = min(segment.end, seen.end + shift);
-    segment.key = segment.begin - shift;
-    return segment;
-  }
-
   /// The segment's block and the head, for the offsets of blocks.h, which are computed anew where they are
   /// used: kept through the walk, 64 bits wide, they would occupy registers.
   ATTUNE_DEVICE Slot head_now() const {

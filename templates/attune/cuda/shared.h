@@ -205,11 +205,12 @@ constexpr bool shares_columns(const KernelSpec& s) {
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
 /// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange, and
 /// two of probabilities where the head dim is wide; else float32 sums on their way to memory; for each stage
-/// two numbers of every query, two barriers and what it holds; the work item, and where and when the sums
-/// go, and a barrier for them.
+/// two numbers of every query, two barriers and what it holds; the work item, where and when the sums go, a
+/// barrier for them, and what each two warps tell each other of dropout.
 struct GradKeyValueSm90Shared {
   static constexpr i32 kWarpgroups = 2;
-  static constexpr i32 kGroupRows = 64;  // keys of a warpgroup, and queries whose sums it sends
+  static constexpr i32 kGroupRows = 64;    // keys of a warpgroup, and queries whose sums it sends
+  static constexpr i32 kDrawnBytes = 512;  // of two warps
 
   i32 panels;
   i32 key_bytes;    // of a tile of keys or values
@@ -226,6 +227,7 @@ struct GradKeyValueSm90Shared {
   i32 target_offset;
   i32 turn_offset;
   i32 staged_offset;
+  i32 drawn_offset;
   i32 end;
 
   constexpr explicit GradKeyValueSm90Shared(const KernelSpec& s)
@@ -241,10 +243,11 @@ struct GradKeyValueSm90Shared {
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
         step_offset(barrier_offset + 16 * (s.stages + 1)),
         work_offset(step_offset + 16 * s.stages),
-        target_offset(work_offset + 16),
+        target_offset(work_offset + 48),
         turn_offset(target_offset + 16 * kWarpgroups),
         staged_offset(turn_offset + 16 * kWarpgroups),
-        end(staged_offset + 8 * kWarpgroups) {}
+        drawn_offset(staged_offset + 8 * kWarpgroups),
+        end(drawn_offset + (s.dropout == Dropout::on ? 2 * kWarpgroups * kDrawnBytes : 0)) {}
   constexpr i32 bytes() const { return end; }
 };
 

@@ -1,0 +1,80 @@
+// Dropout on Hopper for scores whose rows are keys: who of a warpgroup draws what, and how it gets around.
+//
+// A call of Philox decides over 8 keys of a query (philox.h). They are rows of four threads: of two lanes, 4
+// apart, of two neighbouring warps. So each of the four draws for a quarter of the queries that they share,
+// and passes on what it drew, a bit for each pair, through shared memory.
+#pragma once
+
+#include "attune/cuda/dropout.cuh"
+#include "attune/cuda/ptx.cuh"
+#include "attune/cuda/ptx_sm90.cuh"
+#include "attune/cuda/shared.h"
+#include "attune/hd.h"
+#include "attune/params.h"
+#include "attune/philox.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+/// What is kept of a tile of scores, of those that this thread's accumulator holds: keys r and r + 8 of its
+/// warp's 16, whose first is a multiple of 16 of its block's, and of each 8 queries the neighbours 2c and
+/// 2c + 1 (lane 4r + c).
+template <KernelSpec S>
+class KeptKeyRows {
+  static constexpr i32 kDraws = S.block_m / 16;  // of a thread
+  static_assert(S.block_m % 16 == 0 && kDraws <= 8);
+
+ public:
+  /// Shared memory of two neighbouring warps, which meet at `barrier`.
+  static constexpr i32 kPairBytes = GradKeyValueSm90Shared::kDrawnBytes;
+
+  /// `query` is the tile's first, `key` this thread's.
+  ATTUNE_DEVICE KeptKeyRows(const DropoutParams& p, i32 block, i32 head, i32 query, i32 key, u32 pair,
+                            u32 barrier) {
+    if constexpr (S.dropout == Dropout::on) draw(p, block, head, query, key, pair, barrier);
+  }
+
+  /// Element e of the accumulator: key half e / 2 % 2, queries e / 4 * 8 + e % 2.
+  ATTUNE_DEVICE bool kept(i32 e) const {
+    if constexpr (S.dropout == Dropout::off) return true;
+    return (kept_[e % 2] >> (e / 4 % 2 * 16 + e / 8 * 2 + e / 2 % 2) & 1u) != 0;
+  }
+
+ private:
+  ATTUNE_DEVICE void draw(const DropoutParams& p, i32 block, i32 head, i32 query, i32 key, u32 pair,
+                          u32 barrier) {
+    const u32 lane = threadIdx.x % 32;
+    const u32 odd_key = lane / 4 % 2;
+    const u32 odd_warp = threadIdx.x / 32 % 2;
+    const u32 first = static_cast<u32>(query) + lane % 4 * 2 + odd_key + odd_warp * 8;
+    const i32 call = dropout_call(key);
+    u32 drawn[2] = {};  // for both warps: a bit for each query and key, of odd keys in the high halves
+#pragma unroll 2
+    for (i32 n = kDraws - 1; n >= 0; --n) {
+      const Philox<DropoutWord> bits =
+          dropout_bits(p, block, head, DropoutWord(first + static_cast<u32>(n * 16)), call);
+#pragma unroll
+      for (i32 warp = 0; warp < 2; ++warp) {
+        drawn[warp] <<= 2;
+#pragma unroll
+        for (i32 key_half = 0; key_half < 2; ++key_half) {
+          const u32 word = bits.word[warp * 2 + key_half].bits;
+          drawn[warp] |= kernel::kept(p, word, 0) ? 1u << key_half : 0u;
+          drawn[warp] |= kernel::kept(p, word, 1) ? 0x10000u << key_half : 0u;
+        }
+      }
+    }
+    const u32 row = pair + lane / 8 * 64 + lane % 4 * 16;  // where the four threads meet
+    ptx::st_shared_b32(row + odd_key * 8 + odd_warp * 4, drawn[0]);
+    ptx::st_shared_b32(row + odd_key * 8 + odd_warp * 4 + kPairBytes / 2, drawn[1]);
+    ptx::bar_sync(barrier, 64);
+    const ptx::Word4 all = ptx::ld_shared_word4(row + odd_warp * (kPairBytes / 2));
+    const u32 halves = odd_key == 0 ? 0x5410u : 0x7632u;
+    kept_[0] = ptx::prmt(static_cast<u32>(all.x), static_cast<u32>(all.y), halves);
+    kept_[1] = ptx::prmt(static_cast<u32>(all.z), static_cast<u32>(all.w), halves);
+  }
+
+  u32 kept_[2];  // of each of two neighbouring queries
+};
+
+}  // namespace attune::kernel
