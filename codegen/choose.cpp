@@ -72,8 +72,7 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
   if (problem.output_dtype != problem.dtype && !writes_f32) {
     lacks.push_back("the output should have the inputs' dtype, or be float32");
   }
-  if (problem.operation == Operation::forward && problem.blocks == kernel::Blocks::varlen &&
-      problem.bias != kernel::Bias::none) {
+  if (problem.blocks == kernel::Blocks::varlen && problem.bias != kernel::Bias::none) {
     lacks.push_back(
         "no kernels with a bias tensor of packed sequences: their columns begin anywhere, the copy "
         "engine's at multiples of 16 bytes");

@@ -249,7 +249,9 @@ Result<BackwardCall> check_backward(const BackwardArguments& a) {
   call.problem.align_bytes = alignment.bytes();
   const bool aligned = a.query.dtype != DType::f32 && call.problem.align_bytes == 16;
   const bool shared_alike = call.key_heads == call.value_heads;  // by the same heads of the query
-  const bool boxes_suit = shared_alike && aligned && boxes_fit(p.forward) &&
+  const bool bias_fits =
+      call.problem.bias == kernel::Bias::none || bias_boxes_fit(p.forward, call.problem.bias);
+  const bool boxes_suit = shared_alike && aligned && bias_fits && boxes_fit(p.forward) &&
                           output_boxes_fit(p.forward, read_grad_output_strides(call));
   call.problem.boxes = boxes_suit ? 1 : 0;
   return call;

@@ -54,6 +54,9 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   p.heads = backward.key_groups * backward.key_heads;
   p.sharing = kernel::sharing_heads(backward);
   p.heads_per_key_head = static_cast<int>(p.heads / key.heads);
+  if (spec.bias != kernel::Bias::none) {
+    ATTUNE_TRY(add_bias(driver, spec, forward, p.heads * p.sharing, kernel::Sm90Shared::kPanelRowBytes, p));
+  }
   p.key_blocks = kernel::ceil_div(forward.len_k, spec.block_n);
   p.pairs = forward.batch * p.heads;
   p.tiles = p.key_blocks * p.pairs;

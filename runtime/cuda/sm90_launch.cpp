@@ -21,16 +21,6 @@ using kernel::Sm90Shared;
 
 constexpr i64 kSectionBytes = i64{32} << 20;  // of keys and values that stay in the L2 cache
 
-/// The map of the bias, and which of its axes are broadcast.
-Result<void> add_bias(const Driver& driver, const KernelSpec& spec, ForwardSm90Params& p) {
-  const BoxAxes axes = bias_axes(p.forward);
-  p.bias_rows = axes.rows == 1 ? 1 : spec.block_m;
-  p.bias_batches = axes.batch == 1 ? 0 : 1;
-  p.heads_per_bias_head = static_cast<int>(p.heads / axes.heads);
-  return encode_bias(driver, spec.bias, p.forward.bias, p.forward.len_k, axes,
-                     Sm90Shared(spec).bias_row_bytes, p.bias_rows, p.bias);
-}
-
 /// A box of keys lies within a page, and boxes make up a tile.
 int key_box_rows(const KernelSpec& spec, const ForwardParams& p) {
   return spec.keys == kernel::Keys::paged ? std::gcd(spec.block_n, p.sequences.page_run) : spec.block_n;
@@ -65,7 +55,9 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec, 
   p.forward = forward;
   p.heads = forward.groups * forward.heads;
   p.heads_per_key_head = static_cast<int>(p.heads / key.heads);
-  if (spec.bias != kernel::Bias::none) ATTUNE_TRY(add_bias(driver, spec, p));
+  if (spec.bias != kernel::Bias::none) {
+    ATTUNE_TRY(add_bias(driver, spec, forward, p.heads, Sm90Shared(spec).bias_row_bytes, p));
+  }
   p.row_blocks = static_cast<int>(kernel::tiles_of_head(spec, forward.len_q, forward.sequences.count));
   p.pairs = forward.batch * p.heads;
   p.tiles = p.row_blocks * p.pairs;

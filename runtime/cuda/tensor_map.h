@@ -18,4 +18,16 @@ Result<void> encode_panels(const Driver& driver, kernel::DType dtype, const void
 Result<void> encode_bias(const Driver& driver, kernel::Bias type, const void* data, int len_k,
                          const BoxAxes& axes, int row_bytes, int rows, kernel::TensorMap& map);
 
+/// What a kernel of the sm90 family is told of a bias tensor for so many heads of the query: its map, and
+/// which of its axes are broadcast.
+template <typename Params>
+Result<void> add_bias(const Driver& driver, const kernel::KernelSpec& spec,
+                      const kernel::ForwardParams& forward, int heads, int row_bytes, Params& p) {
+  const BoxAxes axes = bias_axes(forward);
+  p.bias_rows = axes.rows == 1 ? 1 : spec.block_m;
+  p.bias_batches = axes.batch == 1 ? 0 : 1;
+  p.heads_per_bias_head = static_cast<int>(heads / axes.heads);
+  return encode_bias(driver, spec.bias, forward.bias, forward.len_k, axes, row_bytes, p.bias_rows, p.bias);
+}
+
 }  // namespace attune::runtime

@@ -151,11 +151,15 @@ struct ForwardSm90Params {
 /// What the sm90 family is told for grad_key_value. Maps as above.
 struct GradKeyValueSm90Params {
   TensorMap query, key, value, grad_output;
+  TensorMap bias;  // unless there is none
   BackwardParams backward;
   u32* counter = nullptr;      // as in ForwardSm90Params
   i32 heads = 0;               // that gradients of key and value have, over all groups
   i32 sharing = 1;             // query heads that share one of these
   i32 heads_per_key_head = 1;  // of these, those that share one head of the key's map
+  i32 heads_per_bias_head = 1;
+  i32 bias_rows = 0;           // as in ForwardSm90Params
+  i32 bias_batches = 0;
   i32 key_blocks = 0;          // tiles of one head
   i32 pairs = 0;               // batch * heads
   i32 tiles = 0;               // key_blocks * pairs

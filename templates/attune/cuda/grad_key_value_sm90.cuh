@@ -29,6 +29,7 @@
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/ptx_sm90.cuh"
 #include "attune/cuda/ptx_wgmma.cuh"
+#include "attune/cuda/score_bias.cuh"
 #include "attune/cuda/segments.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/tile.cuh"
@@ -45,6 +46,7 @@ struct Sm90Memory {
   static constexpr GradKeyValueSm90Shared kShared{S};
   using KeyRing = Ring<1, 2 * kShared.key_bytes>;             // keys, then values
   using QueryRing = Ring<S.stages, 2 * kShared.query_bytes>;  // queries, then output gradients
+  using BiasRing = Ring<1, kShared.bias_bytes>;
   using QueryCursor = typename QueryRing::Cursor;
 
   u32 base;
@@ -52,6 +54,10 @@ struct Sm90Memory {
   ATTUNE_DEVICE KeyRing keys() const { return {base, base + kShared.barrier_offset}; }
   ATTUNE_DEVICE QueryRing queries() const {
     return {base + kShared.query_offset, base + kShared.barrier_offset + KeyRing::kBarrierBytes};
+  }
+  ATTUNE_DEVICE BiasRing biases() const {
+    return {base + kShared.bias_offset,
+            base + kShared.barrier_offset + KeyRing::kBarrierBytes + QueryRing::kBarrierBytes};
   }
   /// The work item that comes with a tile of keys, the part of them, and its window.
   ATTUNE_DEVICE u32 work() const { return base + kShared.work_offset; }
@@ -234,7 +240,11 @@ class Sm90Producer {
 
  public:
   ATTUNE_DEVICE Sm90Producer(const GradKeyValueSm90Params& params, Memory memory)
-      : p_(params), memory_(memory), keys_(memory.keys()), queries_(memory.queries()) {}
+      : p_(params),
+        memory_(memory),
+        keys_(memory.keys()),
+        queries_(memory.queries()),
+        biases_(memory.biases()) {}
 
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
@@ -318,6 +328,7 @@ class Sm90Producer {
       queries_.acquire(query_at_);
       load_queries(step, work.batch);
       if (number == 0) load_keys();
+      if constexpr (S.bias != Bias::none) load_bias(work, step);
       load_numbers(step, work.batch);
       query_at_.advance();
       m = Schedule::next_step(range, m);
@@ -352,6 +363,24 @@ class Sm90Producer {
                                    ptx::kEvictLast);
   }
 
+  ATTUNE_DEVICE void load_bias(const Sm90Work& work, const Sm90Step& step) {
+    using Tile = KeyRowBiasTile<S>;
+    biases_.acquire(bias_at_);
+    if (first_lane()) {
+      const u32 full = biases_.full(bias_at_);
+      ptx::BoxOrigin origin{work.begin, p_.bias_rows == 1 ? 0 : step.begin,
+                            step.head / p_.heads_per_bias_head, work.batch * p_.bias_batches};
+      ptx::mbarrier_arrive_expect_tx(full, Tile::kPanels * p_.bias_rows * Tile::kRowBytes);
+#pragma unroll
+      for (i32 panel = 0; panel < Tile::kPanels; ++panel) {
+        ptx::cp_async_bulk_tensor_load(biases_.tile(bias_at_) + panel * Tile::kPanelBytes, p_.bias, full,
+                                       origin, ptx::kEvictFirst);
+        origin.column += Tile::kPanelKeys;
+      }
+    }
+    bias_at_.advance();
+  }
+
   /// The numbers of a tile's queries. Past the end their LSE is +inf, which makes every probability 0.
   ATTUNE_DEVICE void load_numbers(const Sm90Step& step, i32 batch) const {
     constexpr i32 kRounds = kQueries / 32;
@@ -380,8 +409,10 @@ class Sm90Producer {
   const Memory memory_;
   const typename Memory::KeyRing keys_;
   const typename Memory::QueryRing queries_;
+  const typename Memory::BiasRing biases_;
   typename Memory::KeyRing::Cursor key_at_{1};
   typename Memory::QueryCursor query_at_{1};
+  typename Memory::BiasRing::Cursor bias_at_{1};
 };
 
 /// The last tile of keys that has added to a part of the sums of a tile of queries.
@@ -524,7 +555,12 @@ class Sm90Consumer {
 
  public:
   ATTUNE_DEVICE Sm90Consumer(const GradKeyValueSm90Params& params, Memory memory, u32 group)
-      : p_(params), memory_(memory), keys_(memory.keys()), queries_(memory.queries()), group_(group) {}
+      : p_(params),
+        memory_(memory),
+        keys_(memory.keys()),
+        queries_(memory.queries()),
+        biases_(memory.biases()),
+        group_(group) {}
 
   ATTUNE_DEVICE void run() {
     clear();
@@ -696,21 +732,39 @@ class Sm90Consumer {
   // ---- Scores ----
 
   /// P^T of S^T.
-  ATTUNE_DEVICE void make_probabilities(Scores& score) const {
+  ATTUNE_DEVICE void make_probabilities(Scores& score) {
     const float scale2 = p_.backward.forward.scale * kLog2e;
+    if constexpr (S.bias != Bias::none) add_bias(score, scale2);
     const u32 numbers = memory_.numbers(query_at_) + lane() % 4 * 8;
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; e += 4) {
       const float2 lse2 = ptx::ld_shared_float2(numbers + e * 8);
-      score[e] = fmaf(score[e], scale2, -lse2.x);
-      score[e + 1] = fmaf(score[e + 1], scale2, -lse2.y);
-      score[e + 2] = fmaf(score[e + 2], scale2, -lse2.x);
-      score[e + 3] = fmaf(score[e + 3], scale2, -lse2.y);
+#pragma unroll
+      for (i32 i = e; i < e + 4; ++i) {
+        const float less = i % 2 == 0 ? lse2.x : lse2.y;
+        score[i] = S.bias == Bias::none ? fmaf(score[i], scale2, -less) : score[i] - less;
+      }
     }
     const Sm90Step step = this_step();
     if (step.masked) hide_invisible(score, step.begin);
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; ++e) score[e] = ptx::ex2_approx_ftz(score[e]);
+  }
+
+  /// Scores in base 2, with their bias.
+  ATTUNE_DEVICE void add_bias(Scores& score, float scale2) {
+    biases_.wait(bias_at_);
+    const i32 key = static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16);
+    const KeyRowBiasTile<S> bias(biases_.tile(bias_at_), key, p_.bias_rows == 1, static_cast<i32>(lane()));
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      float element[8];
+      bias.load(element, k);
+#pragma unroll
+      for (i32 e = 0; e < 8; ++e) score[k * 8 + e] = with_bias<S.bias>(score[k * 8 + e] * scale2, element[e]);
+    }
+    biases_.release(bias_at_);
+    bias_at_.advance();
   }
 
   /// `query` is the tile's first.
@@ -886,9 +940,11 @@ class Sm90Consumer {
   const Memory memory_;
   const typename Memory::KeyRing keys_;
   const typename Memory::QueryRing queries_;
+  const typename Memory::BiasRing biases_;
   const u32 group_;
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
+  typename Memory::BiasRing::Cursor bias_at_{0};
   u32 buffer_ = 0;  // of the exchange
 
   Gradient grad_key_;
@@ -909,6 +965,10 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
     for (u32 group = 0; group < GradKeyValueSm90Shared::kWarpgroups; ++group) {
       ptx::mbarrier_init(memory.staged(group), kWarpgroup / 32);
     }
+    if constexpr (S.bias != Bias::none) {
+      ptx::prefetch_tensormap(params.bias);
+      memory.biases().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
+    }
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
@@ -919,9 +979,8 @@ template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
-  static_assert(S.blocks == Blocks::dense ||
-                (S.dropout == Dropout::off && S.query_gradient == QueryGradient::atomic));
-  static_assert(S.bias == Bias::none);
+  static_assert(S.blocks == Blocks::dense || (S.dropout == Dropout::off && S.bias == Bias::none &&
+                                              S.query_gradient == QueryGradient::atomic));
   static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
   static_assert((S.block_m == 64 && S.head_dim <= 128) || (S.block_m == 128 && S.head_dim <= 64));

@@ -108,6 +108,12 @@ ATTUNE_DEVICE void st_shared_v4(u32 address, const Chunk& c) {
                : "memory");
 }
 
+ATTUNE_DEVICE u32 ld_shared_u8(u32 address) {
+  u32 byte;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(address) : "memory");
+  return byte;
+}
+
 /// 2 bytes; the address is a multiple of 2.
 ATTUNE_DEVICE u16 ld_shared_u16(u32 address) {
   u16 word;

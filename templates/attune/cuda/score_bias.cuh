@@ -162,4 +162,58 @@ class BiasTile {
   const u32 eight_rows_;
 };
 
+/// The same for scores whose rows are keys.
+template <KernelSpec S>
+class KeyRowBiasTile {
+  static constexpr i32 kBytes = size_of(S.bias);
+
+ public:
+  static constexpr i32 kRowBytes = 128;  // of a panel
+  static constexpr i32 kPanelBytes = S.block_m * kRowBytes;
+  static constexpr i32 kPanelKeys = kRowBytes / kBytes;
+  static constexpr i32 kPanels = S.block_n / kPanelKeys;
+  static_assert(kPanels * kPanelKeys == S.block_n);
+
+  /// For a lane of the warp whose 16 keys begin at `key` of the tile; or all queries have the first's.
+  ATTUNE_DEVICE KeyRowBiasTile(u32 tile, i32 key, bool one_row, i32 lane)
+      : query_bytes_(one_row ? 0 : kRowBytes), odd_query_(one_row ? 0 : kRowBytes | kChunkBytes) {
+    const i32 first = kBytes == 2 ? key + lane / 8 % 2 * 8 : key + lane / 4;
+    const i32 query = one_row ? 0 : kBytes == 2 ? lane / 16 * 8 + lane % 8 : lane % 4 * 2;
+    const i32 bytes = first % kPanelKeys * kBytes;
+    using Panel = SwizzledTile<kRowBytes / kChunkBytes>;
+    origin_ = tile + static_cast<u32>(first / kPanelKeys * kPanelBytes) +
+              Panel::offset(query, bytes / kChunkBytes) + static_cast<u32>(bytes % kChunkBytes);
+  }
+
+  /// Elements 8k to 8k + 7 of the accumulator: of 16 queries.
+  ATTUNE_DEVICE void load(float (&element)[8], i32 k) const {
+    if constexpr (kBytes == 2) {
+      u32 word[4];
+      ptx::ldmatrix_x4_trans(word, origin_ + query_bytes_ * (k * 16));
+#pragma unroll
+      for (i32 e = 0; e < 8; ++e) {
+        const auto bits = static_cast<u16>(word[e / 2] >> e % 2 * 16);
+        element[e] = S.bias == Bias::f16 ? ptx::cvt_f32_f16(bits) : bf16_to_float(bits);
+      }
+    } else {
+#pragma unroll
+      for (i32 e = 0; e < 8; ++e) {
+        const u32 eight_keys = e / 2 % 2 * 8 * kBytes;
+        const u32 odd = e % 2 == 0 ? 0 : odd_query_;
+        const u32 at = (origin_ ^ eight_keys ^ odd) + query_bytes_ * (k * 16 + e / 4 * 8);
+        if constexpr (kBytes == 4) {
+          element[e] = float_of(ptx::ld_shared_b32(at));
+        } else {
+          element[e] = static_cast<float>(ptx::ld_shared_u8(at));
+        }
+      }
+    }
+  }
+
+ private:
+  u32 origin_;
+  const u32 query_bytes_;  // from one query to the next
+  const u32 odd_query_;    // what changes from an even query to the next
+};
+
 }  // namespace attune::kernel

@@ -203,10 +203,10 @@ constexpr bool shares_columns(const KernelSpec& s) {
 }
 
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
-/// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange, and
-/// two of probabilities where the head dim is wide; else float32 sums on their way to memory; for each stage
-/// two numbers of every query, two barriers and what it holds; the work item, where and when the sums go, a
-/// barrier for them, and what each two warps tell each other of dropout.
+/// queries with the gradient of their output; a tile of the bias tensor; two tiles of score gradients, which
+/// warpgroups exchange, and two of probabilities where the head dim is wide; else float32 sums on their way
+/// to memory; for each stage two numbers of every query, two barriers and what it holds; the work item, where
+/// and when the sums go, a barrier for them, and what each two warps tell each other of dropout.
 struct GradKeyValueSm90Shared {
   static constexpr i32 kWarpgroups = 2;
   static constexpr i32 kGroupRows = 64;    // keys of a warpgroup, and queries whose sums it sends
@@ -218,6 +218,8 @@ struct GradKeyValueSm90Shared {
   i32 score_bytes;  // of a tile of score gradients or probabilities
   i32 sum_bytes;    // of one warpgroup
   i32 query_offset;
+  i32 bias_bytes;  // of a tile
+  i32 bias_offset;
   i32 score_offset;
   i32 sum_offset;
   i32 number_offset;
@@ -237,11 +239,13 @@ struct GradKeyValueSm90Shared {
         score_bytes(s.block_m * s.block_n * 2),
         sum_bytes(shares_columns(s) ? 0 : kGroupRows * Sm90Shared::kPanelElements * 4),
         query_offset(2 * key_bytes),
-        score_offset(query_offset + s.stages * 2 * query_bytes),
+        bias_bytes(s.block_m * s.block_n * size_of(s.bias)),
+        bias_offset(query_offset + s.stages * 2 * query_bytes),
+        score_offset(bias_offset + bias_bytes),
         sum_offset(score_offset + (shares_columns(s) ? 4 : 2) * score_bytes),
         number_offset(sum_offset + kWarpgroups * sum_bytes),
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
-        step_offset(barrier_offset + 16 * (s.stages + 1)),
+        step_offset(barrier_offset + 16 * (s.stages + 2)),
         work_offset(step_offset + 16 * s.stages),
         target_offset(work_offset + 48),
         turn_offset(target_offset + 16 * kWarpgroups),
