@@ -48,8 +48,9 @@ class KeptKeyRows {
     const u32 odd_warp = threadIdx.x / 32 % 2;
     const u32 first = static_cast<u32>(query) + lane % 4 * 2 + odd_key + odd_warp * 8;
     const i32 call = dropout_call(key);
+    const u32 last_dropped = (p.threshold << 16) - 1;  // of 16 bits in the high half of a word; ~0 if all are
     u32 drawn[2] = {};  // for both warps: a bit for each query and key, of odd keys in the high halves
-#pragma unroll 2
+#pragma unroll 4
     for (i32 n = kDraws - 1; n >= 0; --n) {
       const Philox<DropoutWord> bits =
           dropout_bits(p, block, head, DropoutWord(first + static_cast<u32>(n * 16)), call);
@@ -59,8 +60,8 @@ class KeptKeyRows {
 #pragma unroll
         for (i32 key_half = 0; key_half < 2; ++key_half) {
           const u32 word = bits.word[warp * 2 + key_half].bits;
-          drawn[warp] |= kernel::kept(p, word, 0) ? 1u << key_half : 0u;
-          drawn[warp] |= kernel::kept(p, word, 1) ? 0x10000u << key_half : 0u;
+          drawn[warp] |= word << 16 > last_dropped ? 1u << key_half : 0u;
+          drawn[warp] |= word > last_dropped ? 0x10000u << key_half : 0u;
         }
       }
     }
