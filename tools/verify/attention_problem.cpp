@@ -24,8 +24,13 @@ using kernel::Dropout;
 constexpr std::int64_t kMostProducts = 4'000'000;  // of one case: what the float64 reference does in 4 ms
 constexpr int kFewestOutputs = 64;  // so that the plain implementation's error is no matter of luck
 
-Family public_family(kernel::Family family) {
-  return static_cast<Family>(static_cast<int>(family) + 1);
+std::vector<Family> public_families(codegen::Families families) {
+  using enum kernel::Family;
+  std::vector<Family> all;
+  for (const kernel::Family family : {cpu, simt, mma, sm90}) {
+    if (contains(families, family)) all.push_back(static_cast<Family>(static_cast<int>(family) + 1));
+  }
+  return all;
 }
 
 DType dtype_of(kernel::Bias bias) {
@@ -362,12 +367,12 @@ AttentionBias AttentionProblem::bias_on(Arena& arena) const {
 }
 
 AttentionProblem::Arguments AttentionProblem::on(Arena& arena) const {
-  return {
-      .query = arena.put(query),
-      .key = arena.put(key),
-      .value = arena.put(value),
-      .bias = bias_on(arena),
-      .options = {.scale = scale, .families = {public_family(class_.family)}, .p = p_, .dropout = dropout_}};
+  return {.query = arena.put(query),
+          .key = arena.put(key),
+          .value = arena.put(value),
+          .bias = bias_on(arena),
+          .options = {
+              .scale = scale, .families = public_families(traits().families), .p = p_, .dropout = dropout_}};
 }
 
 AttentionProblem::Shape AttentionProblem::output_shape() const {

@@ -371,7 +371,7 @@ class Sm90Producer {
       ptx::BoxOrigin origin{work.begin, p_.bias_rows == 1 ? 0 : step.begin,
                             step.head / p_.heads_per_bias_head, work.batch * p_.bias_batches};
       ptx::mbarrier_arrive_expect_tx(full, Tile::kPanels * p_.bias_rows * Tile::kRowBytes);
-#pragma unroll
+#pragma unroll 1
       for (i32 panel = 0; panel < Tile::kPanels; ++panel) {
         ptx::cp_async_bulk_tensor_load(biases_.tile(bias_at_) + panel * Tile::kPanelBytes, p_.bias, full,
                                        origin, ptx::kEvictFirst);
