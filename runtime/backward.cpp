@@ -2,6 +2,7 @@
 
 #include "attune/backward.h"
 #include "codegen/choose.h"
+#include "runtime/boxes.h"
 
 #include <fmt/format.h>
 
@@ -49,7 +50,8 @@ kernel::Strides contiguous_rows(const kernel::ForwardParams& p, i64 columns) {
 /// The launch of one operation on the call's parameters.
 class Planner {
  public:
-  Planner(const BackwardCall& call, const BackwardParams& params) : call_(call), params_(params) {}
+  Planner(const BackwardCall& call, const BackwardParams& params, bool stores_bias_gradient)
+      : call_(call), params_(params), stores_bias_gradient_(stores_bias_gradient) {}
 
   BackwardPlan::Step& add(Operation operation) {
     BackwardPlan::Step& step = plan_.steps[plan_.count++];
@@ -84,11 +86,13 @@ class Planner {
     step.problem.query_gradient = query_gradient;
     step.params.key_groups = heads.groups;
     step.params.key_heads = heads.heads;
+    if (!stores_bias_gradient_) step.params.grad_bias = nullptr;
     return step;
   }
 
   const BackwardCall& call_;
   const BackwardParams& params_;
+  const bool stores_bias_gradient_;
   BackwardPlan plan_;
 };
 
@@ -135,11 +139,14 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
   const kernel::ForwardParams& forward = params.forward;
   const bool wants_key_value = params.grad_key != nullptr || params.grad_value != nullptr;
   QueryGradient query_gradient = QueryGradient::apart;
+  bool stores_bias_gradient = false;
   if (params.grad_query != nullptr && wants_key_value) {
     const Problem keys = problem_of(call.problem, Operation::grad_key_value);
     if (const auto spec = codegen::key_value_spec(keys, arch, call.deterministic)) {
       query_gradient = spec->query_gradient;
       params.sum_fragments = leaves_fragments(*spec) ? 1 : 0;
+      stores_bias_gradient = params.grad_bias != nullptr && kernel::stores_bias_gradient(*spec) &&
+                             bias_gradient_boxes_fit(params);
     }
   }
   const bool sums = query_gradient != QueryGradient::apart;
@@ -165,7 +172,7 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
         "memory_efficient_attention_backward: the workspace would be larger than any memory");
   }
 
-  Planner planner(call, params);
+  Planner planner(call, params, stores_bias_gradient);
   planner.add(Operation::delta);
   if (call.copies_grad_output) {
     params.grad_output = params.grad_output_copy;
@@ -174,7 +181,7 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
   }
   planner.add_key_value(query_gradient);
   if (params.grad_query != nullptr) planner.add(sums ? Operation::round_query : Operation::grad_query);
-  if (params.grad_bias != nullptr) planner.add(Operation::grad_bias);
+  if (params.grad_bias != nullptr && !stores_bias_gradient) planner.add(Operation::grad_bias);
   BackwardPlan& plan = planner.plan();
   if (plan.main == plan.count) plan.main = plan.count - 1;
   plan.workspace_bytes = static_cast<std::size_t>(pieces.bytes());

@@ -72,6 +72,12 @@ BoxAxes bias_axes(const ForwardParams& p) {
           .batch_stride = usable(batch, strides.batch)};
 }
 
+BoxAxes bias_gradient_axes(const kernel::BackwardParams& p) {
+  ForwardParams gradient = p.forward;
+  gradient.bias_strides = p.grad_bias_strides;
+  return bias_axes(gradient);
+}
+
 bool boxes_fit(const ForwardParams& p) {
   const bool same_sharing = shared_in_group(p, p.key_strides) == shared_in_group(p, p.value_strides);
   return same_sharing && one_axis(p, p.query_strides) &&
@@ -94,6 +100,14 @@ bool bias_boxes_fit(const ForwardParams& p, Bias bias) {
   const kernel::BiasStrides& strides = p.bias_strides;
   return strides.key == 1 && reinterpret_cast<std::uintptr_t>(p.bias) % 16 == 0 &&
          (strides.head == 0 || one_axis(p, strides)) && fits(bias_axes(p), size_of(bias));
+}
+
+bool bias_gradient_boxes_fit(const kernel::BackwardParams& p) {
+  const ForwardParams& f = p.forward;
+  const bool whole = p.bias_batch == f.batch && p.bias_groups == f.groups && p.bias_heads == f.heads &&
+                     p.bias_rows == f.len_q;
+  return whole && p.grad_bias_strides.key == 1 && reinterpret_cast<std::uintptr_t>(p.grad_bias) % 16 == 0 &&
+         one_axis(f, p.grad_bias_strides) && fits(bias_gradient_axes(p), kHalfBytes);
 }
 
 }  // namespace attune::runtime

@@ -24,6 +24,9 @@ BoxAxes key_axes(const kernel::ForwardParams& params, const kernel::Strides& str
 /// broadcast has extent 1, and heads are those of the query, one of each group, or one.
 BoxAxes bias_axes(const kernel::ForwardParams& params);
 
+/// Of the gradient of a bias tensor that is broadcast along no axis.
+BoxAxes bias_gradient_axes(const kernel::BackwardParams& params);
+
 /// Do query, key and value, 16-bit and with rows aligned to 16 bytes, suit the engine?
 bool boxes_fit(const kernel::ForwardParams& params);
 /// Does the output, or its gradient, likewise, with these strides?
@@ -32,5 +35,7 @@ bool output_boxes_fit(const kernel::ForwardParams& params, const kernel::Strides
 bool pages_fit(const kernel::Sequences& sequences);
 /// Does a bias of this type suit it?
 bool bias_boxes_fit(const kernel::ForwardParams& params, kernel::Bias bias);
+/// Does the 16-bit gradient of one, and has it an element for every pair?
+bool bias_gradient_boxes_fit(const kernel::BackwardParams& params);
 
 }  // namespace attune::runtime

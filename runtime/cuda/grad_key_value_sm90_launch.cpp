@@ -57,6 +57,10 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   if (spec.bias != kernel::Bias::none) {
     ATTUNE_TRY(add_bias(driver, spec, forward, p.heads * p.sharing, kernel::Sm90Shared::kPanelRowBytes, p));
   }
+  if (backward.grad_bias != nullptr) {
+    ATTUNE_TRY(encode_bias(driver, spec.bias, backward.grad_bias, forward.len_k, bias_gradient_axes(backward),
+                           kernel::Sm90Shared::kPanelRowBytes, spec.block_m, p.grad_bias));
+  }
   p.key_blocks = kernel::ceil_div(forward.len_k, spec.block_n);
   p.pairs = forward.batch * p.heads;
   p.tiles = p.key_blocks * p.pairs;

@@ -151,7 +151,8 @@ struct ForwardSm90Params {
 /// What the sm90 family is told for grad_key_value. Maps as above.
 struct GradKeyValueSm90Params {
   TensorMap query, key, value, grad_output;
-  TensorMap bias;  // unless there is none
+  TensorMap bias;       // unless there is none
+  TensorMap grad_bias;  // where it is stored here (stores_bias_gradient() in spec.h)
   BackwardParams backward;
   u32* counter = nullptr;      // as in ForwardSm90Params
   i32 heads = 0;               // that gradients of key and value have, over all groups

@@ -580,6 +580,7 @@ class Sm90Consumer {
       }
       key_at_.advance();
     }
+    await_stored_gradients();
     await_adder();
     if (elected()) ptx::st_shared_word4(memory_.target(group_), {0, 0, 0, -1});
     announce_sums();
@@ -667,8 +668,10 @@ class Sm90Consumer {
     pack_operand(probability, score);
     publish(grad_score);
     multiply_columns(grad_value_, probability, grad_output_tile());
+    await_stored_gradients();
     ptx::fence_proxy_async();
     ptx::bar_sync(kExchange, kThreads);
+    store_gradients();
     Sums sums;
     multiply_sums(sums);
     ptx::wgmma_wait_group<1>();
@@ -882,6 +885,28 @@ class Sm90Consumer {
     if constexpr (S.query_gradient == QueryGradient::ordered) {
       ptx::st_shared_word4(memory_.turn(group_), {step.before, tile.begin / kKeys + 1, 0, 0});
     }
+  }
+
+  // ---- The gradient of a bias tensor: the tiles of dS as they are exchanged ----
+
+  ATTUNE_DEVICE bool stores_gradients() const {
+    return stores_bias_gradient(S) && p_.backward.grad_bias != nullptr && elected();
+  }
+
+  /// This warpgroup's panel of the tile.
+  ATTUNE_DEVICE void store_gradients() const {
+    if (!stores_gradients()) return;
+    const Sm90Step step = this_step();
+    const Sm90Work tile = work();
+    ptx::cp_async_bulk_tensor_store(
+        p_.grad_bias, memory_.scores(buffer_) + group_ * kPanelBytes<kQueries>,
+        {tile.begin + static_cast<i32>(group_) * kGroupRows, step.begin, step.head, tile.batch});
+    ptx::cp_async_bulk_commit_group();
+  }
+
+  /// Before others may write to the tile that was stored last.
+  ATTUNE_DEVICE void await_stored_gradients() const {
+    if (stores_gradients()) ptx::cp_async_bulk_wait_group_read<0>();
   }
 
   // ---- The end of a tile of keys ----
