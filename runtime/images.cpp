@@ -6,9 +6,9 @@
 #include "cache/turn.h"
 #include "codegen/embedded.h"
 #include "codegen/names.h"
-#include "runtime/explanation.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/cuda/cuda_backend.h"
+#include "runtime/explanation.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>

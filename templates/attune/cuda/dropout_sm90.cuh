@@ -28,6 +28,8 @@ class KeptKeyRows {
   /// Shared memory of two neighbouring warps, which meet at `barrier`.
   static constexpr i32 kPairBytes = GradKeyValueSm90Shared::kDrawnBytes;
 
+  /// All of them, where there is no dropout.
+  ATTUNE_DEVICE KeptKeyRows() {}
   /// `query` is the tile's first, `key` this thread's.
   ATTUNE_DEVICE KeptKeyRows(const DropoutParams& p, i32 block, i32 head, i32 query, i32 key, u32 pair,
                             u32 barrier) {

@@ -17,6 +17,10 @@
 // rows or 64 columns and leaves them to a warp of the producer's, an adder, which has the copy engine add
 // them to the float32 sums in memory (the structure of Shah et al., FlashAttention-3, arXiv 2407.08608).
 //
+// Tiles of packed sequences are rows of the tensors: one is worked on once for every block that has keys in
+// it, and what lies beside the block's becomes 0 in shared memory. A tile of a bias tensor comes for each
+// tile of queries; its gradient is the exchanged tile of dS, which the copy engine stores.
+//
 // Registers of one thread:    producer  consumer    S + dP, or dS + P + dQ, beside dK + dV
 //   head dim  64, 128 x 128   24        240         64 + 64, or 32 + 32 + 32, beside 32 + 32
 //   head dim 128,  64 x 128   24        240         32 + 32, or 16 + 16 + 32, beside 64 + 64
@@ -84,8 +88,8 @@ struct Sm90Memory {
   }
 };
 
-/// Named barriers: of both warpgroups; of each; of each for the other; of each with its adder; and of each two
-/// warps. 0 is __syncthreads.
+/// Named barriers: of both warpgroups; of each; of each for the other; of each with its adder; and of each
+/// two warps. 0 is __syncthreads.
 enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDrawn = 8 };
 inline constexpr u32 kAdderThreads = kWarpgroup + 32;
 
@@ -473,8 +477,8 @@ class Sm90Adder {
     const u32 bytes = static_cast<u32>(Sm90Sums<S>::fragments(group_) * kFragmentBytes);
     if (lane() < kRows / kFragmentRows && lane() * kFragmentRows < rows && bytes > 0) {
       const i64 head = i64{origin.batch} * p_.heads * p_.sharing + origin.head;
-      float* rows = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
-      ptx::cp_reduce_async_bulk_add(rows + origin.column * kFragmentRows,
+      float* sums = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
+      ptx::cp_reduce_async_bulk_add(sums + origin.column * kFragmentRows,
                                     memory_.sums(group_) + static_cast<u32>(lane()) * kStagedBytes, bytes);
     }
     ptx::cp_async_bulk_commit_group();  // by every lane, so that all count alike
@@ -814,6 +818,7 @@ class Sm90Consumer {
 
   /// Drawn while the first products run.
   ATTUNE_DEVICE KeptKeyRows<S> kept_pairs() const {
+    if constexpr (!kDropout) return {};
     const Sm90Step step = this_step();
     const Sm90Work tile = work();
     const u32 pair = threadIdx.x / 64 - kWarpgroup / 64;
