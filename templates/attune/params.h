@@ -159,13 +159,13 @@ struct GradKeyValueSm90Params {
   i32 sharing = 1;             // query heads that share one of these
   i32 heads_per_key_head = 1;  // of these, those that share one head of the key's map
   i32 heads_per_bias_head = 1;
-  i32 bias_rows = 0;           // as in ForwardSm90Params
+  i32 bias_rows = 0;  // as in ForwardSm90Params
   i32 bias_batches = 0;
-  i32 key_blocks = 0;          // tiles of one head
-  i32 pairs = 0;               // batch * heads
-  i32 tiles = 0;               // key_blocks * pairs
-  i32 blocks = 0;              // of threads
-  i32 section = 1;             // windows: neighbouring pairs whose queries and sums fit the L2 cache
+  i32 key_blocks = 0;  // tiles of one head
+  i32 pairs = 0;       // batch * heads
+  i32 tiles = 0;       // key_blocks * pairs
+  i32 blocks = 0;      // of threads
+  i32 section = 1;     // windows: neighbouring pairs whose queries and sums fit the L2 cache
 };
 static_assert(sizeof(GradKeyValueSm90Params) <= 4096, "kernel parameters of every GPU fit 4 KiB");
 
