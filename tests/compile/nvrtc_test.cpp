@@ -2,6 +2,7 @@
 // what the architecture gives, no warning that means a slow kernel. --wide tries many problems of each row,
 // --seed N other ones, --only TEXT those that have it in their name: "sm_90a mma_64x96x4_d128 dtype=f16 ...".
 #define DOCTEST_CONFIG_IMPLEMENT
+#include "base/digest.h"
 #include "codegen/candidates.h"
 #include "codegen/choose.h"
 #include "codegen/embedded.h"
@@ -23,6 +24,7 @@
 #include <iterator>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <vector>
 
 using namespace attune;
@@ -169,12 +171,20 @@ bool is_backward(Operation operation) {
   return operation != Operation::forward && !codegen::merges(operation);
 }
 
+/// By its name and not by its place: another row in the table changes nothing for this one.
+std::uint64_t number_of(const Candidate& row) {
+  const Digest digest = sha256(std::string_view(row.name));
+  std::uint64_t number = 0;
+  std::memcpy(&number, digest.bytes.data(), sizeof number);
+  return number;
+}
+
 /// What a row is compiled with: problems with each set of traits that it is ever chosen for. Architectures
 /// take turns, so that every row meets those too. So do sets of traits in the backward pass, whose rows are
 /// many and alike. The seed is fixed: a spill that nobody has caused should not stop a build, `--wide --seed
 /// N` goes looking for one.
 std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs) {
-  const auto index = static_cast<std::size_t>(&row - codegen::candidates().data());
+  const std::uint64_t index = number_of(row);
   const bool sparse = is_backward(row.operation) && !wide;
   const std::size_t wanted = wide ? 60 : sparse ? 1 : 2;
   Random random(seed, index);
