@@ -201,6 +201,13 @@ int BackwardCase::launches() const {
   return deterministic_ ? 2 * once : once;
 }
 
+/// grad_key_value may store the bias tensor's gradient where it lies as the copy engine wants it.
+int BackwardCase::spared_launches() const {
+  const bool may_store = computes(bias_) && computes(query_) && (computes(key_) || computes(value_));
+  if (!may_store) return 0;
+  return deterministic_ ? 2 : 1;
+}
+
 codegen::Problem BackwardCase::last(const codegen::Arch& arch) const {
   if (computes(key_) || computes(value_)) {
     return step_of(problem.traits(), Operation::grad_key_value, query_gradient(arch));

@@ -26,8 +26,9 @@ class Case {
 
   /// Calls the API on the arena's device; the results are in the case's own memory afterwards. Throws Error.
   virtual void run(Arena& arena) = 0;
-  /// Kernels that run() launches.
+  /// Kernels that run() launches, and how many fewer they may be.
   virtual int launches() const = 0;
+  virtual int spared_launches() const { return 0; }
   /// The problem of the kernel that last_kernel() names afterwards, if there were any.
   virtual codegen::Problem last(const codegen::Arch& arch) const = 0;
   /// "" when the results are within the tolerance, rows that saw no key are exactly 0 and -inf, and no byte
@@ -79,6 +80,7 @@ class BackwardCase : public Case {
 
   void run(Arena& arena) override;
   int launches() const override;
+  int spared_launches() const override;
   codegen::Problem last(const codegen::Arch& arch) const override;
   std::string verdict() const override;
 
