@@ -51,8 +51,9 @@ bool add_hit(const Descriptor& file, const Digest& key) {
 }
 
 std::uint64_t KernelHits::of(const Digest& key) const {
+  const std::size_t begin = row_offset(key);
+  if (begin >= bytes_.size()) return 0;
   Row row{};
-  const std::size_t begin = std::min(row_offset(key), bytes_.size());
   std::memcpy(row.data(), bytes_.data() + begin, std::min(sizeof row, bytes_.size() - begin));
   const auto slot = std::ranges::find(row, name_of(key), &Slot::key);
   return slot == row.end() ? 0 : slot->hits;
