@@ -1,7 +1,6 @@
 // The C ABI over the C++ API: nothing but statuses leaves, and the text of the last failure stays with the
 // thread.
-#include "attune/attune.h"
-#include "attune/attune_c.h"
+#include "runtime/c_arguments.h"
 #include "runtime/engine.h"
 
 #include <fmt/format.h>
@@ -11,7 +10,6 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <memory>
 #include <new>
 #include <string>
@@ -19,131 +17,12 @@
 
 namespace {
 
-using attune::Error;
-using attune::ErrorKind;
-
-static_assert(ATTUNE_MAX_RANK == attune::kMaxRank);
-
-thread_local std::string last_error;
-
-attune_status status_of(ErrorKind kind) {
-  switch (kind) {
-    case ErrorKind::invalid_argument: return ATTUNE_INVALID_ARGUMENT;
-    case ErrorKind::unsupported: return ATTUNE_UNSUPPORTED;
-    case ErrorKind::environment: return ATTUNE_ENVIRONMENT;
-    case ErrorKind::internal: return ATTUNE_INTERNAL;
-  }
-  return ATTUNE_INTERNAL;
-}
-
-/// Runs `body`; whatever it throws becomes a status and a text.
-template <typename Body>
-attune_status guarded(Body&& body) noexcept {
-  try {
-    body();
-    return ATTUNE_OK;
-  } catch (const Error& error) {
-    last_error = error.what();
-    return status_of(error.kind());
-  } catch (const std::bad_alloc&) {
-    last_error = "out of memory";
-    return ATTUNE_ENVIRONMENT;
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return ATTUNE_INTERNAL;
-  }
-}
-
-[[noreturn]] void refuse(std::string message) {
-  throw Error(ErrorKind::invalid_argument, std::move(message));
-}
-
-template <typename View>
-View view_of(const char* name, const attune_tensor* tensor) {
-  if (tensor == nullptr) refuse(fmt::format("{}: null tensor", name));
-  View view;
-  view.data = tensor->data;
-  view.dtype = static_cast<attune::DType>(tensor->dtype);
-  view.device = {static_cast<attune::DeviceType>(tensor->device_type), tensor->device_index};
-  view.rank = tensor->rank;
-  std::memcpy(view.shape.data(), tensor->shape, sizeof tensor->shape);
-  std::memcpy(view.strides.data(), tensor->strides, sizeof tensor->strides);
-  return view;
-}
-
-/// A struct of the caller's version: what an older caller does not have stays zero.
-template <typename Struct>
-Struct versioned(const char* name, const Struct* given) {
-  Struct copy{};
-  if (given == nullptr) return copy;
-  if (given->struct_size < sizeof(size_t) || given->struct_size > 4096) {
-    refuse(fmt::format("{}: struct_size {} is not set; start from its INIT macro", name, given->struct_size));
-  }
-  std::memcpy(&copy, given, given->struct_size < sizeof copy ? given->struct_size : sizeof copy);
-  return copy;
-}
-
-attune::Int32Table table_of(const char* name, const attune_tensor* tensor) {
-  if (tensor == nullptr) refuse(fmt::format("bias: {} is null, but the bias has sequences", name));
-  const auto view = view_of<attune::TensorView>(name, tensor);
-  if (view.rank < 1 || view.rank > 2)
-    refuse(fmt::format("bias: {} has rank {}, expected 1", name, view.rank));
-  return view;
-}
-
-std::shared_ptr<const attune::Sequences> sequences_of(const attune_bias& bias) {
-  auto sequences =
-      std::make_shared<attune::Sequences>(attune::Sequences{.count = bias.sequences,
-                                                            .q_starts = table_of("q_starts", bias.q_starts),
-                                                            .k_starts = table_of("k_starts", bias.k_starts)});
-  if (bias.k_lens != nullptr) sequences->k_lens = table_of("k_lens", bias.k_lens);
-  if (bias.block_tables == nullptr) return sequences;
-  if (bias.block_tables->rank != 2) {
-    refuse(
-        fmt::format("bias: block_tables has rank {}, expected [sequences, pages]", bias.block_tables->rank));
-  }
-  sequences->block_tables = table_of("block_tables", bias.block_tables);
-  sequences->table_width = bias.block_tables->shape[1];
-  sequences->page_size = bias.page_size;
-  sequences->page_run = bias.page_run;
-  return sequences;
-}
-
-attune::AttentionBias bias_of(const attune_bias* given) {
-  attune::AttentionBias result;
-  if (given == nullptr) return result;
-  const attune_bias bias = versioned("bias", given);
-  result.name = bias.name != nullptr ? bias.name : "bias";
-  result.window = {static_cast<attune::Window::Anchor>(bias.anchor), bias.window_left, bias.window_right};
-  if (bias.tensor != nullptr) result.tensor = view_of<attune::TensorView>("attn_bias", bias.tensor);
-  if (bias.sequences != 0 || bias.q_starts != nullptr) result.sequences = sequences_of(bias);
-  return result;
-}
-
-/// Bit 0, "automatic", is any family, as no bit is.
-std::vector<attune::Family> families_of(uint32_t bits) {
-  if (bits >> (ATTUNE_FAMILY_SM90 + 1) != 0) {
-    refuse(fmt::format("options: families {:#x} has bits beyond those of attune_family", bits));
-  }
-  std::vector<attune::Family> families;
-  for (int family = ATTUNE_AUTOMATIC; family <= ATTUNE_FAMILY_SM90; ++family) {
-    if ((bits >> family & 1u) != 0) families.push_back(static_cast<attune::Family>(family));
-  }
-  return families;
-}
-
-attune::AttentionOptions options_of(const attune_options* given) {
-  const attune_options options = versioned("options", given);
-  attune::AttentionOptions result;
-  if (options.scale != nullptr) result.scale = *options.scale;
-  result.stream = options.stream;
-  result.families = families_of(options.families);
-  result.p = options.p;
-  result.dropout = {options.seed, options.offset};
-  if (options.output_dtype != nullptr)
-    result.output_dtype = static_cast<attune::DType>(*options.output_dtype);
-  return result;
-}
+using attune::runtime::bias_of;
+using attune::runtime::guarded;
+using attune::runtime::options_of;
+using attune::runtime::refuse;
+using attune::runtime::versioned;
+using attune::runtime::view_of;
 
 /// The arguments that the functions about one backward call share.
 struct Backward {
@@ -247,7 +126,7 @@ const char* attune_status_name(attune_status status) {
 }
 
 const char* attune_last_error(void) {
-  return last_error.c_str();
+  return attune::runtime::last_error();
 }
 
 attune_status attune_memory_efficient_attention_forward(const attune_tensor* query, const attune_tensor* key,

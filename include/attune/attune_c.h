@@ -133,6 +133,39 @@ ATTUNE_EXPORT attune_status attune_memory_efficient_attention_forward(
     const attune_tensor* output, const attune_tensor* lse, const attune_bias* bias,
     const attune_options* options);
 
+/* The same call again and again: described once, then run with memory after memory, for callers to whom a
+ * description costs more than the call. `create` checks nothing and keeps copies: neither the structs nor the
+ * tensors have to live on, but the tables of a bias that are on a GPU, whose numbers are read by each run; of
+ * tables on the CPU the numbers are kept. `run` checks all that the plain call checks, and may be called from
+ * any number of threads. `destroy` takes null, and no call that still runs. */
+typedef struct attune_forward_call attune_forward_call;
+
+/* What changes from run to run. `lse` and `bias` count where the call has them, seed and offset where it
+ * drops. */
+typedef struct attune_forward_memory {
+  size_t struct_size;
+  const void* query;
+  const void* key;
+  const void* value;
+  void* output;
+  void* lse;
+  const void* bias;
+  void* stream;
+  uint64_t seed;
+  uint64_t offset;
+} attune_forward_memory;
+#define ATTUNE_FORWARD_MEMORY_INIT \
+  { sizeof(attune_forward_memory), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0 }
+
+ATTUNE_EXPORT attune_status attune_forward_call_create(const attune_tensor* query, const attune_tensor* key,
+                                                       const attune_tensor* value,
+                                                       const attune_tensor* output, const attune_tensor* lse,
+                                                       const attune_bias* bias, const attune_options* options,
+                                                       attune_forward_call** call);
+ATTUNE_EXPORT attune_status attune_forward_call_run(const attune_forward_call* call,
+                                                    const attune_forward_memory* memory);
+ATTUNE_EXPORT void attune_forward_call_destroy(attune_forward_call* call);
+
 /* Gradients of the same attention; see attune.h. bias, options and backward may be null. The next three take
  * the same arguments and touch no data. */
 ATTUNE_EXPORT attune_status attune_memory_efficient_attention_backward(

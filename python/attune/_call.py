@@ -61,9 +61,13 @@ class Call:
         if scale is not None:
             self._options.scale = ctypes.pointer(ctypes.c_double(scale))
 
+    @property
+    def drops(self) -> bool:
+        return self._options.p > 0
+
     def forward(self, with_lse: bool, generator: Any = None) -> Tuple[Any, Any]:
         """Output [B, Mq, (G,) H, Kv] and, if asked for, LSE [B, (G,) H, Mq]; both without heads [B, M, K] and with one."""
-        if self._options.p > 0:
+        if self.drops:
             self._options.seed, self._options.offset = _random.state_of(generator, self.query.value)
         output, lse = self._results(with_lse)
         _library.check(
@@ -72,6 +76,18 @@ class Call:
             )
         )
         return output.value, None if lse is None else lse.value
+
+    def described(self, output: Any, lse: Any) -> ctypes.c_void_p:
+        """The library's attune_forward_call of a call that gave these results."""
+        c_output = _tensor.view_of("output", output).c
+        c_lse = None if lse is None else _tensor.view_of("lse", lse).c
+        handle = ctypes.c_void_p()
+        _library.check(
+            _library.library().attune_forward_call_create(
+                *self._inputs, c_output, c_lse, *self._settings, handle
+            )
+        )
+        return handle
 
     def backward(self, b: Backward) -> List[Any]:
         """Gradients of query, key, value and the bias tensor, each in its own framework; None where not wanted."""

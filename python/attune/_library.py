@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import struct
 from ctypes import (
     POINTER,
     c_char_p,
@@ -86,6 +87,11 @@ class Options(_Sized):
     ]
 
 
+# attune_forward_memory: its size, query, key, value, output, lse, bias, stream, seed and offset. Packed, since to fill a
+# ctypes structure takes three times as long.
+FORWARD_MEMORY = struct.Struct("@N7P2Q")
+
+
 class Gradients(_Sized):
     """attune_gradients; null: not wanted."""
 
@@ -136,6 +142,12 @@ _FUNCTIONS = {
     "attune_last_kernel": (c_char_p, []),
     "attune_free": (None, [c_void_p]),
     "attune_memory_efficient_attention_forward": (c_int, _INPUTS + [POINTER(Tensor)] * 2 + _SETTINGS),
+    "attune_forward_call_create": (
+        c_int,
+        _INPUTS + [POINTER(Tensor)] * 2 + _SETTINGS + [POINTER(c_void_p)],
+    ),
+    "attune_forward_call_run": (c_int, [c_void_p, c_char_p]),  # the second is ForwardMemory's bytes
+    "attune_forward_call_destroy": (None, [c_void_p]),
     "attune_memory_efficient_attention_backward": (c_int, _BACKWARD),
     "attune_backward_workspace_bytes": (c_int, _BACKWARD + [POINTER(c_size_t)]),
     "attune_prepare_backward": (c_int, _BACKWARD),

@@ -218,10 +218,19 @@ def _torch_empty(tensor: Any, shape: Shape, dtype: str) -> Any:
     return torch.empty(shape, dtype=getattr(torch, dtype), device=tensor.device)
 
 
+def stream_of(device: Any) -> Callable[[], int]:
+    """What tells torch's current stream of a device; 0 on the CPU."""
+    if device.type != "cuda":
+        return lambda: 0
+    torch = sys.modules["torch"]
+    quick = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # a tenth of the time, but not public
+    if quick is not None:
+        return partial(quick, device.index)
+    return lambda: torch.cuda.current_stream(device).cuda_stream
+
+
 def _torch_stream(tensor: Any) -> Optional[int]:
-    if not tensor.is_cuda:
-        return None
-    return sys.modules["torch"].cuda.current_stream(tensor.device).cuda_stream
+    return stream_of(tensor.device)() if tensor.is_cuda else None
 
 
 _TORCH = Framework(_torch_empty, _torch_stream)

@@ -1,6 +1,8 @@
 """Torch tensors, on the CPU and, where torch sees a GPU, on its streams."""
 
 import unittest
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 
@@ -11,6 +13,7 @@ except ImportError:
 
 import attune
 import sequence_masks
+from attune import _repeated
 from attune.ops import (
     LowerTriangularFromBottomRightMask,
     LowerTriangularMask,
@@ -20,7 +23,11 @@ from attune.ops import (
     memory_efficient_attention_forward_requires_grad,
     merge_attentions,
 )
-from attune.ops.fmha.attn_bias import BlockDiagonalMask, PagedBlockDiagonalPaddedKeysMask
+from attune.ops.fmha.attn_bias import (
+    BlockDiagonalMask,
+    LocalAttentionFromBottomRightMask,
+    PagedBlockDiagonalPaddedKeysMask,
+)
 from support import random_inputs, reference
 
 
@@ -171,6 +178,84 @@ class OnTheCpu(unittest.TestCase):
             self.assertEqual((merged.dtype, merged.device), (torch.bfloat16, query.device))
             self.close(merged, inputs, atol=2e-2)
             torch.testing.assert_close(merged_lse.double().cpu(), exact(inputs)[1], atol=2e-3, rtol=0)
+
+    def test_repeated_calls(self):
+        """Calls that differ in one thing, each twice, with other numbers in other memory: the second is a kept one."""
+        wide = torch.randn(3, 2, 40, 3, 48, device=self.device)
+        bias = torch.randn(2, 3, 37, 45, device=self.device)
+        plain = lambda dtype=torch.float32, **shape: tensors(0, self.device, dtype, **shape)
+        calls = [
+            (plain(), {}),
+            (plain(head_dim=16), {}),
+            (plain(head_dim_v=8), {}),
+            (plain(torch.float16), {}),
+            (list(wide[..., :24]), {}),
+            (list(wide.transpose(0, 1).contiguous().transpose(0, 1)[..., 24:]), {}),
+            (plain(), dict(attn_bias=LowerTriangularMask())),
+            (plain(), dict(attn_bias=LocalAttentionFromBottomRightMask(3, 2))),
+            (plain(), dict(attn_bias=LocalAttentionFromBottomRightMask(3, 4))),
+            (plain(), dict(attn_bias=bias)),
+            (plain(), dict(attn_bias=bias[:, :1])),
+            (plain(), dict(attn_bias=bias > 0)),
+            (plain(), dict(attn_bias=LowerTriangularMask().add_bias(bias))),
+            (plain(), dict(scale=0.3)),
+            (plain(), dict(scale=torch.tensor(0.7))),
+            (plain(), dict(output_dtype=torch.bfloat16)),
+        ]
+        function = memory_efficient_attention_forward_requires_grad
+        for count, (inputs, options) in enumerate(calls, 1):
+            with self.subTest(call=count):
+                _repeated._kept.clear()
+                function(*inputs, **options)
+                others = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in inputs]
+                for x in others:
+                    x.normal_()
+                again = function(*others, **options)
+                self.assertEqual(len(_repeated._kept), 1)
+                _repeated._kept.clear()
+                torch.testing.assert_close(again, function(*others, **options), atol=0, rtol=0)
+
+    def test_kept_calls_differ_in_everything_that_matters(self):
+        query, key, value = tensors(0, self.device)
+        scale, other = torch.tensor(0.3), torch.randn(37, 45, device=self.device)
+        first = memory_efficient_attention(query, key, value, scale=scale)
+        scale.fill_(0.9)  # the same object
+        changed = memory_efficient_attention(query, key, value, scale=scale)
+        self.assertFalse(torch.equal(first, changed))
+        torch.testing.assert_close(changed, memory_efficient_attention(query, key, value, scale=float(scale)))
+        memory_efficient_attention(query, key, value, other)
+        added = memory_efficient_attention(query, key, value, 2 * other)
+        self.close(added, (query, key, value), (2 * other).cpu().numpy())
+        for numbers in query, 2 * query:
+            negated = torch.complex(numbers, numbers).conj().imag
+            self.close(memory_efficient_attention(negated, key, value), (-numbers, key, value))
+
+    def test_a_wrong_call_is_refused_each_time(self):
+        query, key, value = tensors(0, self.device)
+        memory_efficient_attention(query, key, value)
+        kept = len(_repeated._kept)
+        for _ in range(2):
+            with self.assertRaisesRegex(ValueError, "incompatible shapes"):
+                memory_efficient_attention(query, key[:, :-1], value)
+            with self.assertRaisesRegex(ValueError, "Invalid dropout probability"):
+                memory_efficient_attention(query, key, value, p=1.5)
+        self.assertEqual(len(_repeated._kept), kept)
+
+    def test_kept_calls_are_bounded(self):
+        query, key, value = tensors(0, self.device)
+        with mock.patch.object(_repeated, "_MOST", 3):
+            for rows in range(1, 9):
+                for _ in range(2):
+                    self.close(memory_efficient_attention(query[:, :rows], key, value), (query[:, :rows], key, value))
+                self.assertLessEqual(len(_repeated._kept), 3)
+
+    def test_threads_share_kept_calls(self):
+        inputs = [tensors(seed, self.device) for seed in range(8)]
+        expected = [memory_efficient_attention(*x) for x in inputs]
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(20):
+                outputs = list(pool.map(lambda x: memory_efficient_attention(*x), inputs))
+                self.assertTrue(all(map(torch.equal, outputs, expected)))
 
     def test_forced_operator(self):
         inputs = tensors(8, self.device)

@@ -279,6 +279,69 @@ static void test_forward(void) {
   CHECK(near(output_data[0], (2 + 4 * exp(sqrt(0.5))) / (1 + exp(sqrt(0.5)))));
 }
 
+/* One description, other memory in each run. */
+static void test_forward_call(void) {
+  float keys[] = {1, 0, 0, 0}, output_memory[] = {99, 99}, lse_memory[] = {99, 99}, added[] = {1, 0};
+  attune_tensor tensor_bias = tensor(NULL, 2, 1, 2, 0, 0);
+  attune_bias bias = ATTUNE_BIAS_INIT;
+  attune_options options = ATTUNE_OPTIONS_INIT;
+  attune_forward_memory memory = ATTUNE_FORWARD_MEMORY_INIT;
+  attune_forward_call *call = NULL, *plain = NULL;
+  double scale = 1;
+  const double e = exp(1.0);
+
+  options.scale = &scale;
+  bias.tensor = &tensor_bias;
+  CHECK(attune_forward_call_create(&query, &key, &value, &output, &lse, &bias, &options, &call) == ATTUNE_OK);
+  CHECK(attune_forward_call_create(&query, &key, &value, &output, NULL, NULL, NULL, &plain) == ATTUNE_OK);
+  scale = 7; /* the call has its own */
+
+  memory.query = query_data;
+  memory.key = keys;
+  memory.value = value_data;
+  memory.output = output_memory;
+  memory.lse = lse_memory;
+  memory.bias = added; /* on top of the scores 1 and 0 */
+  output_data[0] = 99;
+  CHECK(attune_forward_call_run(call, &memory) == ATTUNE_OK);
+  CHECK(near(output_memory[0], (2 * e * e + 4) / (e * e + 1)) && near(output_memory[1], output_memory[0]));
+  CHECK(near(lse_memory[0], log(e * e + 1)) && output_data[0] == 99);
+  added[0] = -1;
+  CHECK(attune_forward_call_run(call, &memory) == ATTUNE_OK);
+  CHECK(near(output_memory[0], 3));
+
+  memory.key = key_data;
+  memory.lse = memory.output = output_data; /* the lse does not count */
+  memory.bias = NULL;
+  CHECK(attune_forward_call_run(plain, &memory) == ATTUNE_OK);
+  CHECK(near(output_data[0], (2 + 4 * exp(sqrt(0.5))) / (1 + exp(sqrt(0.5)))));
+
+  /* Each run is checked as any call. */
+  CHECK_REFUSED(attune_forward_call_run(call, &memory), "attn_bias: null data pointer");
+  memory.query = NULL;
+  CHECK_REFUSED(attune_forward_call_run(plain, &memory), "query: null data pointer");
+  memory.query = output_data;
+  CHECK_REFUSED(attune_forward_call_run(plain, &memory),
+                "output: shares memory with query; give it memory of its own");
+  CHECK_REFUSED(attune_forward_call_run(plain, NULL), "forward_call_run: null memory");
+  CHECK_REFUSED(attune_forward_call_run(NULL, &memory), "forward_call_run: null call");
+  memory.struct_size = 0;
+  CHECK_REFUSED(attune_forward_call_run(plain, &memory),
+                "forward memory: struct_size 0 is not set; start from its INIT macro");
+  attune_forward_call_destroy(plain);
+  attune_forward_call_destroy(call);
+  attune_forward_call_destroy(NULL);
+
+  plain = NULL;
+  CHECK_REFUSED(attune_forward_call_create(NULL, &key, &value, &output, NULL, NULL, NULL, &plain),
+                "query: null tensor");
+  CHECK_REFUSED(attune_forward_call_create(&query, &key, &value, NULL, NULL, NULL, NULL, &plain),
+                "output: null tensor");
+  CHECK_REFUSED(attune_forward_call_create(&query, &key, &value, &output, NULL, NULL, NULL, NULL),
+                "forward_call_create: null call");
+  CHECK(plain == NULL);
+}
+
 static void test_bias_tensor(void) {
   float added[] = {1, 0}; /* evens out the scores 0 and 1 */
   unsigned char seen[] = {1, 0};
@@ -518,6 +581,7 @@ int main(void) {
   test_unsupported();
 #if ATTUNE_HAVE_LLVM
   test_forward();
+  test_forward_call();
   test_bias_tensor();
   test_sequences();
   test_dropout();
@@ -528,6 +592,7 @@ int main(void) {
 #else
   puts("built without LLVM: no kernel was run");
   (void)test_forward;
+  (void)test_forward_call;
   (void)test_bias_tensor;
   (void)test_sequences;
   (void)test_dropout;

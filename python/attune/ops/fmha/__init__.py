@@ -260,7 +260,7 @@ def _differentiable(inputs: Inputs, op: _Op, generator: Any, with_lse: bool) -> 
 def _records(*tensors: Any) -> bool:
     """Does torch's autograd record what happens to these?"""
     for tensor in tensors:
-        if _tensor.is_torch_tensor(tensor) and tensor.requires_grad:
+        if getattr(tensor, "requires_grad", False) and _tensor.is_torch_tensor(tensor):
             return sys.modules["torch"].is_grad_enabled()
     return False
 

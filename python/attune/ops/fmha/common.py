@@ -11,7 +11,7 @@ from typing import Any, Callable, List, Optional, Tuple, Type
 
 import numpy as np
 
-from attune import _library, _tensor
+from attune import _library, _repeated, _tensor
 from attune._call import Backward, Call
 
 
@@ -170,7 +170,7 @@ def run_forward(
     d: Inputs, op: Optional[Type[AttentionFwOpBase]], with_lse: bool, generator: Any
 ) -> Tuple[Any, Any]:
     """Output and LSE, by `op` or Attune's choice."""
-    return d.call().forward(with_lse, generator) if op is None else op.forward(d, with_lse, generator)
+    return _repeated.forward(d, with_lse, generator) if op is None else op.forward(d, with_lse, generator)
 
 
 def run_backward(d: Inputs, op: Optional[Type[AttentionBwOpBase]], b: Backward) -> List[Any]:
