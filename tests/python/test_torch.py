@@ -207,7 +207,9 @@ class OnTheCpu(unittest.TestCase):
             with self.subTest(call=count):
                 _repeated._kept.clear()
                 function(*inputs, **options)
-                others = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in inputs]
+                others = [
+                    torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in inputs
+                ]
                 for x in others:
                     x.normal_()
                 again = function(*others, **options)
@@ -246,7 +248,9 @@ class OnTheCpu(unittest.TestCase):
         with mock.patch.object(_repeated, "_MOST", 3):
             for rows in range(1, 9):
                 for _ in range(2):
-                    self.close(memory_efficient_attention(query[:, :rows], key, value), (query[:, :rows], key, value))
+                    self.close(
+                        memory_efficient_attention(query[:, :rows], key, value), (query[:, :rows], key, value)
+                    )
                 self.assertLessEqual(len(_repeated._kept), 3)
 
     def test_threads_share_kept_calls(self):
