@@ -102,6 +102,10 @@ FieldDigest& FieldDigest::field(std::string_view tag, std::string_view value) {
   return *this;
 }
 
+FieldDigest& FieldDigest::field(std::string_view tag, const Digest& value) {
+  return field(tag, {reinterpret_cast<const char*>(value.bytes.data()), value.bytes.size()});
+}
+
 Digest FieldDigest::finish() {
   return state_->finish();
 }

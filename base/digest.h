@@ -40,6 +40,7 @@ class FieldDigest {
 
   /// Adds length(tag) tag length(value) value; a length is 8 bytes, little endian.
   FieldDigest& field(std::string_view tag, std::string_view value);
+  FieldDigest& field(std::string_view tag, const Digest& value);
   /// The digest of the fields since the start or the last finish().
   Digest finish();
 

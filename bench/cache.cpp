@@ -1,12 +1,16 @@
 // What the cache costs its users, without a device: opening a pack, finding in it, finding on disk, deriving
 // a key, and the hot look-up.
 //   bench_cache [--kernels N] [--json]
+//   bench_cache --first key|nvrtc TARGET: microseconds of that in a process that has done nothing else, which
+//   is
+//     what bench_cache runs for its figures of fresh processes
 #include "cache/pack.h"
 #include "cache/pack_writer.h"
 #include "cache/store.h"
 #include "codegen/choose.h"
 #include "codegen/embedded.h"
 #include "codegen/unit.h"
+#include "runtime/cuda/cuda_backend.h"
 #include "runtime/hot_table.h"
 #include "tests/support/temp_dir.h"
 
@@ -134,21 +138,48 @@ Figure bench_store(const fs::path& folder) {
 
 // ---- Keys ----
 
-/// Problem to key, all of it: choice, source, digests of the templates, SHA-256 of the fields.
-Figure bench_key(const char* target) {
-  const auto arch = must(attune::codegen::arch_from_name(target));
+/// Microseconds from problem to key, all of it: choice, source, SHA-256 of the fields.
+double time_key(const Problem& problem, const attune::codegen::Arch& arch) {
   const attune::codegen::CompilerId compiler{.name = "nvrtc 13.0 0123456789abcdef",
                                              .options = {"-std=c++20", "--no-cache", "-default-device"}};
+  const auto begin = Clock::now();
+  const auto choice = must(attune::codegen::choose(problem, arch));
+  const auto unit =
+      attune::codegen::make_unit(choice.spec, arch, compiler, attune::codegen::embedded_files());
+  require(unit.key != Digest(), "no key");
+  return since<std::micro>(begin);
+}
+
+Figure bench_key(const char* target) {
+  const auto arch = must(attune::codegen::arch_from_name(target));
   Problem problem;
   int next = 0;
   return measure(std::string("key derivation, ") + target, "us", 2000, [&] {
     problem.head_dim = problem.head_dim_v = 16 + 8 * (next++ % 28);
-    const auto begin = Clock::now();
-    const auto choice = must(attune::codegen::choose(problem, arch));
-    const auto unit =
-        attune::codegen::make_unit(choice.spec, arch, compiler, attune::codegen::embedded_files());
-    require(unit.key != Digest(), "no key");
-    return since<std::micro>(begin);
+    return time_key(problem, arch);
+  });
+}
+
+/// Microseconds of what a process does once: its first key, while the code is not mapped yet, or the look at
+/// NVRTC's file, after the search for a driver.
+double time_first(const std::string& what, const attune::codegen::Arch& arch) {
+  if (what == "key") return time_key({.head_dim = 64, .head_dim_v = 64}, arch);
+  static_cast<void>(attune::runtime::cuda_backend(0));
+  const auto begin = Clock::now();
+  static_cast<void>(attune::runtime::nvrtc_at_a_glance(arch));
+  return since<std::micro>(begin);
+}
+
+/// time_first() in processes of its own.
+Figure bench_first(const std::string& name, const std::string& what, const std::string& target) {
+  const std::string program = fs::read_symlink("/proc/self/exe").string();
+  const std::string command = "'" + program + "' --first " + what + " " + target;
+  return measure(name + " in a fresh process, " + target, "us", 100, [&] {
+    double took = 0;
+    std::FILE* const output = popen(command.c_str(), "r");
+    require(output != nullptr && std::fscanf(output, "%lf", &took) == 1 && pclose(output) == 0,
+            "no fresh process");
+    return took;
   });
 }
 
@@ -227,12 +258,20 @@ int main(int argc, char** argv) {
   int kernels = 10'000;
   for (int i = 1; i < argc; ++i) {
     json = json || std::strcmp(argv[i], "--json") == 0;
+    if (std::strcmp(argv[i], "--first") == 0 && i + 2 < argc) {
+      std::printf("%f\n", time_first(argv[i + 1], must(attune::codegen::arch_from_name(argv[i + 2]))));
+      return 0;
+    }
     if (std::strcmp(argv[i], "--kernels") == 0 && i + 1 < argc) kernels = std::max(64, std::atoi(argv[++i]));
   }
   const attune::test::TempDir folder;
   std::vector<Figure> figures = bench_pack(folder.path(), kernels);
   figures.push_back(bench_store(folder.path()));
   for (const char* target : {"x86-64-v4", "sm_80", "sm_90a"}) figures.push_back(bench_key(target));
+  for (const char* target : {"x86-64-v4", "sm_80", "sm_90a"}) {
+    figures.push_back(bench_first("key derivation", "key", target));
+  }
+  figures.push_back(bench_first("a glance at NVRTC", "nvrtc", "sm_90a"));
   for (const int threads : {1, 2}) figures.push_back(bench_hot(threads));
   print(figures, json);
   return 0;

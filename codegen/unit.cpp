@@ -12,11 +12,11 @@ namespace attune::codegen {
 namespace {
 
 // Bump when the meaning of a key's fields changes.
-constexpr std::string_view kKeySchema = "attune-key-1";
+constexpr std::string_view kKeySchema = "attune-key-2";
 
 std::string headers_digest(std::span<const EmbeddedFile> headers) {
   FieldDigest digest;
-  for (const EmbeddedFile& header : headers) digest.field(header.name, header.text);
+  for (const EmbeddedFile& header : headers) digest.field(header.name, header.digest);
   return digest.finish().hex();
 }
 

@@ -81,7 +81,7 @@ Result<CompileRequest> decode_request(std::string_view message) {
   request.unit.source = (*fields)[4];
   request.unit.compiler = {std::string((*fields)[5]), {options->begin(), options->end()}};
   for (std::size_t i = 0; i < headers->size(); i += 2)
-    request.unit.headers.push_back({(*headers)[i], (*headers)[i + 1]});
+    request.unit.headers.push_back(codegen::file_with_digest((*headers)[i], (*headers)[i + 1]));
   return request;
 }
 

@@ -52,7 +52,9 @@ Result<TemplateSet> load_templates(const std::string& folder) {
   set.owned.reserve(set.files.size());
   for (codegen::EmbeddedFile& file : set.files) {
     ATTUNE_ASSIGN(bytes, read_file(std::filesystem::path(folder) / file.name));
-    file.text = set.owned.emplace_back(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    const std::string& text =
+        set.owned.emplace_back(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+    file = codegen::file_with_digest(file.name, text);
   }
   return set;
 }
