@@ -1,13 +1,16 @@
 #include "runtime/cuda/build_id.h"
 
+#include "base/descriptor.h"
+
 #include <fmt/format.h>
 
 #include <elf.h>
+#include <fcntl.h>
 #include <link.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <span>
 #include <system_error>
 #include <vector>
@@ -73,9 +76,9 @@ std::string build_id(const void* base, const std::string& path) {
 }
 
 std::string build_id_in(const std::filesystem::path& file) {
-  std::ifstream stream(file, std::ios::binary);
+  const Descriptor library(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
   const auto read = [&](std::uint64_t offset, void* to, std::size_t size) {
-    return bool(stream.seekg(static_cast<std::streamoff>(offset)).read(static_cast<char*>(to), size));
+    return ::pread(library.get(), to, size, static_cast<off_t>(offset)) == static_cast<ssize_t>(size);
   };
   ElfW(Ehdr) header{};
   if (!read(0, &header, sizeof header) || std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) return "";

@@ -1,12 +1,15 @@
 #include "runtime/cuda/loader_path.h"
 
+#include "base/file.h"
+
 #include <dlfcn.h>
 #include <link.h>
 
+#include <algorithm>
 #include <cstddef>
-#include <fstream>
+#include <functional>
 #include <memory>
-#include <sstream>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
@@ -31,11 +34,14 @@ std::vector<fs::path> search_path() {
 
 /// The first path of /etc/ld.so.cache, whose strings end with zeros, that ends with the name.
 std::optional<fs::path> in_loader_cache(const std::string& soname) {
-  std::ostringstream text;
-  text << std::ifstream("/etc/ld.so.cache", std::ios::binary).rdbuf();
-  const std::string cache = std::move(text).str();
-  const std::size_t slash = cache.find("/" + soname + '\0');
-  if (slash == std::string::npos) return std::nullopt;
+  const auto bytes = read_file("/etc/ld.so.cache");
+  if (!bytes.ok()) return std::nullopt;
+  const std::string_view cache(reinterpret_cast<const char*>(bytes->data()), bytes->size());
+  const std::string end = "/" + soname + '\0';
+  const auto found =
+      std::search(cache.begin(), cache.end(), std::boyer_moore_horspool_searcher(end.begin(), end.end()));
+  if (found == cache.end()) return std::nullopt;
+  const auto slash = static_cast<std::size_t>(found - cache.begin());
   const std::size_t begin = cache.rfind('\0', slash) + 1;
   return fs::path(cache.substr(begin, slash - begin)) / soname;
 }

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <dirent.h>
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -16,7 +17,10 @@
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <optional>
+#include <string_view>
 #include <system_error>
 
 namespace attune::runtime {
@@ -79,8 +83,7 @@ bool is_loaded(const std::string& soname) {
 }
 
 /// The number that a library's name ends with after `prefix`.
-std::optional<int> version_in(const fs::path& library, const std::string& prefix) {
-  const std::string name = library.filename();
+std::optional<int> version_in(std::string_view name, std::string_view prefix) {
   int number = 0;
   const char* const end = name.data() + name.size();
   if (!name.starts_with(prefix)) return std::nullopt;
@@ -91,10 +94,11 @@ std::optional<int> version_in(const fs::path& library, const std::string& prefix
 /// The minor version of the NVRTC in a folder, told by the builtins that lie beside it; nothing when there
 /// are those of several.
 std::optional<int> minor_in(const fs::path& folder, int major) {
+  const std::string prefix = fmt::format("libnvrtc-builtins.so.{}.", major);
   std::optional<int> minor;
-  std::error_code error;  // an unreadable folder tells nothing
-  for (const auto& file : fs::directory_iterator(folder, error)) {
-    const auto found = version_in(file.path(), fmt::format("libnvrtc-builtins.so.{}.", major));
+  const std::unique_ptr<DIR, int (*)(DIR*)> files(::opendir(folder.c_str()), ::closedir);
+  while (const dirent* const file = files ? ::readdir(files.get()) : nullptr) {
+    const auto found = version_in(file->d_name, prefix);
     if (!found) continue;
     if (minor) return std::nullopt;
     minor = found;
@@ -128,20 +132,25 @@ struct Glance {
   std::string build_id;
 };
 
-/// At the file that open_major() would open; nothing where there is none or it tells too little.
-std::optional<Glance> glance_at(int major) {
-  std::vector<fs::path> folders = folders_of(major);
-  if (const auto file = loader_path(soname_of(major))) folders.insert(folders.begin(), file->parent_path());
-  for (const fs::path& folder : folders) {
-    const fs::path file = folder / soname_of(major);
-    std::error_code error;
-    if (!fs::exists(file, error)) continue;
-    const auto minor = minor_in(folder, major);
-    std::string id = build_id_in(file);
-    if (!minor || id.empty()) return std::nullopt;
-    return Glance{major, *minor, std::move(id)};
+/// The file that open_major() would open.
+std::optional<fs::path> file_of_major(int major) {
+  const std::string soname = soname_of(major);
+  std::error_code error;  // what can't be looked at is not there
+  if (auto file = loader_path(soname); file && fs::exists(*file, error)) return file;
+  for (const fs::path& folder : folders_of(major)) {
+    if (fs::exists(folder / soname, error)) return folder / soname;
   }
   return std::nullopt;
+}
+
+/// Nothing where there is no file or it tells too little.
+std::optional<Glance> glance_at(int major) {
+  const auto file = file_of_major(major);
+  if (!file) return std::nullopt;
+  const auto minor = minor_in(file->parent_path(), major);
+  std::string id = build_id_in(*file);
+  if (!minor || id.empty()) return std::nullopt;
+  return Glance{major, *minor, std::move(id)};
 }
 
 /// What the process has found so far. The search runs once per major version.
