@@ -31,6 +31,10 @@ Result<ReadLayer> open_shared_folder(const fs::path& path) {
     ATTUNE_ASSIGN(entry, decode(*bytes, key));
     return std::optional(std::move(entry));
   };
+  const auto has = [path](const Digest& key) {
+    std::error_code error;
+    return fs::exists(object_in(path, key), error);
+  };
   const auto describe = [path, find] {
     std::vector<std::string> texts;
     for (const Listed& listed : list_objects(path)) {
@@ -39,7 +43,7 @@ Result<ReadLayer> open_shared_folder(const fs::path& path) {
     }
     return texts;
   };
-  return ReadLayer{.name = path.string(), .find = find, .describe = describe};
+  return ReadLayer{.name = path.string(), .find = find, .has = has, .describe = describe};
 }
 
 Result<ReadLayer> open_pack(const fs::path& path) {
@@ -48,6 +52,7 @@ Result<ReadLayer> open_pack(const fs::path& path) {
   const auto pack = std::make_shared<const Pack>(std::move(opened));  // a std::function wants to be copied
   return ReadLayer{.name = path.string(),
                    .find = [pack](const Digest& wanted) { return pack->find(wanted); },
+                   .has = [pack](const Digest& wanted) { return pack->index().find(wanted).has_value(); },
                    .describe = [pack] { return std::vector{std::string(pack->index().manifest())}; }};
 }
 
@@ -88,7 +93,7 @@ std::optional<Found> Layers::find_in(const std::vector<ReadLayer>& layers, const
 std::optional<Found> Layers::find_in_remote(const Digest& key) {
   if (!remote_) return std::nullopt;
   const auto find = [this](const Digest& wanted) { return remote_->find(wanted); };
-  auto found = find_in({{.name = remote_->url(), .find = find, .describe = nullptr}}, key);
+  auto found = find_in({{.name = remote_->url(), .find = find, .has = nullptr, .describe = nullptr}}, key);
   if (found) store_.store(found->entry);
   return found;
 }
@@ -125,6 +130,12 @@ std::optional<std::string> Layers::locate(const Digest& key) {
   if (store_.inspect(key).ok()) return store_.root().string();
   if (const auto folder = std::ranges::find_if(folders_, has); folder != folders_.end()) return folder->name;
   return std::nullopt;
+}
+
+bool Layers::may_have(const Digest& key) {
+  open();
+  const auto has = [&](const ReadLayer& layer) { return layer.has(key); };
+  return std::ranges::any_of(packs_, has) || store_.may_have(key) || std::ranges::any_of(folders_, has);
 }
 
 std::vector<std::string> Layers::descriptions() {

@@ -27,6 +27,8 @@ struct Found {
 struct ReadLayer {
   std::string name;
   std::function<Result<std::optional<Entry>>(const Digest&)> find;
+  /// Whether there is something for find() to verify.
+  std::function<bool(const Digest&)> has;
   /// JSON texts: a pack's manifest, or the metadata of a folder's entries, all of which are read for it.
   std::function<std::vector<std::string>()> describe;
 };
@@ -45,6 +47,8 @@ class Layers {
   void store(const Entry& entry);
   /// The layer on disk that find() would take the entry from. Counts, moves and warns of nothing.
   std::optional<std::string> locate(const Digest& key);
+  /// Whether a layer on disk has something under this name, verified or not: what find() is worth asking for.
+  bool may_have(const Digest& key);
   /// What the layers on disk say of their kernels, as ReadLayer::describe().
   std::vector<std::string> descriptions();
 

@@ -85,6 +85,11 @@ std::optional<Entry> Store::find(const Digest& key) {
   return std::nullopt;
 }
 
+bool Store::may_have(const Digest& key) {
+  std::error_code error;
+  return readable() && fs::exists(fs::symlink_status(path_of(key), error));
+}
+
 /// Whether find() may look. Checks the root once, when there is one: what others can write to is not read.
 bool Store::readable() {
   if (mode_ == Mode::off || mode_ == Mode::refresh) return false;

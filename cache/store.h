@@ -51,6 +51,9 @@ class Store {
   /// replaces it.
   std::optional<Entry> find(const Digest& key);
 
+  /// Whether find() has something to verify.
+  bool may_have(const Digest& key);
+
   /// Publishes atomically (temp file in tmp/, fsync, rename). An unwritable, full or unsafe folder (a
   /// symlink, not ours, writable by others) costs one warning and turns the store off for writing.
   void store(const Entry& entry);

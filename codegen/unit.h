@@ -16,6 +16,8 @@ namespace attune::codegen {
 struct CompilerId {
   std::string name;                  // "nvrtc 13.0 <build id>", "clang 19.1.7"
   std::vector<std::string> options;  // in the order given to the compiler; no paths
+
+  bool operator==(const CompilerId&) const = default;
 };
 
 struct Unit {

@@ -85,7 +85,7 @@ Result<codegen::Unit> Images::unit_of(const kernel::KernelSpec& spec, const code
   if (options_.jit != JitMode::always && arch.backend == codegen::Backend::cuda) {
     if (auto likely = nvrtc_at_a_glance(arch)) {
       codegen::Unit unit = codegen::make_unit(spec, arch, std::move(*likely), templates_.files);
-      if (layers_.locate(unit.key)) return unit;
+      if (layers_.may_have(unit.key)) return unit;
     }
   }
   auto compiler = compiler_for(arch);
@@ -118,15 +118,23 @@ Result<std::shared_ptr<const Obtained>> Images::obtain(const codegen::Unit& unit
   });
 }
 
-Result<std::shared_ptr<const Obtained>> Images::compile(const codegen::Unit& unit,
+/// The unit as its compiler has it once it is open: unit_of() may have taken a file's word for it.
+Result<codegen::Unit> Images::with_opened_compiler(const codegen::Unit& unit) const {
+  ATTUNE_ASSIGN(compiler, compiler_for(unit.arch));
+  if (compiler == unit.compiler) return unit;
+  return codegen::make_unit(unit.spec, unit.arch, std::move(compiler), templates_.files);
+}
+
+Result<std::shared_ptr<const Obtained>> Images::compile(const codegen::Unit& wanted,
                                                         const std::string& candidate) {
   if (options_.jit == JitMode::never) {
     return environment_failure(
         fmt::format("kernel {} ({}) for {} is not in the cache and ATTUNE_JIT=never forbids compiling; list "
                     "the problem for "
                     "`attune precompile --arch {}` and run that first",
-                    unit.key.hex().substr(0, 12), candidate, unit.arch.target, unit.arch.target));
+                    wanted.key.hex().substr(0, 12), candidate, wanted.arch.target, wanted.arch.target));
   }
+  ATTUNE_ASSIGN(unit, with_opened_compiler(wanted));
   const auto begin = std::chrono::steady_clock::now();
   ATTUNE_ASSIGN(image, options_.compile_in == CompileIn::child
                            ? compile_in_child(unit, options_.compile_child)

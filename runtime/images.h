@@ -63,7 +63,7 @@ class Images {
   /// From the first layer that has it, else from the compiler. Callers of one key share the work.
   Result<std::shared_ptr<const Obtained>> obtain(const codegen::Unit& unit, const std::string& candidate);
   /// From the compiler, whatever the layers have, and into the cache.
-  Result<std::shared_ptr<const Obtained>> compile(const codegen::Unit& unit, const std::string& candidate);
+  Result<std::shared_ptr<const Obtained>> compile(const codegen::Unit& wanted, const std::string& candidate);
 
   cache::Store& store() { return store_; }
   cache::Layers& layers() { return layers_; }
@@ -75,6 +75,7 @@ class Images {
     return options_.cache_mode == cache::Mode::rw || options_.cache_mode == cache::Mode::ro;
   }
   std::unique_ptr<cache::Remote> open_remote() const;
+  Result<codegen::Unit> with_opened_compiler(const codegen::Unit& unit) const;
 
   const EngineOptions& options_;
   TemplateSet templates_;

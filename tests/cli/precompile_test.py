@@ -1,16 +1,29 @@
 """attune precompile: lists, presets, summaries, failures and interrupts that lose nothing, and kernels that are
 then there."""
 
+import functools
+import hashlib
 import json
+import pathlib
 import re
 import signal
+import struct
 import subprocess
 import time
 
-from harness import COMMAND, CommandTest, Problem, environment, main, native_arch, needs_cpu, needs_nvrtc
+from harness import COMMAND, CommandTest, Problem, environment, finding, main, native_arch, needs_cpu, needs_nvrtc
 
 PROBLEM = "dtype=f32 head_dim=8 lse=write"
 OTHER = "dtype=f32 head_dim=16"
+
+
+def key_of(fields):
+    """The key that a kernel with these key_fields has."""
+    stream = b""
+    for tag in ("schema", "target", "spec", "source", "headers", "compiler", "options"):
+        for text in (tag.encode(), fields[tag].encode()):
+            stream += struct.pack("<Q", len(text)) + text
+    return hashlib.sha256(stream).hexdigest()
 
 
 class BadLists(CommandTest):
@@ -354,6 +367,31 @@ class PrecompileForGpus(CommandTest):
                         LD_DEBUG="files", LD_DEBUG_OUTPUT=self.folder / cache)  # the loader's log
             log = "".join(path.read_text() for path in self.folder.glob(f"{cache}.*"))
             self.assertEqual(re.findall(r"calling init: .*/(libnvrtc\.so)", log), ["libnvrtc.so"] * (cache == "cold"))
+
+    def test_an_nvrtc_that_is_not_what_its_folder_says(self):
+        """The look at its file then gives another key. Damage under that one is met, and costs no more than a compile."""
+        nvrtc = pathlib.Path(finding("gpu compiler")["found"].rpartition(" ")[2])
+        folder = self.folder / "nvrtc"
+        folder.mkdir()
+        (folder / nvrtc.name).symlink_to(nvrtc)
+        (folder / nvrtc.name.replace("nvrtc.so", "nvrtc-builtins.so")).with_suffix(nvrtc.suffix + ".99").touch()
+        run = functools.partial(self.attune_json, "precompile", "--problem", "dtype=f32 head_dim=40", "--arch", "sm_80",
+                                LD_LIBRARY_PATH=f"{folder}:{nvrtc.parent}")
+        self.assertEqual(run()["compiled"], 1)
+        entry, = self.entries()
+        fields = self.attune_json("cache", "show", entry.parent.name + entry.name)["metadata"]["key_fields"]
+        self.assertEqual(key_of(fields), entry.parent.name + entry.name)
+
+        fields["compiler"] = re.sub(r"\.\d+", ".99", fields["compiler"], count=1)
+        name = key_of(fields)
+        damaged = entry.parent.parent / name[:2] / name[2:]
+        damaged.parent.mkdir(mode=0o700, exist_ok=True)
+        damaged.write_bytes(entry.read_bytes())
+        damaged.chmod(0o600)
+        self.assertEqual(run()["compiled"], 1)
+        self.assertEqual(self.quarantined(), [self.cache / "v1" / "quarantine" / name])
+        self.assertEqual(self.entries(), [entry])
+        self.assertEqual(run()["hits"], 1)
 
     def test_both_majors_of_nvrtc(self):
         problem = ("--problem", "dtype=f16 head_dim=32")

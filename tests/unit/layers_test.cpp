@@ -215,6 +215,22 @@ void pack(const fs::path& path, const std::string& name, const std::string& meta
       .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
 }
 
+TEST_CASE("may_have is true of everything that find would look at, and counts nothing") {
+  Shared f;
+  const fs::path path = f.dir.path() / "the.pack";
+  pack(path, "packed", "{}");
+  Layers layers(f.own, {f.one, path}, [](const std::string& line) { FAIL(line); });
+  CHECK(layers.may_have(sha256("packed")));
+  CHECK(layers.may_have(sha256("a")));
+  CHECK_FALSE(layers.may_have(sha256("own")));
+  Shared::put(f.root, "own");
+  CHECK(layers.may_have(sha256("own")));
+  std::ofstream(object_in(f.root, sha256("own"))) << "a defect";
+  CHECK(layers.may_have(sha256("own")));
+  CHECK(fs::exists(object_in(f.root, sha256("own"))));
+  CHECK(layers.shared_hits() + layers.misses() + f.own.counters().hits == 0);
+}
+
 TEST_CASE("packs come before the user's own cache, folders after it") {
   Shared f;
   const fs::path first = f.dir.path() / "first.pack";
