@@ -179,6 +179,7 @@ class ForwardMma {
       for (i32 half = 0; half < 2; ++half) {
         row_max_[m][half] = neg_inf();
         row_sum_[m][half] = 0.0f;
+        rounded_sum_[m][half] = 0.0f;
       }
 #pragma unroll
       for (i32 n = 0; n < kValuePairs * 2; ++n) {
@@ -316,15 +317,20 @@ class ForwardMma {
         const float decay = ptx::ex2_approx_ftz(before - shift);
 
         float sum = 0.0f;
+        float rounded_sum = 0.0f;
 #pragma unroll
         for (i32 n = 0; n < kKeySteps * 2; ++n) {
+          float(&s)[4] = scores[m][n];
 #pragma unroll
           for (i32 e = half * 2; e < half * 2 + 2; ++e) {
-            scores[m][n][e] = ptx::ex2_approx_ftz(fmaf(scores[m][n][e], scale2, -shift));
-            sum += scores[m][n][e];
+            s[e] = ptx::ex2_approx_ftz(fmaf(s[e], scale2, -shift));
+            sum += s[e];
           }
+          if constexpr (divides_by_rounded<S>())
+            rounded_sum += round_pair<S.dtype>(s[half * 2], s[half * 2 + 1]);
         }
         row_sum_[m][half] = fmaf(row_sum_[m][half], decay, sum);
+        rounded_sum_[m][half] = fmaf(rounded_sum_[m][half], decay, rounded_sum);
 #pragma unroll
         for (i32 n = 0; n < kValuePairs * 2; ++n) {
           output_[m][n][half * 2] *= decay;
@@ -393,12 +399,11 @@ class ForwardMma {
     for (i32 m = 0; m < S.tile_m; ++m) {
 #pragma unroll
       for (i32 half = 0; half < 2; ++half) {
-        float sum = row_sum_[m][half];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        const float sum = quad_sum(row_sum_[m][half]);
+        const float divisor = divides_by_rounded<S>() ? quad_sum(rounded_sum_[m][half]) : sum;
         if constexpr (S.lse == Lse::write) write_lse(slot, row_of(m, half), row_max_[m][half], sum);
         const float rescale = S.dropout == Dropout::on ? p_.dropout.rescale : 1.0f;
-        const float factor = inverse_sum(sum) * rescale;
+        const float factor = inverse_sum(divisor) * rescale;
         if constexpr (S.output_dtype == DType::f32) {
           store_row(slot, m, half, factor);
         } else {
@@ -475,6 +480,7 @@ class ForwardMma {
   float output_[S.tile_m][kValuePairs * 2][4];
   float row_max_[S.tile_m][2];  // in base 2, scaled; -inf until a key was seen
   float row_sum_[S.tile_m][2];
+  float rounded_sum_[S.tile_m][2];  // of the probabilities as the product with V takes them
 };
 
 template <KernelSpec S>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attune/cuda/ptx.cuh"
+#include "attune/cuda/vector.cuh"
 #include "attune/hd.h"
 #include "attune/spec.h"
 
@@ -237,6 +238,29 @@ template <DType T>
 ATTUNE_DEVICE u32 pack(float low, float high) {
   if constexpr (T == DType::f16) return ptx::cvt_rn_f16x2_f32(low, high);
   return ptx::cvt_rn_bf16x2_f32(low, high);
+}
+
+/// Is the output divided by the sum of the probabilities as the product with V takes them, rounded? A float32
+/// output shows what that rounding costs; divided so, its weights add up to 1 again, and an error that they
+/// share, as nearly equal ones do, is gone. The LSE's sum is the exact one either way.
+template <KernelSpec S>
+constexpr bool divides_by_rounded() {
+  return S.output_dtype == DType::f32;
+}
+
+/// Rounds both to 16 bits, as pack() does. Returns the sum of what they are then.
+template <DType T>
+ATTUNE_DEVICE float round_pair(float& low, float& high) {
+  const u32 pair = pack<T>(low, high);
+  low = widen(T, static_cast<u16>(pair));
+  high = widen(T, static_cast<u16>(pair >> 16));
+  return low + high;
+}
+
+/// Over the four lanes that hold a row of an accumulator.
+ATTUNE_DEVICE float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
 }  // namespace attune::kernel
