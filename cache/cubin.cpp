@@ -212,6 +212,10 @@ Result<void> read_own_attributes(const Section& section, CubinKernel& kernel) {
   return done();
 }
 
+int barriers_in_flags(const Elf64_Shdr& text) {
+  return static_cast<int>(text.sh_flags >> kBarrierFlagShift & kBarrierFlagMask);
+}
+
 Result<int> static_shared_bytes(const Section& section, int sm) {
   ATTUNE_ASSIGN(bytes, count(section.header.sh_size, "bytes of shared memory"));
   return sm >= kFirstSmWithReserved ? std::max(bytes - kReservedSharedBytes, 0) : bytes;
@@ -237,10 +241,10 @@ Result<CubinInfo> read_cubin(std::span<const std::byte> bytes) {
     if (const auto name = after(section.name, ".nv.info."); name && by_name.contains(*name)) {
       ATTUNE_TRY(read_own_attributes(section, *by_name[*name]));
     }
-    if (const auto name = after(section.name, ".text.");
-        name && by_name.contains(*name) && !has_new_abi(elf)) {
-      by_name[*name]->barriers =
-          static_cast<int>(section.header.sh_flags >> kBarrierFlagShift & kBarrierFlagMask);
+    if (const auto name = after(section.name, ".text."); name && by_name.contains(*name)) {
+      CubinKernel& kernel = *by_name[*name];
+      kernel.instructions = count_instructions(info.sm, section.data);
+      if (!has_new_abi(elf)) kernel.barriers = barriers_in_flags(section.header);
     }
     if (const auto name = after(section.name, ".nv.shared."); name && by_name.contains(*name)) {
       ATTUNE_ASSIGN(shared, static_shared_bytes(section, info.sm));

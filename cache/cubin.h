@@ -3,8 +3,10 @@
 #pragma once
 
 #include "base/result.h"
+#include "cache/instructions.h"
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +21,7 @@ struct CubinKernel {
   int barriers = 0;
   int max_threads = 0;  // of a block, from __launch_bounds__; 0: not stated
   std::size_t code_bytes = 0;
+  std::optional<InstructionCounts> instructions;  // where the encoding is known
 };
 
 struct CubinInfo {

@@ -27,12 +27,19 @@ struct ShowOptions {
   bool source = false;
 };
 
+json instructions_json(const cache::InstructionCounts& counts) {
+  return {{"all", counts.all},         {"tensor", counts.tensor},  {"float32", counts.float32},
+          {"special", counts.special}, {"global", counts.global},  {"shared", counts.shared},
+          {"local", counts.local},     {"barrier", counts.barrier}};
+}
+
 json cubin_json(const cache::CubinInfo& cubin) {
   json kernels = json::object();
   for (const cache::CubinKernel& kernel : cubin.kernels) {
     kernels[kernel.name] = {{"registers", kernel.registers},       {"stack_bytes", kernel.stack_bytes},
                             {"shared_bytes", kernel.shared_bytes}, {"barriers", kernel.barriers},
                             {"max_threads", kernel.max_threads},   {"code_bytes", kernel.code_bytes}};
+    if (kernel.instructions) kernels[kernel.name]["instructions"] = instructions_json(*kernel.instructions);
   }
   return {{"sm", cubin.sm}, {"kernels", std::move(kernels)}};
 }

@@ -19,13 +19,25 @@ int sum_before(std::string_view log, std::string_view words) {
   return sum;
 }
 
+/// "Compile time = 5.944 ms"
+double assembly_milliseconds(std::string_view log) {
+  constexpr std::string_view kWords = "Compile time = ";
+  const std::size_t at = log.find(kWords);
+  double milliseconds = 0;
+  if (at != std::string_view::npos) {
+    std::from_chars(log.data() + at + kWords.size(), log.data() + log.size(), milliseconds);
+  }
+  return milliseconds;
+}
+
 }  // namespace
 
 CompileFacts read_compile_log(std::string_view log) {
   return {.registers = sum_before(log, " registers"),
           .spill_bytes = sum_before(log, " bytes spill stores") + sum_before(log, " bytes spill loads"),
           .stack_bytes = sum_before(log, " bytes stack frame"),
-          .static_shared_bytes = sum_before(log, " bytes smem")};
+          .static_shared_bytes = sum_before(log, " bytes smem"),
+          .assembly_milliseconds = assembly_milliseconds(log)};
 }
 
 }  // namespace attune::runtime

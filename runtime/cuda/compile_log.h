@@ -10,6 +10,7 @@ struct CompileFacts {
   int spill_bytes = 0;  // stores and loads together
   int stack_bytes = 0;
   int static_shared_bytes = 0;
+  double assembly_milliseconds = 0;  // ptxas's part of the time
 };
 
 /// Reads the log of a program with one kernel. What is not mentioned is 0.

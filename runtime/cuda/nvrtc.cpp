@@ -143,7 +143,8 @@ Result<Image> Nvrtc::compile(const codegen::Unit& unit) const {
       {"spill_bytes", facts.spill_bytes},
       {"stack_bytes", facts.stack_bytes},
       {"shared_bytes", codegen::shared_bytes(unit.spec) + facts.static_shared_bytes},
-      {"milliseconds", {{"total", took.count()}}},
+      {"milliseconds",
+       {{"compile", took.count() - facts.assembly_milliseconds}, {"assemble", facts.assembly_milliseconds}}},
       {"log", log}}.dump();
   return image;
 }

@@ -281,6 +281,7 @@ class CubinInTheCache(CommandTest):
         cubin = self.attune_json("cache", "show", key)["cubin"]
         self.assertEqual(cubin["sm"], 80)
         self.assertGreater(cubin["kernels"]["attune_kernel"]["registers"], 16)
+        self.assertGreater(cubin["kernels"]["attune_kernel"]["instructions"]["float32"], 0)
         text = self.attune("cache", "show", key).out
         self.assertIn("registers", text)
         self.assertRegex(text, r"(?m)^occupancy.gpu +sm_80$")

@@ -20,6 +20,7 @@ using Bytes = std::vector<std::byte>;
 
 constexpr std::uint32_t kSm80 = 0x6005004;  // e_flags as ptxas 13 writes them, ABI version 8
 constexpr std::uint32_t kSm90a = 0x6005a04;
+constexpr std::uint32_t kSm60 = 0x6003c04;    // which CUDA 13 does not know
 constexpr std::uint32_t kOldSm86 = 0x560556;  // as ptxas 12 writes them, ABI version 7
 
 TEST_CASE("a cubin's kernels, by name") {
@@ -55,6 +56,26 @@ TEST_CASE("a cubin's kernels, by name") {
 TEST_CASE("the architecture, in both ABI versions") {
   CHECK(read_cubin(TinyCubin::build(kSm90a, 8, {}))->sm == 90);
   CHECK(read_cubin(TinyCubin::build(kOldSm86, 7, {}))->sm == 86);
+}
+
+TEST_CASE("instructions by class, where their encoding is known") {
+  // IADD3, FFMA with its operands in three ways, HMMA, HGMMA, MUFU, LDG, STG, LDS, STS, LDL, STL, BAR, NOP
+  const std::vector<std::uint16_t> opcodes{0x7210, 0x7223, 0x7423, 0x7823, 0x723c, 0x79f0, 0x7308, 0x7981,
+                                           0x7986, 0x7984, 0x7388, 0x7983, 0x7387, 0x7b1d, 0x7918};
+  const auto counts_for = [&](std::uint32_t flags) {
+    const auto info = read_cubin(TinyCubin::build(flags, 8, {{.name = "k", .opcodes = opcodes}}));
+    REQUIRE(info.ok());
+    return info->kernels[0].instructions;
+  };
+  CHECK(counts_for(kSm80) == InstructionCounts{.all = 14,
+                                               .tensor = 2,
+                                               .float32 = 3,
+                                               .special = 1,
+                                               .global = 2,
+                                               .shared = 2,
+                                               .local = 2,
+                                               .barrier = 1});
+  CHECK_FALSE(counts_for(kSm60));
 }
 
 TEST_CASE("barriers, where each ABI version keeps them") {
@@ -189,6 +210,9 @@ TEST_CASE("a real cubin reads as ptxas reports it") {
       CHECK(kernel.barriers == expected.barriers);
       CHECK(kernel.code_bytes > 0);
       CHECK(kernel.code_bytes % 128 == 0);  // instructions of 16 bytes, padded
+      REQUIRE(kernel.instructions);
+      CHECK(kernel.instructions->all > 0);
+      CHECK((kernel.instructions->local > 0) == (kernel.stack_bytes > 0));
     }
     CHECK(info->kernels[0].shared_bytes == 1200);
     CHECK(info->kernels[0].max_threads == 192);

@@ -341,6 +341,24 @@ TEST_CASE("templates from a folder take part in the key; a missing one is an err
   CHECK_FALSE(Engine::create({.template_dir = (dir.path() / "absent").string()}).ok());
 }
 
+TEST_CASE(
+    "what does not compile fails each time, with the compiler's words, and leaves nothing in the cache") {
+  const test::TempDir dir;
+  fs::copy(ATTUNE_SOURCE_DIR "/templates", dir.path() / "templates", fs::copy_options::recursive);
+  std::ofstream(dir.path() / "templates" / "attune" / "semantics.h", std::ios::app)
+      << "#error out of order\n";
+  auto engine =
+      open_engine({.cache_root = dir.path() / "cache", .template_dir = (dir.path() / "templates").string()});
+  for (int attempt = 1; attempt <= 2; ++attempt) {
+    const auto prepared = engine->prepare(kProblem, kCpu, nullptr);
+    REQUIRE_FALSE(prepared.ok());
+    CHECK(prepared.failure().message.find("out of order") != std::string::npos);
+    CHECK_FALSE(attend(*engine).has_value());
+  }
+  CHECK(engine->counters().launches == 0);
+  CHECK(entries_in(dir.path() / "cache").empty());
+}
+
 TEST_CASE("ATTUNE_RECORD lists each problem once, as precompile reads it") {
   const test::TempDir dir;
   auto engine = open_engine({.record_path = (dir.path() / "record").string()});

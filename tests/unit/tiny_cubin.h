@@ -24,7 +24,8 @@ class TinyCubin {
     std::uint32_t shared = 0;        // as the section says: with the reserved bytes from sm_90 on
     std::uint32_t threads[3] = {0, 0, 0};
     std::uint64_t code = 0;
-    bool entry = true;  // false: a device function
+    std::vector<std::uint16_t> opcodes = {};  // of .text: the lowest bits of each instruction
+    bool entry = true;                        // false: a device function
   };
 
   static std::vector<std::byte> build(std::uint32_t flags, std::uint8_t abi_version,
@@ -75,8 +76,10 @@ class TinyCubin {
     if (kernel.threads[0] != 0) own += sized(0x05, {kernel.threads[0], kernel.threads[1], kernel.threads[2]});
     if (kernel.barriers != 0) own += std::string{'\x02', '\x4c', static_cast<char>(kernel.barriers), '\0'};
     section(".nv.info." + kernel.name, SHT_LOPROC, own);
-    section(".text." + kernel.name, SHT_PROGBITS, "").header.sh_flags = std::uint64_t{kernel.flag_barriers}
-                                                                        << 20;
+    std::string text;
+    for (const std::uint16_t opcode : kernel.opcodes) text += raw(opcode) + std::string(14, '\xff');
+    section(".text." + kernel.name, SHT_PROGBITS, text).header.sh_flags = std::uint64_t{kernel.flag_barriers}
+                                                                          << 20;
     if (kernel.shared != 0)
       section(".nv.shared." + kernel.name, SHT_NOBITS, "").header.sh_size = kernel.shared;
   }
