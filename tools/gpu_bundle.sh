@@ -28,6 +28,6 @@ ATTUNE_CACHE_DIR=$(mktemp -d)
 export ATTUNE_CACHE_DIR
 trap 'rm -r "$ATTUNE_CACHE_DIR"' EXIT
 build/release/bin/attune precompile --arch sm_90a --problem "dtype=f32 head_dim=32 window_right=bounded lse=write" \
-  --problem "dtype=bf16 head_dim=128 window_right=bounded boxes=1"
+  --problem "dtype=bf16 head_dim=128 window_right=bounded boxes=1 extent=few_tiles"
 build/release/bin/attune cache pack "$folder/hopper.pack"
 echo "gpu_bundle: $(du -sh "$folder" | cut -f1) in $folder"

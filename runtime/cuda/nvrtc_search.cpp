@@ -11,6 +11,7 @@
 
 #include <dirent.h>
 #include <dlfcn.h>
+#include <link.h>
 
 #include <algorithm>
 #include <array>
@@ -76,10 +77,14 @@ std::string soname_of(int major) {
   return fmt::format("libnvrtc.so.{}", major);
 }
 
+/// By the names of the files that are loaded: dlopen() with RTLD_NOLOAD would search the disk.
 bool is_loaded(const std::string& soname) {
-  void* const library = dlopen(soname.c_str(), RTLD_NOW | RTLD_NOLOAD);
-  if (library != nullptr) dlclose(library);
-  return library != nullptr;
+  const auto is_it = [](dl_phdr_info* library, std::size_t, void* name) {
+    const std::string_view path = library->dlpi_name;
+    return path.substr(path.rfind('/') + 1).starts_with(*static_cast<const std::string*>(name)) ? 1 : 0;
+  };
+  std::string name = soname;
+  return dl_iterate_phdr(is_it, &name) != 0;
 }
 
 /// The number that a library's name ends with after `prefix`.
