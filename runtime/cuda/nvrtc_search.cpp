@@ -87,25 +87,28 @@ bool is_loaded(const std::string& soname) {
   return dl_iterate_phdr(is_it, &name) != 0;
 }
 
-/// The number that a library's name ends with after `prefix`.
+/// The number that follows the prefix in a library's name, up to the next dot or the end.
 std::optional<int> version_in(std::string_view name, std::string_view prefix) {
   int number = 0;
-  const char* const end = name.data() + name.size();
   if (!name.starts_with(prefix)) return std::nullopt;
+  const char* const end = name.data() + name.size();
   const auto [stop, error] = std::from_chars(name.data() + prefix.size(), end, number);
-  return error == std::errc() && stop == end ? std::optional(number) : std::nullopt;
+  return error == std::errc() && (stop == end || *stop == '.') ? std::optional(number) : std::nullopt;
 }
 
-/// The minor version of the NVRTC in a folder, told by the builtins that lie beside it; nothing when there
-/// are those of several.
-std::optional<int> minor_in(const fs::path& folder, int major) {
+/// The minor version of an NVRTC by its file: the link of a toolkit leads to libnvrtc.so.13.0.88; beside that
+/// of a wheel lie its builtins. Nothing when there are those of several.
+std::optional<int> minor_of(const fs::path& library, int major) {
+  std::error_code error;  // it is no link
+  const std::string target = fs::read_symlink(library, error).filename();
+  if (const auto minor = version_in(target, soname_of(major) + ".")) return minor;
   const std::string prefix = fmt::format("libnvrtc-builtins.so.{}.", major);
   std::optional<int> minor;
-  const std::unique_ptr<DIR, int (*)(DIR*)> files(::opendir(folder.c_str()), ::closedir);
+  const std::unique_ptr<DIR, int (*)(DIR*)> files(::opendir(library.parent_path().c_str()), ::closedir);
   while (const dirent* const file = files ? ::readdir(files.get()) : nullptr) {
     const auto found = version_in(file->d_name, prefix);
     if (!found) continue;
-    if (minor) return std::nullopt;
+    if (minor && minor != found) return std::nullopt;
     minor = found;
   }
   return minor;
@@ -152,7 +155,7 @@ std::optional<fs::path> file_of_major(int major) {
 std::optional<Glance> glance_at(int major) {
   const auto file = file_of_major(major);
   if (!file) return std::nullopt;
-  const auto minor = minor_in(file->parent_path(), major);
+  const auto minor = minor_of(*file, major);
   std::string id = build_id_in(*file);
   if (!minor || id.empty()) return std::nullopt;
   return Glance{major, *minor, std::move(id)};
