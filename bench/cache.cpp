@@ -1,9 +1,9 @@
 // What the cache costs its users, without a device: opening a pack, finding in it, finding on disk, deriving
 // a key, and the hot look-up.
 //   bench_cache [--kernels N] [--json]
-//   bench_cache --first key|nvrtc TARGET: microseconds of that in a process that has done nothing else, which
-//   is
-//     what bench_cache runs for its figures of fresh processes
+//   bench_cache --first key|nvrtc TARGET
+// The second prints the microseconds of that in a process that has done nothing else: the first runs it for
+// its figures of fresh processes.
 #include "cache/pack.h"
 #include "cache/pack_writer.h"
 #include "cache/store.h"

@@ -72,12 +72,8 @@ def forward(inputs: Inputs, with_lse: bool, generator: Any) -> Tuple[Any, Any]:
     """Output and LSE, by Attune's choice of a kernel."""
     try:
         description, bias = _described(inputs, with_lse)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ):  # a sparse tensor has no strides, say; the long way says what is wrong
-        description = None
+    except (RuntimeError, TypeError, ValueError):
+        description = None  # a sparse tensor has no strides, say; the long way says what is wrong
     if description is None:
         return inputs.call().forward(with_lse, generator)
     kept = _kept.get(description)

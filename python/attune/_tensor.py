@@ -49,9 +49,8 @@ class Framework(NamedTuple):
     """What a tensor's framework is asked for, on the tensor's device."""
 
     empty: Callable[[Any, Shape, str], Any]  # an uninitialised tensor like this one, of a shape and dtype
-    stream: Callable[[Any], Optional[int]] = (
-        lambda tensor: None
-    )  # where its work is queued; None: the default stream
+    # Where its work is queued; None: the default stream.
+    stream: Callable[[Any], Optional[int]] = lambda tensor: None
 
 
 @dataclass
