@@ -34,10 +34,10 @@ class BazelRemoteTest(ServerTest):
         self.start_bazel_remote()
         self.assert_refused("cas", 500)
 
-    def test_it_keeps_entries_over_a_restart(self):
+    def test_it_keeps_entries_when_it_is_killed(self):
         server = self.start_bazel_remote()
         self.precompile("writer", "ac", mode="rw")
-        server.terminate()
+        server.kill()
         server.wait()
         self.start_bazel_remote()
         self.assertEqual(self.precompile("reader", "ac"), ("disk", ""))
