@@ -253,14 +253,30 @@ QueryGradient query_gradient_of(const Problem& problem, const Arch& arch, bool d
   return spec ? spec->query_gradient : QueryGradient::apart;
 }
 
-Result<Choice> choose(const Problem& problem, const Arch& arch) {
+std::vector<const Candidate*> contenders(const Problem& problem, const Arch& arch) {
+  const auto families = families_of(problem.operation, arch.backend);
+  const auto chosen = std::ranges::find_if(
+      families, [&](Family family) { return not_supported_reasons(family, problem, arch).empty(); });
+  std::vector<const Candidate*> found;
+  if (chosen == families.end()) return found;
+  for (const Candidate& row : candidates()) {
+    if (row.family != *chosen || !fits(row, problem, arch)) continue;
+    const KernelSpec spec = spec_of(row, problem);
+    if (std::ranges::none_of(found, [&](const Candidate* other) { return spec_of(*other, problem) == spec; }))
+      found.push_back(&row);
+  }
+  return found;
+}
+
+Result<Choice> choose(const Problem& problem, const Arch& arch, std::string_view tuned) {
   Choice choice;
   for (const Family family : families_of(problem.operation, arch.backend)) {
     choice.verdicts.push_back({family, not_supported_reasons(family, problem, arch)});
-    if (choice.candidate != nullptr || !choice.verdicts.back().reasons.empty()) continue;
-    choice.candidate = first_fit(family, problem, arch);
   }
-  if (choice.candidate == nullptr) return no_family(problem, arch, choice.verdicts);
+  const auto rows = contenders(problem, arch);
+  if (rows.empty()) return no_family(problem, arch, choice.verdicts);
+  const auto named = std::ranges::find(rows, tuned, &Candidate::name);
+  choice.candidate = named == rows.end() ? rows.front() : *named;
   choice.spec = spec_of(*choice.candidate, problem);
   return choice;
 }

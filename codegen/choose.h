@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace attune::codegen {
@@ -28,9 +29,13 @@ struct Choice {
   std::vector<Verdict> verdicts;  // every family of the backend in order of preference
 };
 
-/// The spec to run. Fails with unsupported, giving the first reason of the preferred family and then the
-/// others.
-Result<Choice> choose(const Problem& problem, const Arch& arch);
+/// The spec to run: that of the candidate named `tuned` where it is among the contenders, else of the first
+/// of them. Fails with unsupported, giving the first reason of the preferred family and then the others.
+Result<Choice> choose(const Problem& problem, const Arch& arch, std::string_view tuned = {});
+
+/// The candidates that could run the problem, of the family that choose() takes: rows that give the same spec
+/// count once, the first is the usual choice. Empty when no family can.
+std::vector<const Candidate*> contenders(const Problem& problem, const Arch& arch);
 
 /// The kernel that would run this grad_key_value, and how it is told to compute the query's gradient: by sums
 /// where its family can, in an order if the bits are to be the same in every run.

@@ -9,6 +9,7 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -56,6 +57,9 @@ class Backend {
                                                const kernel::KernelSpec& spec) = 0;
   /// "NVIDIA H200 (sm_90a)", "x86-64-v4, 2 threads"
   virtual std::string description() const = 0;
+  /// How long one of `count` calls takes on the device, launched on its default stream one behind the other.
+  /// The host's part doesn't count where the device works by itself.
+  virtual Result<double> microseconds(int count, const std::function<Result<void>()>& call) = 0;
 };
 
 }  // namespace attune::runtime

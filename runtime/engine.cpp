@@ -16,6 +16,7 @@
 #include <map>
 #include <mutex>
 #include <span>
+#include <string_view>
 #include <utility>
 
 namespace attune::runtime {
@@ -73,7 +74,10 @@ struct Engine::State {
   Result<std::unique_ptr<Kernel>> load_another(Backend& backend, const codegen::Unit& unit,
                                                const std::string& candidate, const std::string& refused);
   Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device, void* stream);
+  Result<std::unique_ptr<ReadyKernel>> make_ready(const codegen::Problem& problem, std::size_t index,
+                                                  Backend& backend, std::string_view tuned_candidate);
   Result<const codegen::Arch*> arch_of(Device device);
+  std::optional<TunedChoice> tuned(const codegen::Problem& problem, const Backend& backend);
   void record(const codegen::Problem& problem, const codegen::Arch& arch);
   void launched(const ReadyKernel& ready);
 };
@@ -155,12 +159,36 @@ Result<const ReadyKernel*> Engine::State::ready(const codegen::Problem& problem,
   ATTUNE_TRY(check_allowed(options.backend, device));
   ATTUNE_ASSIGN(backend, backend_of(device));
   if (options.capture == CaptureMode::refuse) ATTUNE_TRY(backend->may_load(stream));
-  ATTUNE_ASSIGN(pair, images.unit_of(problem, backend->arch()));
-  const auto& [unit, choice] = pair;
-  ATTUNE_ASSIGN(kernel, kernel_for(index, *backend, unit, choice.candidate->name));
+  std::string candidate;
+  if (const auto choice = tuned(problem, *backend)) candidate = choice->candidate;
+  auto made = make_ready(problem, index, *backend, candidate);
+  if (!made.ok() && !candidate.empty()) {
+    log(LogLevel::warn, fmt::format("the tuned choice {} cannot be had ({}); the usual choice runs",
+                                    candidate, made.failure().message));
+    made = make_ready(problem, index, *backend, {});
+  }
+  ATTUNE_ASSIGN(ready, std::move(made));
   record(problem, backend->arch());
-  return tables[index].insert(
-      std::make_unique<ReadyKernel>(ReadyKernel{problem, std::move(kernel), choice.candidate->name}));
+  return tables[index].insert(std::move(ready));
+}
+
+Result<std::unique_ptr<ReadyKernel>> Engine::State::make_ready(const codegen::Problem& problem,
+                                                               std::size_t index, Backend& backend,
+                                                               std::string_view tuned_candidate) {
+  ATTUNE_ASSIGN(choice, codegen::choose(problem, backend.arch(), tuned_candidate));
+  ATTUNE_ASSIGN(unit, images.unit_of(choice.spec, backend.arch()));
+  ATTUNE_ASSIGN(kernel, kernel_for(index, backend, unit, choice.candidate->name));
+  return std::make_unique<ReadyKernel>(ReadyKernel{problem, std::move(kernel), choice.candidate->name});
+}
+
+/// The choice that calls follow, unless they are told not to.
+std::optional<TunedChoice> Engine::State::tuned(const codegen::Problem& problem, const Backend& backend) {
+  if (!options.follow_tuned || problem.operation != kernel::Operation::forward) return std::nullopt;
+  auto choice = images.tuned(problem, backend);
+  if (choice.ok()) return std::move(*choice);
+  log(LogLevel::warn, fmt::format("the tuned choice for {} is ignored: {}", codegen::to_string(problem),
+                                  choice.failure().message));
+  return std::nullopt;
 }
 
 /// Without a lock once it is known.
@@ -255,7 +283,11 @@ Result<std::shared_ptr<const Obtained>> Engine::precompile(const codegen::Proble
 Result<Explanation> Engine::explain(const codegen::Problem& problem, const codegen::Arch& arch,
                                     std::optional<Device> device) {
   Explanation result{.problem = problem};
-  ATTUNE_ASSIGN(choice, codegen::choose(problem, arch));
+  if (device) {
+    ATTUNE_ASSIGN(backend, backend_of(*device));
+    result.tuned = state_->tuned(problem, *backend);
+  }
+  ATTUNE_ASSIGN(choice, codegen::choose(problem, arch, result.tuned ? result.tuned->candidate : ""));
   result.choice = std::move(choice);
   auto unit = state_->images.unit_of(result.choice.spec, arch);
   if (!unit.ok()) {
@@ -272,6 +304,21 @@ Result<Explanation> Engine::explain(const codegen::Problem& problem, const codeg
     if (state_->tables[index].find(problem) != nullptr) result.state = "loaded";
   }
   return result;
+}
+
+Result<std::shared_ptr<Kernel>> Engine::kernel_of(const codegen::Candidate& candidate,
+                                                  const codegen::Problem& problem, Device device) {
+  ATTUNE_ASSIGN(index, table_index(device));
+  ATTUNE_TRY(check_allowed(state_->options.backend, device));
+  ATTUNE_ASSIGN(backend, backend_of(device));
+  ATTUNE_ASSIGN(unit, state_->images.unit_of(codegen::spec_of(candidate, problem), backend->arch()));
+  return state_->kernel_for(index, *backend, unit, candidate.name);
+}
+
+Result<void> Engine::keep(const TunedChoice& choice, const codegen::Problem& problem, Device device) {
+  ATTUNE_ASSIGN(backend, backend_of(device));
+  state_->images.keep(choice, problem, *backend);
+  return done();
 }
 
 Counters Engine::counters() const {

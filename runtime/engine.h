@@ -14,6 +14,7 @@
 #include "runtime/engine_options.h"
 #include "runtime/explanation.h"
 #include "runtime/images.h"
+#include "runtime/tuned_choice.h"
 
 #include <cstdint>
 #include <filesystem>
@@ -78,6 +79,12 @@ class Engine {
   /// architecture need not be here.
   Result<Explanation> explain(const codegen::Problem& problem, const codegen::Arch& arch,
                               std::optional<Device> device);
+
+  /// The kernel of one candidate, loaded, whatever would be chosen. For `attune bench`, which then keeps the
+  /// choice that it made: from the next process on, calls on devices of this kind follow it.
+  Result<std::shared_ptr<Kernel>> kernel_of(const codegen::Candidate& candidate,
+                                            const codegen::Problem& problem, Device device);
+  Result<void> keep(const TunedChoice& choice, const codegen::Problem& problem, Device device);
 
   Counters counters() const;
   cache::Store& store();

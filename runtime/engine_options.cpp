@@ -76,12 +76,15 @@ Result<EngineOptions> EngineOptions::from_environment() {
                                                       {"cuda", BackendChoice::cuda},
                                                       {"cpu", BackendChoice::cpu}},
                                                      BackendChoice::automatic));
+  ATTUNE_ASSIGN(follow_tuned,
+                parse_choice<bool>("ATTUNE_TUNED", {{"follow", true}, {"ignore", false}}, true));
   ATTUNE_ASSIGN(max_bytes, parse_max_bytes());
   options.cache_max_bytes = max_bytes;
   options.cache_paths = cache::shared_paths();
   ATTUNE_ASSIGN(remote, cache::remote_options());
   options.remote = std::move(remote);
   options.backend = backend;
+  options.follow_tuned = follow_tuned;
   options.cache_mode = mode;
   options.jit = jit;
   options.capture = capture;

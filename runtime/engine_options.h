@@ -45,6 +45,7 @@ struct EngineOptions {
   CompileIn compile_in = CompileIn::process;
   CompileChild compile_child;  // of CompileIn::child
   BackendChoice backend = BackendChoice::automatic;
+  bool follow_tuned = true;  // ATTUNE_TUNED: take the choices of `attune bench --tune`
   std::string template_dir;  // ATTUNE_TEMPLATE_DIR: templates from disk instead of the embedded ones
   std::string
       record_path;  // ATTUNE_RECORD: append a line for `attune precompile` per problem at its first use

@@ -37,6 +37,7 @@ json to_json(const Explanation& e) {
               {"source", e.unit.source},
               {"state", e.state}};
   if (!e.layer.empty()) object["layer"] = e.layer;
+  if (e.tuned) object["tuned"] = to_json(*e.tuned);
   if (!e.compiler_problem.empty()) {
     object["key"] = nullptr;
     object["compiler_problem"] = e.compiler_problem;

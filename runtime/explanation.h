@@ -6,9 +6,11 @@
 #include "codegen/choose.h"
 #include "codegen/problem.h"
 #include "codegen/unit.h"
+#include "runtime/tuned_choice.h"
 
 #include <nlohmann/json_fwd.hpp>
 
+#include <optional>
 #include <string>
 
 namespace attune::runtime {
@@ -16,10 +18,11 @@ namespace attune::runtime {
 struct Explanation {
   codegen::Problem problem;
   codegen::Choice choice;
-  codegen::Unit unit;            // without a compiler, its key means nothing
-  std::string compiler_problem;  // why there is no compiler; empty when all is well
-  const char* state = "absent";  // loaded, cached, absent, or unknown without a compiler
-  std::string layer;             // the path that holds it; empty when none does
+  std::optional<TunedChoice> tuned;  // on the device, if it was measured there
+  codegen::Unit unit;                // without a compiler, its key means nothing
+  std::string compiler_problem;      // why there is no compiler; empty when all is well
+  const char* state = "absent";      // loaded, cached, absent, or unknown without a compiler
+  std::string layer;                 // the path that holds it; empty when none does
 };
 
 /// Every field of a spec by name.

@@ -153,6 +153,17 @@ Result<std::shared_ptr<const Obtained>> Images::compile(const codegen::Unit& wan
   return std::shared_ptr<const Obtained>(std::move(obtained));
 }
 
+Result<std::optional<TunedChoice>> Images::tuned(const codegen::Problem& problem, const Backend& backend) {
+  const auto found = layers_.find_on_disk(tuned_key(problem, backend, templates_.files));
+  if (!found) return std::optional<TunedChoice>();
+  ATTUNE_ASSIGN(choice, tuned_choice_of(found->entry));
+  return std::optional(std::move(choice));
+}
+
+void Images::keep(const TunedChoice& choice, const codegen::Problem& problem, const Backend& backend) {
+  layers_.store(tuned_entry(tuned_key(problem, backend, templates_.files), choice, problem, backend));
+}
+
 Result<codegen::CompilerId> compiler_for(const codegen::Arch& arch) {
   if (arch.backend == codegen::Backend::cpu) return clang_compiler(arch);
   return nvrtc_compiler(arch);

@@ -14,12 +14,14 @@
 #include "runtime/backend.h"
 #include "runtime/builds.h"
 #include "runtime/engine_options.h"
+#include "runtime/tuned_choice.h"
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -64,6 +66,11 @@ class Images {
   Result<std::shared_ptr<const Obtained>> obtain(const codegen::Unit& unit, const std::string& candidate);
   /// From the compiler, whatever the layers have, and into the cache.
   Result<std::shared_ptr<const Obtained>> compile(const codegen::Unit& wanted, const std::string& candidate);
+
+  /// What was measured of a problem on the backend's device, in a layer on disk; nothing where nobody did.
+  /// Fails with environment where an entry is none of a choice.
+  Result<std::optional<TunedChoice>> tuned(const codegen::Problem& problem, const Backend& backend);
+  void keep(const TunedChoice& choice, const codegen::Problem& problem, const Backend& backend);
 
   cache::Store& store() { return store_; }
   cache::Layers& layers() { return layers_; }

@@ -60,6 +60,10 @@ json metadata_of(const cache::Entry& entry) {
   return metadata.is_object() ? metadata : json::object();
 }
 
+bool is_tuned_choice(const json& metadata) {
+  return text_of(metadata, "kind") == runtime::kTunedChoiceKind;
+}
+
 std::string text_of(const json& object, const char* name) {
   const auto found = object.find(name);
   if (found == object.end()) return "?";

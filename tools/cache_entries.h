@@ -30,6 +30,9 @@ Result<std::pair<cache::Listed, cache::Entry>> find_whole(const cache::Store& st
 /// What the kernel's makers wrote about it; an empty object if it is none of ours.
 nlohmann::json metadata_of(const cache::Entry& entry);
 
+/// Is the entry no kernel but a choice of `attune bench --tune`?
+bool is_tuned_choice(const nlohmann::json& metadata);
+
 /// A field as text for people, without control characters; "?" when it is missing.
 std::string text_of(const nlohmann::json& object, const char* name);
 

@@ -30,6 +30,7 @@ void add_attend(CLI::App& app, Session& session);
 void add_explain(CLI::App& app, Session& session);
 void add_emit(CLI::App& app, Session& session);
 void add_precompile(CLI::App& app, Session& session);
+void add_bench(CLI::App& app, Session& session);
 void add_cache(CLI::App& app, Session& session);
 void add_cache_list(CLI::App& cache, Session& session);
 void add_cache_show(CLI::App& cache, Session& session);

@@ -68,7 +68,12 @@ Result<int> disasm(const DisasmOptions& options, bool as_json) {
   ATTUNE_ASSIGN(store, open_store());
   ATTUNE_ASSIGN(found, find_whole(*store, options.key));
   const auto& [listed, entry] = found;
-  const bool gpu = text_of(metadata_of(entry), "target").starts_with("sm_");
+  const auto metadata = metadata_of(entry);
+  if (is_tuned_choice(metadata)) {
+    return invalid_argument(fmt::format(
+        "{} is a choice of `attune bench --tune`, not a kernel; `attune cache show` has it", options.key));
+  }
+  const bool gpu = text_of(metadata, "target").starts_with("sm_");
   ATTUNE_ASSIGN(file, file_of(entry.payload));
   std::vector<Tool> tools = tools_for(gpu);
   if (!options.tool.empty()) tools = {tool_named(options.tool)};

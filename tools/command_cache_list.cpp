@@ -15,8 +15,10 @@ namespace {
 
 using nlohmann::json;
 
-/// The compiler's name and version, without its build.
-std::string short_compiler(const std::string& name) {
+/// The compiler's name and version, without its build; of a choice, where it comes from.
+std::string maker_of(const json& metadata) {
+  if (is_tuned_choice(metadata)) return "attune bench --tune";
+  const std::string name = text_of(metadata, "compiler");
   const std::size_t space = name.find(' ');
   return name.substr(0, space == std::string::npos ? space : name.find(' ', space + 1));
 }
@@ -30,6 +32,9 @@ json to_json(const CachedKernel& kernel) {
   }
   for (const char* name : {"candidate", "target", "compiler"}) object[name] = text_of(kernel.metadata, name);
   object["spec"] = kernel.metadata.value("spec", json::object());
+  if (is_tuned_choice(kernel.metadata)) {
+    for (const char* name : {"kind", "device", "problem"}) object[name] = text_of(kernel.metadata, name);
+  }
   return object;
 }
 
@@ -42,7 +47,7 @@ void add_row(Table& table, const CachedKernel& kernel) {
   const auto text = [&](const char* name) { return text_of(kernel.metadata, name); };
   if (kernel.defect.empty()) {
     table.row({key, text("candidate"), spec_text(kernel.metadata), text("target"), size, hits, age, used,
-               short_compiler(text("compiler"))});
+               maker_of(kernel.metadata)});
   } else {
     table.row({key, "-", paint("defective, see `attune cache verify`", Colour::red, Stream::out), "-", size,
                hits, age, used, "-"});

@@ -48,8 +48,9 @@ struct Manifest {
     json build;
     for (const char* name : {"target", "compiler", "options"}) build[name] = metadata.value(name, json());
     const std::lock_guard lock(mutex);
-    builds.insert(std::move(build));
     targets.insert(text_of(metadata, "target"));
+    if (is_tuned_choice(metadata)) return;
+    builds.insert(std::move(build));
     ++kernels;
   }
   json to_json() const {

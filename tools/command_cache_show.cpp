@@ -121,6 +121,7 @@ Result<json> report_of(const cache::Listed& listed, const cache::Entry& entry, c
   object["payload_bytes"] = entry.payload.size();
   object["payload_sha256"] = sha256(entry.payload).hex();
   object["metadata"] = metadata;
+  if (is_tuned_choice(metadata)) return object;
   if (text_of(metadata, "target").starts_with("sm_")) {
     ATTUNE_ASSIGN(cubin, cache::read_cubin(entry.payload));
     object["cubin"] = cubin_json(cubin);

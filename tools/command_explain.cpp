@@ -31,7 +31,7 @@ using nlohmann::json;
 
 struct ExplainOptions {
   std::string problem;
-  std::string arch = "native";
+  std::string arch = kNativeArch;
   bool source = false;
   bool key = false;
 };
@@ -70,11 +70,25 @@ std::string verdict_text(const codegen::Verdict& verdict, const codegen::Choice&
   return fmt::format("no: {}", fmt::join(verdict.reasons, "; "));
 }
 
+/// "by attune bench on batch 2, ...: 89.1 us, the usual choice sm90_192x80_d128 95.0 us"
+std::string tuned_text(const runtime::TunedChoice& choice) {
+  const auto time_of = [&](const std::string& candidate) {
+    const auto found = std::ranges::find(choice.timings, candidate, &runtime::TunedChoice::Timing::candidate);
+    return found == choice.timings.end() ? "?" : fmt::format("{:.1f} us", found->microseconds);
+  };
+  std::string text =
+      fmt::format("by `attune bench --tune` on {}: {}", choice.measured_on, time_of(choice.candidate));
+  if (choice.timings.empty() || choice.timings.front().candidate == choice.candidate) return text;
+  const std::string& usual = choice.timings.front().candidate;
+  return text + fmt::format("; the usual choice, {}, {}", usual, time_of(usual));
+}
+
 std::string to_text(const Explained& e, const ExplainOptions& options) {
   Table table;
   table.row({"problem", codegen::to_string(e.problem)});
   table.row({"target", e.unit.arch.target});
   table.row({"candidate", e.choice.candidate->name});
+  if (e.tuned) table.row({"tuned", tuned_text(*e.tuned)});
   for (const auto& verdict : e.choice.verdicts) {
     table.row({fmt::format("  {}", codegen::name_of(verdict.family)), verdict_text(verdict, e.choice)});
   }
@@ -124,8 +138,8 @@ std::string to_text(const std::vector<Explained>& kernels, const ExplainOptions&
 }
 
 Result<Explained> explained(const codegen::Problem& problem, const codegen::Arch& arch,
-                            runtime::Engine& engine) {
-  ATTUNE_ASSIGN(explanation, engine.explain(problem, arch, std::nullopt));
+                            std::optional<Device> device, runtime::Engine& engine) {
+  ATTUNE_ASSIGN(explanation, engine.explain(problem, arch, device));
   Explained result{std::move(explanation), std::nullopt};
   const bool missed = std::string_view(result.state) == "absent" && !engine.store().root().empty();
   if (missed) result.nearest = nearest_entry(engine.store(), result.unit);
@@ -136,9 +150,14 @@ Result<int> explain(const ExplainOptions& options, bool as_json) {
   ATTUNE_ASSIGN(arch, parse_arch(options.arch));
   ATTUNE_ASSIGN(problems, parse_problems(options.problem, arch));
   ATTUNE_ASSIGN(engine, runtime::Engine::global());
+  std::optional<Device> device;  // on which a choice may have been tuned
+  if (options.arch == kNativeArch) {
+    ATTUNE_ASSIGN(native, parse_device("auto"));
+    device = native;
+  }
   std::vector<Explained> kernels;
   for (const codegen::Problem& problem : problems) {
-    ATTUNE_ASSIGN(kernel, explained(problem, arch, *engine));
+    ATTUNE_ASSIGN(kernel, explained(problem, arch, device, *engine));
     kernels.push_back(std::move(kernel));
   }
   ATTUNE_TRY(as_json ? print_json(to_json(kernels)) : print(to_text(kernels, options)));

@@ -39,7 +39,7 @@ std::string to_text(Device device) {
 }
 
 Result<codegen::Arch> parse_arch(const std::string& text) {
-  if (text != "native") return codegen::arch_from_name(text);
+  if (text != kNativeArch) return codegen::arch_from_name(text);
   ATTUNE_ASSIGN(device, native_device());
   ATTUNE_ASSIGN(backend, runtime::backend_of(device));
   return backend->arch();

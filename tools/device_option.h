@@ -16,6 +16,8 @@ Result<Device> parse_device(const std::string& text);
 /// "cpu" or "cuda:0".
 std::string to_text(Device device);
 
+inline constexpr const char* kNativeArch = "native";
+
 /// An architecture's name, or "native": the one of the "auto" device.
 Result<codegen::Arch> parse_arch(const std::string& text);
 

@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
   add_explain(app, session);
   add_emit(app, session);
   add_precompile(app, session);
+  add_bench(app, session);
   add_cache(app, session);
   add_mask(app, session);
   add_verify(app, session);

@@ -15,6 +15,7 @@
 
 #include <atomic>
 #include <charconv>
+#include <chrono>
 
 namespace attune::runtime {
 namespace {
@@ -150,6 +151,13 @@ class CpuBackend final : public Backend {
 
   std::string description() const override {
     return fmt::format("{}, {} thread{}", arch_.target, pool_.threads(), pool_.threads() == 1 ? "" : "s");
+  }
+
+  Result<double> microseconds(int count, const std::function<Result<void>()>& call) override {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < count; ++i) ATTUNE_TRY(call());
+    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count() /
+           count;
   }
 
  private:

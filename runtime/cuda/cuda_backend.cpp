@@ -1,6 +1,7 @@
 #include "runtime/cuda/cuda_backend.h"
 
 #include "runtime/cuda/cuda_device.h"
+#include "runtime/cuda/device_time.h"
 #include "runtime/cuda/driver.h"
 #include "runtime/cuda/nvrtc.h"
 
@@ -35,6 +36,10 @@ class CudaBackend final : public Backend {
 
   std::string description() const override {
     return fmt::format("{} ({})", device_.name, device_.arch.target);
+  }
+
+  Result<double> microseconds(int count, const std::function<Result<void>()>& call) override {
+    return time_on_device(device_, count, call);
   }
 
  private:

@@ -40,7 +40,12 @@
   X(cuMemcpyHtoDAsync, 3020)                  \
   X(cuMemcpyDtoDAsync, 3020)                  \
   X(cuMemsetD32Async, 3020)                   \
-  X(cuStreamSynchronize, 2000)
+  X(cuStreamSynchronize, 2000)                \
+  X(cuEventCreate, 2000)                      \
+  X(cuEventDestroy, 4000)                     \
+  X(cuEventRecord, 2000)                      \
+  X(cuEventSynchronize, 2000)                 \
+  X(cuEventElapsedTime, 2000)
 #define ATTUNE_CUDA_OPTIONAL(X)    \
   X(cuMemAllocAsync, 11020)        \
   X(cuMemFreeAsync, 11020)         \
