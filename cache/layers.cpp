@@ -120,18 +120,6 @@ std::optional<Found> Layers::find(const Digest& key) {
   return std::nullopt;
 }
 
-std::optional<Found> Layers::find_on_disk(const Digest& key) {
-  open();
-  if (auto found = find_in(packs_, key)) return found;
-  std::error_code error;
-  if (fs::exists(store_.path_of(key), error)) {
-    if (auto entry = store_.find(key)) {
-      return Found{.entry = std::move(*entry), .layer = store_.root().string()};
-    }
-  }
-  return find_in(folders_, key);
-}
-
 std::optional<std::string> Layers::locate(const Digest& key) {
   open();
   const auto has = [&](const ReadLayer& layer) {

@@ -43,8 +43,6 @@ class Layers {
   /// In the packs, then in the store, then in the folders, packs and folders in the order of their naming,
   /// and then in the remote: what that has is stored.
   std::optional<Found> find(const Digest& key);
-  /// Of those on disk alone. What is not there is no miss: for keys that mostly have no entry.
-  std::optional<Found> find_on_disk(const Digest& key);
   /// In the store, and in a remote that is written to.
   void store(const Entry& entry);
   /// The layer on disk that find() would take the entry from. Counts, moves and warns of nothing.

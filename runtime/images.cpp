@@ -154,7 +154,10 @@ Result<std::shared_ptr<const Obtained>> Images::compile(const codegen::Unit& wan
 }
 
 Result<std::optional<TunedChoice>> Images::tuned(const codegen::Problem& problem, const Backend& backend) {
-  const auto found = layers_.find_on_disk(tuned_key(problem, backend, templates_.files));
+  const Digest key = tuned_key(problem, backend, templates_.files);
+  if (!layers_.may_have(key))
+    return std::optional<TunedChoice>();  // most problems have none: that is no miss
+  const auto found = layers_.find(key);
   if (!found) return std::optional<TunedChoice>();
   ATTUNE_ASSIGN(choice, tuned_choice_of(found->entry));
   return std::optional(std::move(choice));

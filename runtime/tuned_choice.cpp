@@ -39,7 +39,7 @@ Digest tuned_key(const codegen::Problem& problem, const Backend& backend,
   for (const codegen::Candidate* row : codegen::contenders(problem, backend.arch())) {
     digest.field(row->name, codegen::describe(codegen::spec_of(*row, problem)));
   }
-  for (const codegen::EmbeddedFile& file : templates) digest.field(file.name, file.text);
+  for (const codegen::EmbeddedFile& file : templates) digest.field(file.name, file.digest);
   return digest.finish();
 }
 

@@ -2,7 +2,7 @@
 
 import json
 
-from harness import CommandTest, main, needs_cpu
+from harness import CommandTest, main, needs_cpu, needs_gpu
 
 PROBLEM = "dtype=f32 head_dim=8 lse=write"
 SMALL = ("--device", "cpu", "--batch", 1, "--heads", 1, "--queries", 16)
@@ -119,6 +119,23 @@ class Tune(CommandTest):
         self.attune("bench", "--tune", "--problem", PROBLEM, *SMALL[:-1], 32)
         self.assertEqual(self.choice()["key"], before["key"])
         self.assertEqual(self.explained()["tuned"]["measured_on"], "batch 1, heads 1, 32 queries, 32 keys")
+
+
+@needs_gpu
+class OnTheGpu(CommandTest):
+
+    def test_every_trait(self):
+        problems = ["dtype=f16 head_dim=40 lse=write boxes=1 extent=few_tiles",
+                    "dtype=bf16 head_dim=64 window_left=bounded window_right=bounded bias=bf16 boxes=1",
+                    "dtype=bf16 head_dim=64 window_right=bounded blocks=varlen keys=paged dropout=on boxes=1",
+                    "dtype=f32 head_dim=24 align_bytes=4"]
+        given = [word for problem in problems for word in ("--problem", problem)]
+        variables = {"ATTUNE_BACKEND": "cuda"}
+        told = self.attune_json("bench", "--tune", *given, "--batch", 2, "--heads", 4, "--queries", 256, **variables)
+        for problem, measured in zip(problems, told["problems"]):
+            self.assertEqual(measured["disqualified"], [])
+            followed = self.attune_json("explain", "--problem", measured["problem"], **variables)
+            self.assertEqual((followed["candidate"], followed["state"]), (measured["candidate"], "cached"))
 
 
 if __name__ == "__main__":

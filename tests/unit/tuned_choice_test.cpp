@@ -42,7 +42,8 @@ struct FakeBackend final : Backend {
   codegen::Arch fake_arch;
 };
 
-const std::vector<codegen::EmbeddedFile> kTemplates{{"attune/a.h", "int a;"}, {"attune/b.h", "int b;"}};
+const std::vector<codegen::EmbeddedFile> kTemplates{codegen::file_with_digest("attune/a.h", "int a;"),
+                                                    codegen::file_with_digest("attune/b.h", "int b;")};
 
 TunedChoice choice_of(const std::string& candidate) {
   return {.candidate = candidate,
@@ -99,7 +100,7 @@ TEST_CASE("a record's key changes with everything that makes it stale") {
   other.lse = kernel::Lse::write;
   CHECK(tuned_key(other, backend, kTemplates) != key);
   auto templates = kTemplates;
-  templates[1].text = "int c;";
+  templates[1] = codegen::file_with_digest("attune/b.h", "int c;");
   CHECK(tuned_key(kProblem, backend, templates) != key);
 }
 
