@@ -1,6 +1,5 @@
 // attune bench: how long each candidate takes for a problem on a device; --tune keeps the fastest as the
 // choice.
-#include "base/file.h"
 #include "codegen/choose.h"
 #include "runtime/engine.h"
 #include "tools/bench_problem.h"
@@ -165,9 +164,8 @@ Result<std::vector<codegen::Problem>> problems_of(const BenchOptions& options, c
     return done();
   };
   if (!options.list.empty()) {
-    auto text = read_file(options.list);
-    if (!text.ok()) return invalid_argument(text.failure().message);
-    ATTUNE_TRY(add({reinterpret_cast<const char*>(text->data()), text->size()}, options.list));
+    ATTUNE_ASSIGN(text, read_list(options.list));
+    ATTUNE_TRY(add(text, options.list));
   }
   for (const std::string& problem : options.problems) ATTUNE_TRY(add(problem, "--problem"));
   if (problems.empty()) return invalid_argument("no problem to measure: give a LIST or --problem");

@@ -1,4 +1,3 @@
-#include "base/file.h"
 #include "tools/console.h"
 #include "tools/device_option.h"
 #include "tools/interrupt.h"
@@ -16,12 +15,6 @@ namespace attune::tools {
 namespace {
 
 using codegen::Problem;
-
-Result<std::string> read_text(const std::string& path) {
-  auto bytes = read_file(path);
-  if (!bytes.ok()) return invalid_argument(bytes.failure().message);
-  return std::string(reinterpret_cast<const char*>(bytes->data()), bytes->size());
-}
 
 std::vector<std::string> about(const Preset& preset) {
   std::vector<std::string> lines{preset.models};
@@ -69,7 +62,7 @@ std::string Job::name() const {
 Result<std::vector<ProblemSource>> problem_sources(const PrecompileOptions& options) {
   std::vector<ProblemSource> sources;
   if (!options.list.empty()) {
-    ATTUNE_ASSIGN(text, read_text(options.list));
+    ATTUNE_ASSIGN(text, read_list(options.list));
     sources.push_back({std::move(text), options.list, {}});
   }
   ATTUNE_ASSIGN(known, presets());

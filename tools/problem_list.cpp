@@ -1,5 +1,6 @@
 #include "tools/problem_list.h"
 
+#include "base/file.h"
 #include "runtime/backward.h"
 
 #include <fmt/format.h>
@@ -92,6 +93,12 @@ Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, cons
   const bool deterministic = problem.query_gradient == kernel::QueryGradient::ordered;
   problem.query_gradient = kernel::QueryGradient::apart;
   return runtime::problems_of_pass(problem, arch, deterministic);
+}
+
+Result<std::string> read_list(const std::string& path) {
+  auto bytes = read_file(path);
+  if (!bytes.ok()) return invalid_argument(bytes.failure().message);
+  return std::string(reinterpret_cast<const char*>(bytes->data()), bytes->size());
 }
 
 Result<std::vector<std::string>> problem_lines(std::string_view text, const std::string& origin) {

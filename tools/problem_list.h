@@ -18,6 +18,9 @@ std::string problem_help();
 /// the architecture: of one that gives the same bits in every run, if query_gradient=ordered is asked for.
 Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch);
 
+/// A list's text. Fails with invalid_argument.
+Result<std::string> read_list(const std::string& path);
+
 /// The lines of such a list (below), or its elements as lines, without comments.
 Result<std::vector<std::string>> problem_lines(std::string_view text, const std::string& origin);
 

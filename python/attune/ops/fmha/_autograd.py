@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, List, Optional, Sequence, Tuple, Type
 
 import torch
@@ -35,7 +35,7 @@ def attention(
     if not _tensor.is_torch_tensor(dense):  # no tensor, or one that autograd knows nothing of
         mask, dense = inputs.attn_bias, None
     state = _random.state_of(generator, inputs.query) if inputs.p > 0 else (0, 0)
-    settings = replace(inputs, query=None, key=None, value=None, attn_bias=mask)
+    settings = inputs.of(None, None, None, mask)
     call = _Call(settings, forward_op, backward_op, state)
     return _Attention.apply(inputs.query, inputs.key, inputs.value, dense, call)
 
@@ -50,12 +50,11 @@ class _Call:
     state: Tuple[int, int]  # of dropout
 
     def inputs(self, query: Any, key: Any, value: Any, dense: Any) -> Inputs:
-        attn_bias = put_together(self.settings.attn_bias, dense)
-        return replace(self.settings, query=query, key=key, value=value, attn_bias=attn_bias)
+        return self.settings.of(query, key, value, put_together(self.settings.attn_bias, dense))
 
-    def generator(self) -> _random.Generator:
-        """For one pass, which drops what the others drop."""
-        return _random.Generator(*self.state)
+    def generator(self) -> Optional[_random.Generator]:
+        """For one pass, which drops what the others drop, if it drops."""
+        return _random.Generator(*self.state) if self.settings.p > 0 else None
 
 
 class _Attention(torch.autograd.Function):
