@@ -481,7 +481,6 @@ class Sm90Consumer {
     for (i32 half = 0; half < 2; ++half) {
       reference_[half] = neg_inf();
       sum_[half] = 0.0f;
-      rounded_sum_[half] = 0.0f;
       factor_[half] = 1.0f;
     }
   }
@@ -549,7 +548,6 @@ class Sm90Consumer {
       exponentiate();
     }
     release_key();
-    if constexpr (divides_by_rounded<S>()) round_probabilities();
     if constexpr (S.dropout == Dropout::on) drop(n * kKeys);
     return exact;
   }
@@ -620,7 +618,6 @@ class Sm90Consumer {
       shift[half] = safe_max(reference_[half]);
       factor_[half] = ptx::ex2_approx_ftz(before - shift[half]);
       sum_[half] *= factor_[half];
-      rounded_sum_[half] *= factor_[half];
     }
 #pragma unroll
     for (i32 e = 0; e < kKeys / 2; ++e) {
@@ -648,13 +645,6 @@ class Sm90Consumer {
       sum_[1] += sum[1];
     }
     return lost;
-  }
-
-  /// To the inputs' type, as the product with V takes them.
-  ATTUNE_DEVICE void round_probabilities() {
-#pragma unroll
-    for (i32 e = 0; e < kKeys / 2; e += 2)
-      rounded_sum_[e / 2 % 2] += round_pair<S.dtype>(scores_[e], scores_[e + 1]);
   }
 
   /// Drops probabilities of the tile at `key`, which the sums do not notice; the survivors are scaled up in
@@ -710,8 +700,7 @@ class Sm90Consumer {
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
       const float sum = quad_sum(sum_[half]);
-      const float divisor = divides_by_rounded<S>() ? quad_sum(rounded_sum_[half]) : sum;
-      factor_[half] = inverse_sum(divisor) * (S.dropout == Dropout::on ? p_.forward.dropout.rescale : 1.0f);
+      factor_[half] = inverse_sum(sum) * (S.dropout == Dropout::on ? p_.forward.dropout.rescale : 1.0f);
       if constexpr (S.lse == Lse::write) write_lse(work, block, row_ + half * 8, reference_[half], sum);
     }
     rescale_output();
@@ -824,7 +813,6 @@ class Sm90Consumer {
   u32 query_[kQueryRegisters ? kDimSteps : 1][4];
   float reference_[2];  // in base 2, scaled; -inf until a key was seen
   float sum_[2];        // of this thread's columns
-  float rounded_sum_[2];
   float factor_[2];
 };
 

@@ -240,14 +240,6 @@ ATTUNE_DEVICE u32 pack(float low, float high) {
   return ptx::cvt_rn_bf16x2_f32(low, high);
 }
 
-/// Is the output divided by the sum of the probabilities as the product with V takes them, rounded? A float32
-/// output shows what that rounding costs; divided so, its weights add up to 1 again, and an error that they
-/// share, as nearly equal ones do, is gone. The LSE's sum is the exact one either way.
-template <KernelSpec S>
-constexpr bool divides_by_rounded() {
-  return S.output_dtype == DType::f32;
-}
-
 /// Rounds both to 16 bits, as pack() does. Returns the sum of what they are then.
 template <DType T>
 ATTUNE_DEVICE float round_pair(float& low, float& high) {
