@@ -65,44 +65,50 @@ class _Kept:
         return self._allocate(shape, strides, dtype=dtype, device=device)
 
 
-_kept: Dict[Hashable, _Kept] = {}
+_Table = Dict[Hashable, _Kept]
+_kept: _Table = {}  # but for those of packed sequences, which live as long as their mask
 
 
 def forward(inputs: Inputs, with_lse: bool, generator: Any) -> Tuple[Any, Any]:
     """Output and LSE, by Attune's choice of a kernel."""
     try:
-        description, bias = _described(inputs, with_lse)
+        described = _described(inputs, with_lse)
     except (RuntimeError, TypeError, ValueError):
-        description = None  # a sparse tensor has no strides, say; the long way says what is wrong
-    if description is None:
+        described = None  # a sparse tensor has no strides, say; the long way says what is wrong
+    if described is None:
         return inputs.call().forward(with_lse, generator)
-    kept = _kept.get(description)
+    description, bias, table = described
+    kept = table.get(description)
     if kept is not None:
         return kept.run(inputs.query, inputs.key, inputs.value, bias, generator)
     call = inputs.call()
     results = call.forward(with_lse, generator)
-    if len(_kept) >= _MOST:
-        _kept.clear()
-    _kept[description] = _Kept(call, *results)
+    if len(table) >= _MOST:
+        table.clear()
+    table[description] = _Kept(call, *results)
     return results
 
 
-def _described(inputs: Inputs, with_lse: bool) -> Tuple[Optional[Hashable], Any]:
-    """All of a call but its memory, and the tensor of its bias. Not described are calls of other frameworks and of packed
-    sequences: whoever makes a mask for each call, which is usual there, would fill the table in vain."""
-    query, key, value, mask, bias = inputs.query, inputs.key, inputs.value, inputs.attn_bias, None
+def _described(inputs: Inputs, with_lse: bool) -> Optional[Tuple[Hashable, Any, _Table]]:
+    """All of a call but its memory, the tensor of its bias, and where the call is kept. Nothing for calls of other
+    frameworks, and for packed sequences on the CPU, whose tables are lists that may change."""
+    query, key, value = inputs.query, inputs.key, inputs.value
     if not (is_torch_tensor(query) and is_torch_tensor(key) and is_torch_tensor(value)):
-        return None, None
+        return None
+    mask, bias, table = inputs.attn_bias, None, _kept
     if isinstance(mask, AttentionBias):
-        if mask._blocks is not None:
-            return None, None
-        bias, mask = mask._dense, (type(mask), mask._window)
+        blocks, bias = mask._blocks, mask._dense
+        if blocks is not None:
+            if not query.is_cuda:
+                return None
+            table = mask._kept_calls
+        mask = type(mask), mask._window, blocks  # a table is equal to itself alone
     elif mask is not None:
-        bias, mask = mask, None
+        mask, bias = None, mask
     if not (bias is None or is_torch_tensor(bias)):
-        return None, None
+        return None
     if query.is_neg() or key.is_neg() or value.is_neg() or (bias is not None and bias.is_neg()):
-        return None, None  # what is run is a copy
+        return None  # what is run is a copy
     scale, dtype = inputs.scale, inputs.output_dtype
     description = (
         _library.library(),
@@ -117,7 +123,7 @@ def _described(inputs: Inputs, with_lse: bool) -> Tuple[Optional[Hashable], Any]
         _layout(key),
         _layout(value),
     )
-    return description, bias
+    return description, bias, table
 
 
 def _layout(tensor: Any) -> Layout:

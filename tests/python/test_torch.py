@@ -1,6 +1,7 @@
 """Torch tensors, on the CPU and, where torch sees a GPU, on its streams."""
 
 import unittest
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -24,6 +25,7 @@ from attune.ops import (
     merge_attentions,
 )
 from attune.ops.fmha.attn_bias import (
+    BlockDiagonalGappyKeysMask,
     BlockDiagonalMask,
     LocalAttentionFromBottomRightMask,
     PagedBlockDiagonalPaddedKeysMask,
@@ -322,6 +324,23 @@ class OnTheGpu(OnTheCpu):
         for name, (mask, rows) in masks.items():
             with self.subTest(name):
                 self.close(outputs[name], inputs[rows], mask)
+
+    def test_kept_calls_of_packed_sequences(self):
+        lengths = torch.tensor([20, 0, 30], dtype=torch.int32, device="cuda")
+        gappy = lambda: BlockDiagonalGappyKeysMask.from_seqlens([5, 6, 7], [0, 20, 20, 50], lengths)
+        mask, other = gappy(), BlockDiagonalMask.from_seqlens([10, 8], [25, 25])
+        for seed in range(4):
+            inputs = tensors(seed, self.device, batch=1, len_q=18, len_k=50)
+            if seed == 2:
+                lengths.copy_(torch.tensor([4, 0, 9]))  # seen by kept calls, too
+            for each in mask, other, gappy():
+                self.close(memory_efficient_attention(*inputs, each), inputs, each)
+        self.assertEqual([len(each._kept_calls) for each in (mask, other)], [1, 1])
+        with self.assertRaisesRegex(ValueError, "the sequences have 18 rows together, but query has 17"):
+            memory_efficient_attention(inputs[0][:, :17], *inputs[1:], mask)
+        tables = weakref.ref(mask._blocks.q_starts)
+        del mask, each
+        self.assertIsNone(tables())
 
     def test_lengths_that_are_still_being_computed(self):
         inputs = tensors(9, "cuda", batch=1, len_q=40, len_k=60)

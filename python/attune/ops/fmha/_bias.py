@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
+from functools import cached_property
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -108,6 +109,11 @@ class AttentionBias:
 
     _blocks: Optional[Blocks] = None  # none: a block is a batch entry
     _dense: Any = None  # a tensor that is added, or a boolean one
+
+    @cached_property
+    def _kept_calls(self) -> Dict[Any, Any]:
+        """Of packed sequences; see _repeated.py."""
+        return {}
 
     @property
     def _mask(self) -> AttentionBias:
