@@ -215,7 +215,7 @@ ATTUNE_EXPORT std::vector<std::string> not_supported_reasons(Family family, cons
                                                              const AttentionOptions& options = {});
 
 /// Which kernel the call would run and why, as a JSON object: family, candidate, spec, key, device, reasons
-/// against the other families, and whether it is loaded, cached or has to be compiled.
+/// against the other families, whether it is loaded, cached or has to be compiled, and a tuned choice.
 ATTUNE_EXPORT std::string explain(const TensorView& query, const TensorView& key, const TensorView& value,
                                   bool with_lse, const AttentionBias& bias = {},
                                   const AttentionOptions& options = {});

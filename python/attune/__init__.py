@@ -72,7 +72,8 @@ def explain(
     with_lse: bool = False,
 ) -> Dict[str, Any]:
     """Which kernel the same call would run and why: family, candidate, spec, key, compiler, whether it is loaded,
-    cached or absent, and the reasons against the other families."""
+    cached or absent, the reasons against the other families, and "tuned", if `attune bench --tune` measured it.
+    """
     return Call(query, key, value, attn_bias, p, scale, output_dtype).explain(with_lse)
 
 
