@@ -116,6 +116,22 @@ def cases(head_dim, with_flex):
     )
     del bias, shared, visible
 
+    few = [x[:, :, ::4].contiguous() for x in (key, value)]
+    yield (
+        "a key head for 4",
+        square,
+        ours(None, query, *few),
+        {"cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION, query, *few, enable_gqa=True)},
+    )
+    one = torch.randn(16, 1, heads, head_dim, device="cuda", dtype=torch.bfloat16)
+    few = [torch.randn(16, TOKENS, heads // 4, head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    yield (
+        f"1 query of {TOKENS} keys, for 4",
+        16 * TOKENS,
+        ours(None, one, *few),
+        {"cuDNN": sdpa(SDPBackend.CUDNN_ATTENTION, one, *few, enable_gqa=True)},
+    )
+
     query, key, value = tensors(1, TOKENS, head_dim)
     packed = {"q": query, "k": key, "v": value}
     window = attn_bias.LowerTriangularFromBottomRightMask().make_local_attention(WINDOW)
@@ -145,7 +161,7 @@ def cases(head_dim, with_flex):
         ours(attn_bias.BlockDiagonalMask.from_seqlens(lengths), **packed),
         {},
     )
-    for page_size in (16, 256):
+    for page_size in (16, 64, 256):
         order = torch.randperm(TOKENS // page_size, device="cuda")
         tables = order.to(torch.int32).reshape(batch, -1)
         mask = attn_bias.PagedBlockDiagonalPaddedKeysMask.from_seqlens(lengths, lengths, tables, page_size)

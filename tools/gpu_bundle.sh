@@ -6,7 +6,7 @@ set -euo pipefail
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
 
-tests=(gpu_numerics_test gpu_backward_test gpu_dropout_test gpu_streams_test)
+tests=(gpu_numerics_test gpu_backward_test gpu_dropout_test gpu_tiles_test gpu_streams_test)
 cmake --preset release >/dev/null
 cmake --build --preset release --target attune attune_command "${tests[@]}" -- --quiet
 

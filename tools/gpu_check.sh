@@ -48,6 +48,7 @@ step_masks() { run masks bin/attune verify masks tests/golden/masks.json --backe
 step_forward() {
   run forward bin/gpu_numerics_test --cases "$cases"
   run dropout bin/gpu_dropout_test
+  run tiles bin/gpu_tiles_test
 }
 
 step_backward() { run backward bin/gpu_backward_test --cases "$cases"; }

@@ -9,6 +9,7 @@
 #include "runtime/cuda/grad_key_value_sm90_launch.h"
 #include "runtime/cuda/grid.h"
 #include "runtime/cuda/sm90_launch.h"
+#include "runtime/pack_heads.h"
 
 #include <fmt/format.h>
 
@@ -125,7 +126,9 @@ class CudaKernel final : public Kernel {
     return done();
   }
 
-  Result<void> forward(const kernel::ForwardParams& params, void* stream) override {
+  Result<void> forward(const kernel::ForwardParams& call, void* stream) override {
+    const auto packed = packed_heads(spec_, call);
+    const kernel::ForwardParams& params = packed ? *packed : call;
     return with_function(kernel::forward_slots(spec_, params), [&](CUfunction function, unsigned slots) {
       if (spec_.family == kernel::Family::sm90)
         return launch_sm90<kernel::ForwardSm90Params>(function, params, stream);

@@ -54,10 +54,14 @@ std::vector<Problem> everything() {
     dropout.dropout = kernel::Dropout::on;
     Problem varlen = plain;
     varlen.blocks = kernel::Blocks::varlen;
+    Problem pages = varlen;
+    pages.keys = kernel::Keys::paged;
     Problem bias = plain;
     bias.bias = kernel::Bias::f32;
     Problem half_bias = plain;
     half_bias.bias = kernel::Bias::f16;
+    Problem bias_and_dropout = bias;
+    bias_and_dropout.dropout = kernel::Dropout::on;
     problems.insert(problems.end(), {plain,
                                      few,
                                      few_in_window,
@@ -65,8 +69,10 @@ std::vector<Problem> everything() {
                                      window,
                                      dropout,
                                      varlen,
+                                     pages,
                                      bias,
                                      half_bias,
+                                     bias_and_dropout,
                                      {.dtype = dtype,
                                       .output_dtype = dtype,
                                       .window_left = Edge::bounded,

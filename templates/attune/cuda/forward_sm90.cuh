@@ -25,9 +25,8 @@
 // Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
 //   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
 //   2, uneven tiles or a bias                  40        232       head dim 256 x  64 keys: 32 + 16 + 128
-//   2, pages                                   56        224       the same
 //   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
-//   3, a bias, pages, dropout of uneven tiles  56        152       head dim 128 x  64 keys: 32 + 16 + 64
+//   3, a bias, dropout of uneven tiles         56        152       head dim 128 x  64 keys: 32 + 16 + 64
 //   4 (block_m 256)                            24        112       head dim  64 x  64 keys: 32 + 16 + 32
 #pragma once
 
@@ -142,6 +141,8 @@ class Sm90Producer {
   static constexpr i32 kBiasRowBytes = S.block_n * size_of(S.bias);
 
  public:
+  static constexpr i32 kLanes = S.keys == Keys::paged ? 32 : 1;  // one thread, or a warp
+
   ATTUNE_DEVICE Sm90Producer(const ForwardSm90Params& params, Memory memory)
       : p_(params), memory_(memory), keys_(memory.keys()), values_(memory.values()) {}
 
@@ -149,19 +150,26 @@ class Sm90Producer {
 #pragma unroll 1
     for (i32 tile = static_cast<i32>(blockIdx.x); tile < p_.tiles;) {
       const Slot slot = Schedule::slot(tile, p_);
-      tile = Schedule::next(tile, p_);
+      if (leads()) tile = Schedule::next(tile, p_);
+      if constexpr (kLanes > 1) tile = __shfl_sync(0xffffffffu, tile, 0);
       if (slot.begin < slot.end) produce(slot);  // a varlen problem has more slots than tiles
     }
 #pragma unroll 1
     for (u32 group = 0; group < kGroups; ++group) {
       const auto queries = memory_.queries(group);
       queries.acquire(query_at_);
+      if (!leads()) continue;
       ptx::st_shared_word4(memory_.work(group, query_at_.stage), {0, 0, 0, -1});
       ptx::mbarrier_arrive(queries.full(query_at_));
     }
   }
 
  private:
+  /// The others of a producer that is a whole warp look up pages and copy their boxes, and nothing else.
+  static ATTUNE_DEVICE bool leads() {
+    return kLanes == 1 || threadIdx.x == 0;
+  }
+
   /// Keys run one tile ahead of values, as they are needed.
   ATTUNE_DEVICE void produce(const Slot& slot) {
     const Block& block = slot.block;
@@ -170,68 +178,62 @@ class Sm90Producer {
                         ceil_div(max(end, 0), S.block_n)};
     const i32 first = Schedule::first_of(p_, block, work);
     const i32 key_head = work.head / p_.heads_per_key_head;
-    const auto load_key = [&](i32 n) {
-      load_rows<Memory::kShared.panels>(keys_, key_at_, p_.key, block, n, key_head,
+    const auto load_key = [&](i32 n, i32 row) {
+      load_rows<Memory::kShared.panels>(keys_, key_at_, p_.key, block, n, row, key_head,
                                         p_.bias_rows * kBiasRowBytes);
       if constexpr (S.bias != Bias::none) load_bias(work, block, block.k_begin + n * S.block_n);
       key_at_.advance();
     };
-    const auto load_value = [&](i32 n) {
-      load_rows<Memory::kShared.panels_v>(values_, value_at_, p_.value, block, n, key_head, 0);
+    const auto load_value = [&](i32 n, i32 row) {
+      load_rows<Memory::kShared.panels_v>(values_, value_at_, p_.value, block, n, row, key_head, 0);
       value_at_.advance();
     };
-    if (first < work.last) load_key(work.last - 1);
+    if (first >= work.last) {
+      load_queries(work, block);
+      return;
+    }
+    i32 row = row_of(block, work.last - 1);
+    load_key(work.last - 1, row);
     load_queries(work, block);
 #pragma unroll 1
     for (i32 n = work.last - 1; n > first; --n) {
-      load_key(n - 1);
-      load_value(n);
+      const i32 next = row_of(block, n - 1);
+      load_key(n - 1, next);
+      load_value(n, row);
+      row = next;
     }
-    if (first < work.last) load_value(first);
+    load_value(first, row);
+  }
+
+  /// The row of keys where this lane's copies of tile n begin: the tile, or a box of a page.
+  ATTUNE_DEVICE i32 row_of(const Block& block, i32 n) const {
+    if constexpr (S.keys == Keys::contiguous) return block.k_begin + n * S.block_n;
+    const i32 key = n * S.block_n + static_cast<i32>(threadIdx.x) * p_.key_box_rows;
+    return key_row<S>(p_.forward, block, min(key, block.len_k - 1));
   }
 
   /// Tile n of a block's keys or values, as soon as there is room. `more` bytes of other copies complete with
-  /// it.
+  /// it. Of pages as far as there are keys: the table may say nothing of those after.
   template <i32 Panels, typename Ring>
   ATTUNE_DEVICE void load_rows(const Ring& ring, const typename Ring::Cursor& at, const TensorMap& map,
-                               const Block& block, i32 n, i32 head, u32 more) const {
-    if constexpr (S.keys == Keys::paged) {
-      load_pages<Panels>(ring, at, map, block, n * S.block_n, head);
-    } else {
-      ring.acquire(at);
-      ptx::mbarrier_arrive_expect_tx(ring.full(at), Panels * kPanelBytes<S.block_n> + more);
-      load_panels<Panels, S.block_n>(ring.tile(at), map, ring.full(at),
-                                     {0, block.k_begin + n * S.block_n, head, block.batch}, ptx::kEvictLast);
-    }
-  }
-
-  /// Box by box, as far as there are keys: the table may say nothing of those after. Several boxes are looked
-  /// up at once, the first ones while the tile is still in use.
-  template <i32 Panels, typename Ring>
-  ATTUNE_DEVICE void load_pages(const Ring& ring, const typename Ring::Cursor& at, const TensorMap& map,
-                                const Block& block, i32 first, i32 head) const {
-    constexpr i32 kAhead = 4;
-    const i32 boxes = ceil_div(min(block.len_k - first, S.block_n), p_.key_box_rows);
-    i32 row[kAhead];
-    const auto look_up = [&](i32 box) {
-#pragma unroll
-      for (i32 i = 0; i < kAhead; ++i) {
-        row[i] = key_row<S>(p_.forward, block, first + min(box + i, boxes - 1) * p_.key_box_rows);
-      }
-    };
-    look_up(0);
+                               const Block& block, i32 n, i32 row, i32 head, u32 more) const {
     ring.acquire(at);
-    ptx::mbarrier_arrive_expect_tx(ring.full(at), boxes * p_.key_box_rows * kPanelBytes<Panels>);
-#pragma unroll 1
-    for (i32 box = 0; box < boxes; box += kAhead) {
-      if (box > 0) look_up(box);
-#pragma unroll
-      for (i32 i = 0; i < kAhead; ++i) {
-        if (box + i >= boxes) break;
-        const u32 tile = ring.tile(at) + (box + i) * p_.key_box_rows * Sm90Shared::kPanelRowBytes;
-        load_panels<Panels, S.block_n>(tile, map, ring.full(at), {0, row[i], head, block.batch},
+    if constexpr (S.keys == Keys::contiguous) {
+      ptx::mbarrier_arrive_expect_tx(ring.full(at), Panels * kPanelBytes<S.block_n> + more);
+      load_panels<Panels, S.block_n>(ring.tile(at), map, ring.full(at), {0, row, head, block.batch},
+                                     ptx::kEvictLast);
+    } else {
+      const i32 boxes = ceil_div(min(block.len_k - n * S.block_n, S.block_n), p_.key_box_rows);
+      const i32 box = static_cast<i32>(threadIdx.x);
+      if (box == 0) {
+        ptx::mbarrier_arrive_expect_tx(ring.full(at), boxes * p_.key_box_rows * kPanelBytes<Panels>);
+      }
+      if (box < boxes) {
+        const u32 tile = ring.tile(at) + box * p_.key_box_rows * Sm90Shared::kPanelRowBytes;
+        load_panels<Panels, S.block_n>(tile, map, ring.full(at), {0, row, head, block.batch},
                                        ptx::kEvictLast);
       }
+      __syncwarp();
     }
   }
 
@@ -240,6 +242,7 @@ class Sm90Producer {
     for (u32 group = 0; group < kGroups; ++group) {
       const auto queries = memory_.queries(group);
       queries.acquire(query_at_);
+      if (!leads()) continue;
       ptx::st_shared_word4(memory_.work(group, query_at_.stage),
                            {work.begin, work.head, work.block, work.last});
       const i32 row = block.q_begin + work.begin + static_cast<i32>(group) * kGroupRows;
@@ -829,16 +832,11 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   static_assert(S.warps == 4 * (kGroups + 1));
   constexpr bool kBias = S.bias != Bias::none;
   constexpr bool kUneven = Sm90Schedule<S>::kUneven || kBias;
-  constexpr bool kPaged = S.keys == Keys::paged;
-  constexpr bool kLaden = kBias || kPaged || (S.blocks == Blocks::varlen && S.dropout == Dropout::on);
-  constexpr i32 kProducerRegisters = kGroups == 2   ? (kPaged    ? 56
-                                                       : kUneven ? 40
-                                                                 : 24)
+  constexpr bool kLaden = kBias || (S.blocks == Blocks::varlen && S.dropout == Dropout::on);
+  constexpr i32 kProducerRegisters = kGroups == 2   ? (kUneven ? 40 : 24)
                                      : kGroups == 3 ? (kLaden ? 56 : 32)
                                                     : 24;
-  constexpr i32 kConsumerRegisters = kGroups == 2   ? (kPaged    ? 224
-                                                       : kUneven ? 232
-                                                                 : 240)
+  constexpr i32 kConsumerRegisters = kGroups == 2   ? (kUneven ? 232 : 240)
                                      : kGroups == 3 ? (kLaden ? 152 : 160)
                                                     : 112;
 
@@ -857,7 +855,7 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (threadIdx.x == 0) Sm90Producer<S>(params, memory).run();
+    if (threadIdx.x < Sm90Producer<S>::kLanes) Sm90Producer<S>(params, memory).run();
   } else {
     ptx::setmaxnreg_inc<kConsumerRegisters>();
     Sm90Consumer<S>(params, memory, warp / 4 - 1).run();
