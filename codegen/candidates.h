@@ -1,6 +1,6 @@
 // Candidates: tuning as data. A row says for which architectures, dtypes and head dims a family is meant and
-// with which tiles; choose.h takes the first row that fits. Budgets are computed here and asserted by the
-// compile tier.
+// with which tiles; choose.h takes the first row that fits, or one that was measured. Budgets are computed
+// here and asserted by the compile tier.
 #pragma once
 
 #include "attune/spec.h"
