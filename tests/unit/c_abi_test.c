@@ -287,6 +287,9 @@ static void test_forward_call(void) {
   attune_options options = ATTUNE_OPTIONS_INIT;
   attune_forward_memory memory = ATTUNE_FORWARD_MEMORY_INIT;
   attune_forward_call *call = NULL, *plain = NULL;
+  int32_t starts_data[] = {0, 1, 2};
+  const attune_tensor starts = table(starts_data, 3);
+  attune_bias packed = ATTUNE_BIAS_INIT;
   double scale = 1;
   const double e = exp(1.0);
 
@@ -329,6 +332,18 @@ static void test_forward_call(void) {
   CHECK_REFUSED(attune_forward_call_run(plain, &memory),
                 "forward memory: struct_size 0 is not set; start from its INIT macro");
   attune_forward_call_destroy(plain);
+  attune_forward_call_destroy(call);
+
+  /* It has its own numbers of tables on the CPU. */
+  packed.sequences = 2;
+  packed.q_starts = packed.k_starts = &starts;
+  CHECK(attune_forward_call_create(&query, &key, &value, &output, NULL, &packed, NULL, &call) == ATTUNE_OK);
+  starts_data[1] = 7;
+  packed.q_starts = packed.k_starts = NULL;
+  memory.struct_size = sizeof memory;
+  memory.query = query_data;
+  CHECK(attune_forward_call_run(call, &memory) == ATTUNE_OK);
+  CHECK(near(output_data[0], 2) && near(output_data[1], 4));
   attune_forward_call_destroy(call);
   attune_forward_call_destroy(NULL);
 
