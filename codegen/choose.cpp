@@ -93,9 +93,6 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
           "groups "
           "of 32");
     }
-    if (varlen && problem.query_gradient == QueryGradient::ordered) {
-      lacks.push_back("adds up the query's gradient of packed sequences in no fixed order");
-    }
     if (problem.head_dim != problem.head_dim_v) {
       lacks.push_back(
           fmt::format("head_dim {} and head_dim_v {} should be equal", problem.head_dim, problem.head_dim_v));

@@ -55,12 +55,20 @@ ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot,
 
 /// Queries of the smallest tile that takes turns, and how many parts of its sums do.
 inline constexpr i32 kTurnRows = 64;
-inline constexpr i32 kTurnParts = 8;
+inline constexpr i32 kTurnParts = 2;
+
+/// Tiles of queries of one head, and the first of a block's: no two blocks share one.
+ATTUNE_HD constexpr i32 turn_tiles(const ForwardParams& p) {
+  return ceil_div(p.len_q, kTurnRows) + p.sequences.count;
+}
+ATTUNE_HD constexpr i32 first_turn_tile(const ForwardParams& p, const Block& block) {
+  return p.sequences.count == 0 ? 0 : block.q_begin / kTurnRows + block.index;
+}
 
 /// The numbers in `turns`: how many tiles of keys have been handed out; then, of each head, tile of queries
 /// and part, the last tile of keys that has added, counted from 1.
 ATTUNE_HD constexpr i64 query_turns(const ForwardParams& p) {
-  return 1 + i64{p.batch} * p.groups * p.heads * ceil_div(p.len_q, kTurnRows) * kTurnParts;
+  return 1 + i64{p.batch} * p.groups * p.heads * turn_tiles(p) * kTurnParts;
 }
 
 // ---- Where the sums of the query's gradient lie ----

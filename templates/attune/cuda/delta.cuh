@@ -126,7 +126,7 @@ class Delta {
 
   /// One of each thread, of which there are more.
   ATTUNE_DEVICE void clear_turn() const {
-    static_assert(S.block_m <= kTurnRows && S.warps * 32 > kTurnParts);
+    static_assert(S.block_m <= kTurnRows && S.warps * 32 > 2 * kTurnParts);
     const i64 turn = i64{blockIdx.x} * blockDim.x + threadIdx.x;
     if (turn < query_turns(p_.forward)) p_.turns[turn] = 0;
   }

@@ -52,6 +52,7 @@ struct Sm90Memory {
   using QueryRing = Ring<S.stages, 2 * kShared.query_bytes>;  // queries, then output gradients
   using BiasRing = Ring<1, kShared.bias_bytes>;
   using QueryCursor = typename QueryRing::Cursor;
+  using AddedCursor = Cursor<GradKeyValueSm90Shared::added_barriers(S)>;
 
   u32 base;
 
@@ -76,22 +77,42 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 scores(u32 buffer) const {
     return base + kShared.score_offset + buffer * kShared.score_bytes;
   }
-  /// Sums on their way to memory, and where they go.
-  ATTUNE_DEVICE u32 sums(u32 group) const { return base + kShared.sum_offset + group * kShared.sum_bytes; }
-  ATTUNE_DEVICE u32 target(u32 group) const { return base + kShared.target_offset + group * 16; }
-  ATTUNE_DEVICE u32 turn(u32 group) const { return base + kShared.turn_offset + group * 16; }
+  /// When that may be added to the sums.
+  ATTUNE_DEVICE u32 turn(const QueryCursor& at) const { return base + kShared.turn_offset + at.stage * 16; }
+  /// How many steps may be.
+  ATTUNE_DEVICE u32 allowed() const { return base + kShared.allowed_offset; }
+  /// Sums on their way to memory; where they go, and how many rows there are and when.
+  static constexpr u32 place_of_sums(u32 group, u32 buffer) {
+    return group * kShared.sum_buffers + (kShared.sum_buffers == 1 ? 0 : buffer);
+  }
+  ATTUNE_DEVICE u32 sums(u32 group, u32 buffer) const {
+    return base + kShared.sum_offset + place_of_sums(group, buffer) * kShared.sum_bytes;
+  }
+  ATTUNE_DEVICE u32 target(u32 group, u32 buffer) const {
+    return base + kShared.target_offset + place_of_sums(group, buffer) * 32;
+  }
   /// Completes when a warpgroup has staged them.
-  ATTUNE_DEVICE u32 staged(u32 group) const { return base + kShared.staged_offset + group * 8; }
+  ATTUNE_DEVICE u32 staged(u32 group, u32 buffer) const {
+    return base + kShared.staged_offset + place_of_sums(group, buffer) * 8;
+  }
+  /// Completes when all warps have added their sums of a step to memory.
+  ATTUNE_DEVICE u32 added(const AddedCursor& at) const { return base + kShared.added_offset + at.stage * 8; }
   /// What two neighbouring warps of consumers tell each other about dropout.
   ATTUNE_DEVICE u32 drawn(u32 pair) const {
     return base + kShared.drawn_offset + pair * KeptKeyRows<S>::kPairBytes;
   }
 };
 
-/// Named barriers: of both warpgroups; of each; of each for the other; of each with its adder; and of each
-/// two warps. 0 is __syncthreads.
-enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDrawn = 8 };
+/// Named barriers: of both warpgroups; of each; of each for the other; of each with its adder, for two
+/// buffers; and of each two warps. 0 is __syncthreads.
+enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDrawn = 10 };
 inline constexpr u32 kAdderThreads = kWarpgroup + 32;
+
+/// Who fills a stage of queries: the copy engine, and the warp that reads their numbers.
+inline constexpr u32 kQueryFills = 2;
+/// Who reads a stage besides the consumers: warps that see to turns.
+template <KernelSpec S>
+inline constexpr u32 kTurnWarps = S.query_gradient != QueryGradient::ordered ? 0 : shares_columns(S) ? 2 : 1;
 
 /// A warp's part of the sums on their way to memory, at the most.
 inline constexpr u32 kFragmentBytes = kFragmentElements * 4;
@@ -140,9 +161,21 @@ struct Sm90Step {
   i32 begin;
   i32 head;
   i32 masked;  // is any of its pairs invisible?
-  i32 before;  // the tile of keys that adds to its sums before this one, counted from 1; 0: none
   i32 rows;    // queries that the block has from the first on
 };
+
+/// When a tile of keys adds to the sums of a tile of queries: tiles of keys are counted from 1.
+struct Sm90Turn {
+  i32 number;  // of the first part's turn (backward.h)
+  i32 before;  // who adds before; 0: nobody
+  i32 mine;    // who adds; 0: nobody, there are no more steps
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Turn turn_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.turn(at));
+  return {w.x, w.y, w.z};
+}
 
 /// Tiles of queries [first, last) that see keys of a tile; those of [clear_first, clear_last) see all.
 struct Sm90StepRange {
@@ -260,6 +293,7 @@ class Sm90Producer {
       ptx::st_shared_word4(memory_.work(), {0, 0, 0, -1});
       ptx::mbarrier_arrive(keys_.full(key_at_));
     }
+    if constexpr (Schedule::kOrdered) end_turns();
   }
 
  private:
@@ -275,7 +309,7 @@ class Sm90Producer {
     const ForwardParams& p = p_.backward.forward;
     const i32 end = min(work.begin + kKeys, p.len_k);
     if constexpr (!Schedule::kVarlen) {
-      produce_part(work, segment_at<S>(p, work.batch, work.begin, end, 0), true);
+      produce_part(work, segment_at<S>(p, work.batch, work.begin, end, 0), 0, true);
     } else {
       const i32 count = p.sequences.count;
       i32 place = next_place<S>(p, work.begin, end, 0);
@@ -283,14 +317,14 @@ class Sm90Producer {
       do {
         const i32 next = next_place<S>(p, work.begin, end, place + 1);
         produce_part(work, place < count ? segment_at<S>(p, 0, work.begin, end, place) : KeySegment{},
-                     next == count);
+                     place, next == count);
         place = next;
       } while (place < count);
     }
   }
 
   /// The first queries do not wait until the keys before have been multiplied.
-  ATTUNE_DEVICE void produce_part(Sm90Work work, const KeySegment& segment, bool ends) {
+  ATTUNE_DEVICE void produce_part(Sm90Work work, const KeySegment& segment, i32 place, bool ends) {
     const Block& block = segment.block;
     const Window window = window_of_block<S>(p_.backward.forward, block);
     const KeySegment keys = seen_part<S>(segment, window);
@@ -315,32 +349,50 @@ class Sm90Producer {
     if (work.steps == 0) load_keys();
     const i32 key_block = work.begin / kKeys;
     i32 m = Schedule::first_step(range, key_block, p_.key_blocks);
-    Sm90StepRange before{};  // steps of the tile of keys before
+    // The tile of keys before has no later first step, so that its last says where it adds.
+    i32 end_before = 0;
     if (Schedule::kOrdered && key_block > 0) {
       const i32 begin = work.begin - kKeys;
-      const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, 0);
-      before = Schedule::steps(seen_part<S>(tile, window), window);
+      const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, place);
+      end_before = Schedule::steps(seen_part<S>(tile, window), window).last;
     }
-    Sm90Step step{0, work.head * p_.sharing, 0, 0, 0};
-    i32 left = count;
+    const i32 first_head = work.head * p_.sharing;
+    Sm90Step step{0, first_head, 0, 0};
 #pragma unroll 1
     for (i32 number = 0; number < work.steps; ++number) {
       step.begin = block.q_begin + m * kQueries;
       step.masked = m < range.clear_first || m >= range.clear_last;
       step.rows = block.len_q - m * kQueries;
-      step.before = before.first <= m && m < before.last ? key_block : 0;
       queries_.acquire(query_at_);
+      if constexpr (Schedule::kOrdered) {
+        const i32 tile = first_turn_tile(p_.backward.forward, block) + m;
+        announce_turn({turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0, key_block + 1});
+      }
       load_queries(step, work.batch);
       if (number == 0) load_keys();
       if constexpr (S.bias != Bias::none) load_bias(work, step);
       load_numbers(step, work.batch);
       query_at_.advance();
-      m = Schedule::next_step(range, m);
-      if (--left == 0) {
-        left = count;
-        ++step.head;
+      if (++step.head == first_head + p_.sharing) {
+        step.head = first_head;
+        m = Schedule::next_step(range, m);
       }
     }
+  }
+
+  ATTUNE_DEVICE i32 turn_number(i32 batch, i32 head, i32 tile) const {
+    return ((batch * p_.heads * p_.sharing + head) * turn_tiles(p_.backward.forward) + tile) * kTurnParts;
+  }
+  ATTUNE_DEVICE void announce_turn(const Sm90Turn& turn) const {
+    if (!first_lane()) return;
+    ptx::st_shared_word4(memory_.turn(query_at_), {turn.number, turn.before, turn.mine, 0});
+  }
+  /// A stage without queries.
+  ATTUNE_DEVICE void end_turns() const {
+    queries_.acquire(query_at_);
+    announce_turn({});
+    if (!first_lane()) return;
+    for (i32 fill = 0; fill < kQueryFills; ++fill) ptx::mbarrier_arrive(queries_.full(query_at_));
   }
 
   /// By the first lane.
@@ -359,8 +411,7 @@ class Sm90Producer {
     const u32 tile = queries_.tile(query_at_);
     const u32 full = queries_.full(query_at_);
     const ptx::BoxOrigin origin{0, step.begin, step.head, batch};
-    const i32 more = Schedule::kVarlen ? step.rows : step.before;
-    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, more});
+    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, step.rows});
     ptx::mbarrier_arrive_expect_tx(full, 2 * Memory::kShared.query_bytes);
     load_panels<kPanels, kQueries>(tile, p_.query, full, origin, ptx::kEvictLast);
     load_panels<kPanels, kQueries>(tile + Memory::kShared.query_bytes, p_.grad_output, full, origin,
@@ -419,12 +470,48 @@ class Sm90Producer {
   typename Memory::BiasRing::Cursor bias_at_{1};
 };
 
-/// The last tile of keys that has added to a part of the sums of a tile of queries.
+// ---- Turns: warps that wait for other blocks, so that nobody else does ----
+
+/// The last tile of keys that has added to a part of a tile's sums.
+ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
+  return p.backward.turns + 1 + static_cast<u32>(number);
+}
+
+/// Sees to it that the tile of keys before has added before this one does: ahead of the step where it can.
 template <KernelSpec S>
-ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 batch, i32 head, i32 query, u32 part) {
-  const i64 number = i64{batch} * p.heads * p.sharing + head;
-  const i64 tile = number * ceil_div(p.backward.forward.len_q, S.block_m) + query / S.block_m;
-  return p.backward.turns + 1 + tile * kTurnParts + part;
+class Sm90Watcher {
+ public:
+  ATTUNE_DEVICE Sm90Watcher(const GradKeyValueSm90Params& params, Sm90Memory<S> memory)
+      : p_(params), memory_(memory) {}
+
+  ATTUNE_DEVICE void run() {
+    const auto queries = memory_.queries();
+    typename Sm90Memory<S>::QueryCursor at(0);
+    for (u32 steps = 1;; ++steps) {
+      queries.wait(at);
+      const Sm90Turn turn = turn_at<S>(memory_, at);
+      __syncwarp();
+      if (lane() == 0) queries.release(at);
+      at.advance();
+      if (turn.mine == 0) return;
+      const u32* last = turn_of(p_, turn.number) + (shares_columns(S) ? 0 : lane() % kTurnParts);
+      while (!__all_sync(0xffffffffu, ptx::ld_acquire(last) == static_cast<u32>(turn.before))) {}
+      __syncwarp();
+      if (lane() == 0) ptx::st_shared_release(memory_.allowed(), steps);
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE u32 lane() { return threadIdx.x % 32; }
+
+  const GradKeyValueSm90Params& p_;
+  const Sm90Memory<S> memory_;
+};
+
+/// Until so many steps may be added to the sums.
+template <KernelSpec S>
+ATTUNE_DEVICE void await_turn(Sm90Memory<S> memory, u32 steps) {
+  while (static_cast<i32>(ptx::ld_shared_acquire(memory.allowed()) - steps) < 0) {}
 }
 
 // ---- An adder: a warp that spares a warpgroup the wait for the copy engine ----
@@ -432,83 +519,61 @@ ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 batch, i32 head,
 template <KernelSpec S>
 class Sm90Adder {
   static constexpr i32 kRows = GradKeyValueSm90Shared::kGroupRows;
+  static constexpr u32 kBuffers = Sm90Memory<S>::kShared.sum_buffers;
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
-  static constexpr bool kVarlen = S.blocks == Blocks::varlen;
 
  public:
   ATTUNE_DEVICE Sm90Adder(const GradKeyValueSm90Params& params, Sm90Memory<S> memory, u32 group)
       : p_(params), memory_(memory), group_(group) {}
 
   ATTUNE_DEVICE void run() {
-    for (u32 parity = 0;; parity ^= 1) {
-      ptx::bar_arrive(kTaken + group_, kAdderThreads);
-      // Others wait for this turn: it is passed on at once unless products wait for this adder.
-      if (kOrdered && !is_staged(parity)) pass_on<0>();
-      ptx::mbarrier_wait(memory_.staged(group_), parity);
-      const ptx::Word4 target = ptx::ld_shared_word4(memory_.target(group_));
-      if (target.w < 0) break;  // no more work
-      const ptx::BoxOrigin origin{target.x, target.y, target.z, target.w};
-      u32* turn = kOrdered ? await_turn(origin) : nullptr;
-      add(origin);
+    for (u32 buffer = 0; buffer < kBuffers; ++buffer) let_go(buffer);
+    for (u32 step = 0;; ++step) {
+      const u32 buffer = step % kBuffers;
+      ptx::mbarrier_wait(memory_.staged(group_, buffer), step / kBuffers % 2);
+      const ptx::Word4 target = ptx::ld_shared_word4(memory_.target(group_, buffer));
+      const ptx::Word4 more = ptx::ld_shared_word4(memory_.target(group_, buffer) + 16);
+      if (target.w < 0) return;  // no more work
       if constexpr (kOrdered) {
-        pass_on<1>();
-        turn_ = turn;
-        mine_ = static_cast<u32>(ptx::ld_shared_word4(memory_.turn(group_)).y);
+        await_turn(memory_, step + 1);
+        ptx::fence_proxy_async_global();
       }
+      add({target.x, target.y, target.z, target.w}, more.x, memory_.sums(group_, buffer));
       ptx::cp_async_bulk_wait_group_read<0>();
       __syncwarp();
+      let_go(buffer);
+      if constexpr (kOrdered) pass_on(more.y, more.z);
     }
-    if constexpr (kOrdered) pass_on<0>();
   }
 
  private:
   static ATTUNE_DEVICE i32 lane() { return static_cast<i32>(threadIdx.x % 32); }
 
-  /// The same for all lanes.
-  ATTUNE_DEVICE bool is_staged(u32 parity) const {
-    return __any_sync(0xffffffffu, ptx::mbarrier_test_wait_parity(memory_.staged(group_), parity)) != 0;
-  }
+  ATTUNE_DEVICE void let_go(u32 buffer) const { ptx::bar_arrive(kTaken + group_ * 2 + buffer, kAdderThreads); }
 
   /// A lane for each warp's fragments, of which whole ones past the end are left out.
-  ATTUNE_DEVICE void add(const ptx::BoxOrigin& origin) const {
-    const i32 rows =
-        kVarlen ? ptx::ld_shared_word4(memory_.turn(group_)).x : p_.backward.forward.len_q - origin.row;
+  ATTUNE_DEVICE void add(const ptx::BoxOrigin& origin, i32 rows, u32 staged) const {
     const i32 row = origin.row + lane() * kFragmentRows;
     const u32 bytes = static_cast<u32>(Sm90Sums<S>::fragments(group_) * kFragmentBytes);
     if (lane() < kRows / kFragmentRows && lane() * kFragmentRows < rows && bytes > 0) {
       const i64 head = i64{origin.batch} * p_.heads * p_.sharing + origin.head;
       float* sums = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
       ptx::cp_reduce_async_bulk_add(sums + origin.column * kFragmentRows,
-                                    memory_.sums(group_) + static_cast<u32>(lane()) * kStagedBytes, bytes);
+                                    staged + static_cast<u32>(lane()) * kStagedBytes, bytes);
     }
     ptx::cp_async_bulk_commit_group();  // by every lane, so that all count alike
   }
 
-  /// Until the tile of keys before this one has added to the same sums.
-  ATTUNE_DEVICE u32* await_turn(const ptx::BoxOrigin& origin) {
-    const u32 before = static_cast<u32>(ptx::ld_shared_word4(memory_.turn(group_)).x);
-    u32* last = turn_of<S>(p_, origin.batch, origin.head, origin.row, group_);
-    while (__shfl_sync(0xffffffffu, ptx::ld_acquire(last), 0) != before) pass_on<0>();
-    ptx::fence_proxy_async_global();
-    return last;
-  }
-
-  /// Lets the next tile of keys add to what this one has, once all but the last `Pending` additions are there
-  /// for all to see.
-  template <i32 Pending>
-  ATTUNE_DEVICE void pass_on() {
-    if (turn_ == nullptr) return;
-    ptx::cp_async_bulk_wait_group<Pending>();
+  /// Lets the next tile of keys add, once what this one has is there for all to see.
+  ATTUNE_DEVICE void pass_on(i32 turn, i32 mine) const {
+    ptx::cp_async_bulk_wait_group<0>();
     __syncwarp();
-    if (lane() == 0) ptx::st_release(turn_, mine_);
-    turn_ = nullptr;
+    if (lane() == 0) ptx::st_release(turn_of(p_, turn) + group_, static_cast<u32>(mine));
   }
 
   const GradKeyValueSm90Params& p_;
   const Sm90Memory<S> memory_;
   const u32 group_;
-  u32* turn_ = nullptr;  // not passed on yet
-  u32 mine_ = 0;
 };
 
 // ---- A consumer warpgroup ----
@@ -586,7 +651,7 @@ class Sm90Consumer {
     }
     await_stored_gradients();
     await_adder();
-    if (elected()) ptx::st_shared_word4(memory_.target(group_), {0, 0, 0, -1});
+    if (elected()) ptx::st_shared_word4(memory_.target(group_, buffer_), {0, 0, 0, -1});
     announce_sums();
   }
 
@@ -608,7 +673,7 @@ class Sm90Consumer {
   }
   ATTUNE_DEVICE Sm90Step this_step() const {
     const ptx::Word4 w = ptx::ld_shared_word4(memory_.step(query_at_));
-    return {w.x, w.y, w.z, Schedule::kVarlen ? 0 : w.w, Schedule::kVarlen ? w.w : 0};
+    return {w.x, w.y, w.z, w.w};
   }
   ATTUNE_DEVICE Sm90Part part() const {
     return part_of(memory_);
@@ -858,7 +923,7 @@ class Sm90Consumer {
   ATTUNE_DEVICE void send(const Sums& sums) const {
     await_adder();
     if (elected()) address_sums();
-    const u32 staged = memory_.sums(group_) + thread() / 32 * kStagedBytes + lane() * 16;
+    const u32 staged = memory_.sums(group_, buffer_) + thread() / 32 * kStagedBytes + lane() * 16;
 #pragma unroll
     for (i32 f = 0; f < kSumDim / kFragmentColumns; ++f) {
       ptx::st_shared_float4(staged + f * kFragmentBytes, sums + 4 * f);
@@ -869,27 +934,26 @@ class Sm90Consumer {
 
   ATTUNE_DEVICE void announce_sums() const {
     __syncwarp();
-    if (lane() == 0) ptx::mbarrier_arrive(memory_.staged(group_));
+    if (lane() == 0) ptx::mbarrier_arrive(memory_.staged(group_, buffer_));
   }
 
   /// Until what was staged before has been read.
   ATTUNE_DEVICE void await_adder() const {
-    ptx::bar_sync(kTaken + group_, kAdderThreads);
+    ptx::bar_sync(kTaken + group_ * 2 + (Memory::kShared.sum_buffers == 1 ? 0 : buffer_), kAdderThreads);
   }
 
-  /// Where this part goes: column, row, head and batch entry; and how many rows there are. When: after whom,
-  /// and as whom.
+  /// Where this part goes: column, row, head and batch entry; how many rows there are; and when: the number
+  /// of its turn, and as whom.
   ATTUNE_DEVICE void address_sums() const {
     const Sm90Step step = this_step();
     const Sm90Work tile = work();
     const i32 column = kSplitColumns ? static_cast<i32>(group_) * kSumDim : 0;
     const i32 row = kSplitColumns ? 0 : static_cast<i32>(group_) * kGroupRows;
     const i32 shift = Schedule::kVarlen ? part().sums_row : 0;
-    ptx::st_shared_word4(memory_.target(group_), {column, step.begin + shift + row, step.head, tile.batch});
-    if constexpr (Schedule::kVarlen) ptx::st_shared_word4(memory_.turn(group_), {step.rows - row, 0, 0, 0});
-    if constexpr (S.query_gradient == QueryGradient::ordered) {
-      ptx::st_shared_word4(memory_.turn(group_), {step.before, tile.begin / kKeys + 1, 0, 0});
-    }
+    const Sm90Turn turn = Schedule::kOrdered ? turn_at<S>(memory_, query_at_) : Sm90Turn{};
+    const u32 target = memory_.target(group_, buffer_);
+    ptx::st_shared_word4(target, {column, step.begin + shift + row, step.head, tile.batch});
+    ptx::st_shared_word4(target + 16, {step.rows - row, turn.number, turn.mine, 0});
   }
 
   // ---- The gradient of a bias tensor: the tiles of dS as they are exchanged ----
@@ -991,10 +1055,16 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
       ptx::prefetch_tensormap(*map);
     }
     memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
-    memory.queries().init(GradKeyValueSm90Shared::kWarpgroups, /*fills=*/2);  // the tiles, and the numbers
+    memory.queries().init(GradKeyValueSm90Shared::kWarpgroups + kTurnWarps<S>, kQueryFills);
     for (u32 group = 0; group < GradKeyValueSm90Shared::kWarpgroups; ++group) {
-      ptx::mbarrier_init(memory.staged(group), kWarpgroup / 32);
+      for (u32 buffer = 0; buffer < Sm90Memory<S>::kShared.sum_buffers; ++buffer) {
+        ptx::mbarrier_init(memory.staged(group, buffer), kWarpgroup / 32);
+      }
     }
+    for (typename Sm90Memory<S>::AddedCursor at(0); at.parity == 0; at.advance()) {
+      ptx::mbarrier_init(memory.added(at), GradKeyValueSm90Shared::kWarpgroups * kWarpgroup / 32);
+    }
+    ptx::st_shared_release(memory.allowed(), 0);
     if constexpr (S.bias != Bias::none) {
       ptx::prefetch_tensormap(params.bias);
       memory.biases().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
@@ -1009,8 +1079,7 @@ template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
-  static_assert(S.blocks == Blocks::dense || (S.dropout == Dropout::off && S.bias == Bias::none &&
-                                              S.query_gradient == QueryGradient::atomic));
+  static_assert(S.blocks == Blocks::dense || (S.dropout == Dropout::off && S.bias == Bias::none));
   static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
   static_assert((S.block_m == 64 && S.head_dim <= 128) || (S.block_m == 128 && S.head_dim <= 64));
@@ -1020,8 +1089,13 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
     ptx::setmaxnreg_dec<24>();
-    if (warp == 0) Sm90Producer<S>(params, memory).run();
-    if (warp == 1 || warp == 2) Sm90Adder<S>(params, memory, warp - 1).run();
+    if (warp == 0) {
+      Sm90Producer<S>(params, memory).run();
+    } else if (warp < 3) {
+      Sm90Adder<S>(params, memory, warp - 1).run();
+    } else if (Sm90Schedule<S>::kOrdered) {
+      Sm90Watcher<S>(params, memory).run();
+    }
   } else {
     ptx::setmaxnreg_inc<240>();
     Sm90Consumer<S>(params, memory, warp / 4 - 1).run();

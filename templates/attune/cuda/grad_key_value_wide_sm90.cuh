@@ -22,6 +22,37 @@
 
 namespace attune::kernel {
 
+/// A warp that lets the next tile of keys add, once all that this one has is there for all to see.
+template <KernelSpec S>
+class Sm90TurnPasser {
+ public:
+  ATTUNE_DEVICE Sm90TurnPasser(const GradKeyValueSm90Params& params, Sm90Memory<S> memory)
+      : p_(params), memory_(memory) {}
+
+  ATTUNE_DEVICE void run() {
+    const auto queries = memory_.queries();
+    typename Sm90Memory<S>::QueryCursor at(0);
+    typename Sm90Memory<S>::AddedCursor added(0);
+    while (true) {
+      queries.wait(at);
+      const Sm90Turn turn = turn_at<S>(memory_, at);
+      __syncwarp();
+      if (lane() == 0) queries.release(at);
+      at.advance();
+      if (turn.mine == 0) return;
+      ptx::mbarrier_wait(memory_.added(added), added.parity);
+      added.advance();
+      if (lane() == 0) ptx::st_release(turn_of(p_, turn.number), static_cast<u32>(turn.mine));
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE u32 lane() { return threadIdx.x % 32; }
+
+  const GradKeyValueSm90Params& p_;
+  const Sm90Memory<S> memory_;
+};
+
 /// Warpgroup 0 or 1.
 template <KernelSpec S, i32 Group>
 class Sm90WideConsumer {
@@ -125,10 +156,6 @@ class Sm90WideConsumer {
 #pragma unroll 1
     for (i32 left = steps; left > 1; --left) step<true>(carried);
     step<false>(carried);
-    if constexpr (kOrdered) {
-      pass_on();
-      last_ = nullptr;
-    }
   }
 
   /// One tile of queries, and the scores of the next.
@@ -136,7 +163,6 @@ class Sm90WideConsumer {
   ATTUNE_DEVICE void step(Scores& carried) {
     // Read before a barrier: one thread lets the stage go for all.
     float* target = sums_target();
-    const Turn turn = next_turn();
     if constexpr (Group == 0) {
       multiply_columns(grad_value_, probabilities(buffer_), grad_output_tile());
       await(1);
@@ -156,7 +182,7 @@ class Sm90WideConsumer {
         queries_.wait(query_at_);
         multiply_rows(score);
       }
-      if constexpr (kOrdered) take_turn(turn);
+      if constexpr (kOrdered) await_turn(memory_, ++steps_);
       ptx::wgmma_wait_group<HasNext ? 1 : 0>();
       ptx::pin(sums);
       ptx::pin(grad_value_);
@@ -180,6 +206,7 @@ class Sm90WideConsumer {
         take(score, carried, buffer_ ^ 1);
       }
     }
+    if constexpr (kOrdered) announce_sums();
     buffer_ ^= 1;
   }
 
@@ -331,29 +358,6 @@ class Sm90WideConsumer {
     return row < p.len_q ? first + kFirst / kFragmentColumns * kFragmentElements + lane() * 4 : nullptr;
   }
 
-  /// When a warp may add to a tile's sums: its 16 queries are its own to order.
-  struct Turn {
-    u32* last;  // the tile of keys that has added
-    u32 before;
-  };
-
-  ATTUNE_DEVICE Turn next_turn() const {
-    if constexpr (!kOrdered) return {};
-    const Sm90Step step = this_step();
-    const u32 part = static_cast<u32>(Group * 4) + thread() / 32;
-    return {turn_of<S>(p_, work().batch, step.head, step.begin, part), static_cast<u32>(step.before)};
-  }
-
-  /// The turn before is passed on no sooner: its sums have had time to arrive.
-  ATTUNE_DEVICE void take_turn(const Turn& turn) {
-    pass_on();
-    last_ = turn.last;
-    while (ptx::ld_acquire(last_) != turn.before) {}
-  }
-  ATTUNE_DEVICE void pass_on() const {
-    if (last_ != nullptr && lane() == 0) ptx::st_release(last_, static_cast<u32>(work().begin / kKeys + 1));
-  }
-
   template <i32 Half>
   static ATTUNE_DEVICE void send(const Sums<Half>& sums, float* target) {
     constexpr i32 kFirstFragment = Half * kHalf / kFragmentColumns;
@@ -365,6 +369,12 @@ class Sm90WideConsumer {
       }
     }
     __syncwarp();  // keeps the compiler from adding later, in the way of the next products
+  }
+
+  /// To the warp that passes the turn on.
+  ATTUNE_DEVICE void announce_sums() {
+    if (lane() == 0) ptx::mbarrier_arrive(memory_.added(added_at_));
+    added_at_.advance();
   }
 
   // ---- The end of a tile of keys ----
@@ -419,8 +429,9 @@ class Sm90WideConsumer {
   const typename Memory::QueryRing queries_;
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
-  u32 buffer_ = 0;       // of P and dS
-  u32* last_ = nullptr;  // of the turn to be passed on
+  u32 buffer_ = 0;  // of P and dS
+  u32 steps_ = 0;   // whose turns have come
+  typename Memory::AddedCursor added_at_{0};
 
   Gradient grad_key_;
   Gradient grad_value_;
@@ -439,7 +450,13 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
     ptx::setmaxnreg_dec<24>();
-    if (warp == 0) Sm90Producer<S>(params, memory).run();
+    if (warp == 0) {
+      Sm90Producer<S>(params, memory).run();
+    } else if (Sm90Schedule<S>::kOrdered && warp == 1) {
+      Sm90Watcher<S>(params, memory).run();
+    } else if (Sm90Schedule<S>::kOrdered && warp == 2) {
+      Sm90TurnPasser<S>(params, memory).run();
+    }
   } else {
     ptx::setmaxnreg_inc<240>();
     if (warp < 8) {

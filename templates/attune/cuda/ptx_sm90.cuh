@@ -58,6 +58,16 @@ ATTUNE_DEVICE void st_release(u32* address, u32 value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
+/// The same within a block, of shared memory.
+ATTUNE_DEVICE u32 ld_shared_acquire(u32 address) {
+  u32 value;
+  asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+ATTUNE_DEVICE void st_shared_release(u32 address, u32 value) {
+  asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
 // ---- mbarrier ----
 
 ATTUNE_DEVICE void mbarrier_init(u32 barrier, u32 arrivals) {

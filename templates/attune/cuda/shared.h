@@ -217,6 +217,7 @@ struct GradKeyValueSm90Shared {
   i32 query_bytes;  // of a tile of queries or output gradients
   i32 score_bytes;  // of a tile of score gradients or probabilities
   i32 sum_bytes;    // of one warpgroup
+  i32 sum_buffers;  // of one warpgroup: two leave sums the time to wait for their turn
   i32 query_offset;
   i32 bias_bytes;  // of a tile
   i32 bias_offset;
@@ -226,9 +227,11 @@ struct GradKeyValueSm90Shared {
   i32 barrier_offset;
   i32 step_offset;
   i32 work_offset;
-  i32 target_offset;
   i32 turn_offset;
+  i32 target_offset;
   i32 staged_offset;
+  i32 added_offset;
+  i32 allowed_offset;
   i32 drawn_offset;
   i32 end;
 
@@ -238,21 +241,33 @@ struct GradKeyValueSm90Shared {
         query_bytes(s.block_m * panels * Sm90Shared::kPanelRowBytes),
         score_bytes(s.block_m * s.block_n * 2),
         sum_bytes(shares_columns(s) ? 0 : kGroupRows * Sm90Shared::kPanelElements * 4),
+        sum_buffers(s.query_gradient == QueryGradient::ordered && has_room(s) ? 2 : 1),
         query_offset(2 * key_bytes),
         bias_bytes(s.block_m * s.block_n * size_of(s.bias)),
         bias_offset(query_offset + s.stages * 2 * query_bytes),
         score_offset(bias_offset + bias_bytes),
         sum_offset(score_offset + (shares_columns(s) ? 4 : 2) * score_bytes),
-        number_offset(sum_offset + kWarpgroups * sum_bytes),
+        number_offset(sum_offset + kWarpgroups * sum_buffers * sum_bytes),
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
         step_offset(barrier_offset + 16 * (s.stages + 2)),
         work_offset(step_offset + 16 * s.stages),
-        target_offset(work_offset + 48),
-        turn_offset(target_offset + 16 * kWarpgroups),
-        staged_offset(turn_offset + 16 * kWarpgroups),
-        drawn_offset(staged_offset + 8 * kWarpgroups),
+        turn_offset(work_offset + 48),
+        target_offset(turn_offset + 16 * s.stages),
+        staged_offset(target_offset + 32 * kWarpgroups * sum_buffers),
+        added_offset(staged_offset + 8 * kWarpgroups * sum_buffers),
+        allowed_offset(added_offset + 8 * added_barriers(s)),
+        drawn_offset(allowed_offset + 16),
         end(drawn_offset + (s.dropout == Dropout::on ? 2 * kWarpgroups * kDrawnBytes : 0)) {}
   constexpr i32 bytes() const { return end; }
+
+  /// As many steps as may be added before the first of them has been passed on, and one: a stage is filled
+  /// again when its turn has been read.
+  static constexpr i32 added_barriers(const KernelSpec& s) { return 2 * s.stages; }
+
+ private:
+  static constexpr bool has_room(const KernelSpec& s) {
+    return s.bias == Bias::none && s.dropout == Dropout::off;
+  }
 };
 
 /// Dynamic shared memory of the kernel of this spec.
