@@ -602,6 +602,42 @@ ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memor
   clear_rows<S, S.block_n>(memory.base, keys.first - begin, keys.last - begin);
 }
 
+/// Queries of the next sequence, and their outputs' gradients, become zeros likewise.
+template <KernelSpec S>
+ATTUNE_DEVICE void clear_foreign_queries(u32 tiles, i32 rows) {
+  if (rows < S.block_m) clear_rows<S, S.block_m>(tiles, 0, rows);
+}
+
+/// Of rows: query i sees key j iff i + lower <= j <= i + upper.
+template <KernelSpec S>
+ATTUNE_DEVICE Window window_of_rows(const ForwardParams& p, Sm90Memory<S> memory) {
+  if constexpr (S.blocks != Blocks::varlen) return p.window;
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.window());
+  return {w.x, w.y};
+}
+
+/// Scores S^T of pairs that do not see each other become -inf. `key` is this thread's first, its second is 8
+/// further down; `query` is the tile's first.
+template <KernelSpec S>
+ATTUNE_DEVICE void hide_invisible(float (&score)[S.block_m / 2], const ForwardParams& p, Sm90Memory<S> memory,
+                                  i32 first_key, i32 query) {
+  const Window rows = window_of_rows<S>(p, memory);
+  const Sm90Part keys = S.blocks == Blocks::varlen ? part_of<S>(memory) : Sm90Part{0, p.len_k, 1, 0};
+  query += static_cast<i32>(threadIdx.x % 4 * 2);
+#pragma unroll
+  for (i32 half = 0; half < 2; ++half) {
+    const i32 key = first_key + half * 8;
+    const QueryRange seeing = visiting_queries<S>(rows, p.len_q, key, key + 1);
+    const i32 begin = seeing.begin - query;
+    const i32 end = keys.first <= key && key < keys.last ? seeing.end - query : 0;
+#pragma unroll
+    for (i32 e = 0; e < S.block_m / 4; ++e) {
+      const i32 i = e / 2 * 8 + e % 2;
+      if (i < begin || i >= end) score[e / 2 * 4 + half * 2 + e % 2] = neg_inf();
+    }
+  }
+}
+
 template <KernelSpec S>
 class Sm90Consumer {
   using Memory = Sm90Memory<S>;
@@ -678,12 +714,6 @@ class Sm90Consumer {
   ATTUNE_DEVICE Sm90Part part() const {
     return part_of(memory_);
   }
-  /// Of rows: query i sees key j iff i + lower <= j <= i + upper.
-  ATTUNE_DEVICE Window window() const {
-    if constexpr (!Schedule::kVarlen) return p_.backward.forward.window;
-    const ptx::Word4 w = ptx::ld_shared_word4(memory_.window());
-    return {w.x, w.y};
-  }
 
   /// This thread's first; the second is 8 further down.
   ATTUNE_DEVICE i32 first_key(const Sm90Work& work) const {
@@ -703,12 +733,6 @@ class Sm90Consumer {
     return queries_.tile(query_at_) + Memory::kShared.query_bytes;
   }
 
-  /// Queries of the next sequence, and their outputs' gradients, become zeros likewise.
-  ATTUNE_DEVICE void clear_foreign_queries() const {
-    const i32 rows = this_step().rows;
-    if (rows < kQueries) clear_rows<S, kQueries>(query_tile(), 0, rows);
-  }
-
   ATTUNE_DEVICE void clear() {
 #pragma unroll
     for (i32 e = 0; e < kDim / 2; ++e) grad_key_[e] = grad_value_[e] = 0.0f;
@@ -720,7 +744,7 @@ class Sm90Consumer {
     Scores score;
     Scores gradient;
     queries_.wait(query_at_);
-    if constexpr (Schedule::kVarlen) clear_foreign_queries();
+    if constexpr (Schedule::kVarlen) clear_foreign_queries<S>(query_tile(), this_step().rows);
     multiply_rows(score, key_tile(), query_tile());
     multiply_rows(gradient, value_tile(), grad_output_tile());
     const KeptKeyRows<S> kept = kept_pairs();
@@ -818,7 +842,7 @@ class Sm90Consumer {
       }
     }
     const Sm90Step step = this_step();
-    if (step.masked) hide_invisible(score, step.begin);
+    if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key(work()), step.begin);
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; ++e) score[e] = ptx::ex2_approx_ftz(score[e]);
   }
@@ -837,27 +861,6 @@ class Sm90Consumer {
     }
     biases_.release(bias_at_);
     bias_at_.advance();
-  }
-
-  /// `query` is the tile's first.
-  ATTUNE_DEVICE void hide_invisible(Scores& score, i32 query) const {
-    const ForwardParams& p = p_.backward.forward;
-    const Window rows = window();
-    const Sm90Part keys = Schedule::kVarlen ? part() : Sm90Part{0, p.len_k, 1, 0};
-    const i32 first = first_key(work());
-    query += static_cast<i32>(lane() % 4 * 2);
-#pragma unroll
-    for (i32 half = 0; half < 2; ++half) {
-      const i32 key = first + half * 8;
-      const QueryRange seeing = visiting_queries<S>(rows, p.len_q, key, key + 1);
-      const i32 begin = seeing.begin - query;
-      const i32 end = keys.first <= key && key < keys.last ? seeing.end - query : 0;
-#pragma unroll
-      for (i32 e = 0; e < kQueries / 4; ++e) {
-        const i32 i = e / 2 * 8 + e % 2;
-        if (i < begin || i >= end) score[e / 2 * 4 + half * 2 + e % 2] = neg_inf();
-      }
-    }
   }
 
   /// dS^T of dP^T.
@@ -980,38 +983,40 @@ class Sm90Consumer {
 
   // ---- The end of a tile of keys ----
 
-  /// The gradients leave through this warpgroup's keys and values.
+  /// The gradients leave through the tiles of the exchange, one after the other: the next keys are on their way.
   ATTUNE_DEVICE void finish() {
-    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
+    await_stored_gradients();
     const Sm90Work tile = work();
+    keys_.release(key_at_);  // by every thread: each has read what comes with them
+    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have read what they exchanged
 #pragma unroll
     for (i32 e = 0; e < kDim / 2; ++e) {
       grad_key_[e] *= p_.backward.forward.scale;
       if constexpr (kDropout) grad_value_[e] *= p_.backward.forward.dropout.rescale;
     }
-    write_rows(key_tile(), grad_key_);
-    write_rows(value_tile(), grad_value_);
-    ptx::bar_sync(kGroup + group_, kWarpgroup);
     const BackwardParams& p = p_.backward;
-    store_rows(tile, key_tile(), p.grad_key, p.grad_key_strides);
-    store_rows(tile, value_tile(), p.grad_value, p.grad_value_strides);
-    ptx::fence_proxy_async();
-    keys_.release(key_at_);  // by every thread: each has read from the tile
+    write_rows(grad_key_);
+    ptx::bar_sync(kGroup + group_, kWarpgroup);
+    store_rows(tile, p.grad_key, p.grad_key_strides);
+    ptx::bar_sync(kGroup + group_, kWarpgroup);
+    write_rows(grad_value_);
+    ptx::bar_sync(kGroup + group_, kWarpgroup);
+    store_rows(tile, p.grad_value, p.grad_value_strides);
+    ptx::bar_sync(kExchange, kThreads);  // they are free again
   }
 
-  ATTUNE_DEVICE void write_rows(u32 tile, const Gradient& gradient) const {
+  ATTUNE_DEVICE void write_rows(const Gradient& gradient) const {
     const u32 row = group_ * kGroupRows + thread() / 32 * 16 + lane() % 16;
 #pragma unroll
     for (i32 k = 0; k < kDim / 16; ++k) {
       const float* g = gradient + k * 8;
-      ptx::stmatrix_x4(tile + panel_offset<kKeys>(row, k * 2 + static_cast<i32>(lane() / 16)),
+      ptx::stmatrix_x4(memory_.scores(0) + panel_offset<kKeys>(row, k * 2 + static_cast<i32>(lane() / 16)),
                        pack<S.dtype>(g[0], g[1]), pack<S.dtype>(g[2], g[3]), pack<S.dtype>(g[4], g[5]),
                        pack<S.dtype>(g[6], g[7]));
     }
   }
 
-  ATTUNE_DEVICE void store_rows(const Sm90Work& work, u32 tile, void* gradient,
-                                const Strides& strides) const {
+  ATTUNE_DEVICE void store_rows(const Sm90Work& work, void* gradient, const Strides& strides) const {
     if (gradient == nullptr) return;
     constexpr i32 kChunks = S.head_dim / 8;
     const i32 first_row = static_cast<i32>(group_) * kGroupRows;
@@ -1025,7 +1030,7 @@ class Sm90Consumer {
       const i32 row = i / kChunks;
       const i32 chunk = i % kChunks;
       const ptx::Word4 w =
-          ptx::ld_shared_word4(tile + panel_offset<kKeys>(static_cast<u32>(first_row + row), chunk));
+          ptx::ld_shared_word4(memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(first_row + row), chunk));
       *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }

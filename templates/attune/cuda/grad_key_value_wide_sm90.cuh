@@ -57,6 +57,7 @@ class Sm90TurnPasser {
 template <KernelSpec S, i32 Group>
 class Sm90WideConsumer {
   using Memory = Sm90Memory<S>;
+  using Schedule = Sm90Schedule<S>;
   using Shared = GradKeyValueSm90Shared;
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kQueries = S.block_m;
@@ -82,15 +83,20 @@ class Sm90WideConsumer {
       : p_(params), memory_(memory), keys_(memory.keys()), queries_(memory.queries()) {}
 
   ATTUNE_DEVICE void run() {
+    clear();
 #pragma unroll 1
     while (true) {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
-      if constexpr (Sm90Schedule<S>::kWindow) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
-      clear();
+      if constexpr (Schedule::kUneven) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
       if (steps > 0) walk(steps);
-      finish();
+      if (!Schedule::kVarlen || part_of<S>(memory_).ends) {
+        finish();
+        clear();
+      } else {
+        keys_.release(key_at_);
+      }
       key_at_.advance();
     }
   }
@@ -147,7 +153,7 @@ class Sm90WideConsumer {
     Scores carried;  // dP^T of the next tile: warpgroup 1 turns it into dS^T when it sees P^T
     {
       Scores score;
-      queries_.wait(query_at_);
+      await_queries();
       multiply_rows(score);
       ptx::wgmma_wait_group<0>();
       ptx::pin(score);
@@ -179,7 +185,7 @@ class Sm90WideConsumer {
       multiply_sums<0>(sums);
       Scores score;
       if constexpr (HasNext) {
-        queries_.wait(query_at_);
+        await_queries();
         multiply_rows(score);
       }
       if constexpr (kOrdered) await_turn(memory_, ++steps_);
@@ -208,6 +214,11 @@ class Sm90WideConsumer {
     }
     if constexpr (kOrdered) announce_sums();
     buffer_ ^= 1;
+  }
+
+  ATTUNE_DEVICE void await_queries() const {
+    queries_.wait(query_at_);
+    if constexpr (Schedule::kVarlen) clear_foreign_queries<S>(query_tile(), this_step().rows);
   }
 
   /// S^T becomes P^T at once; dP^T is kept.
@@ -281,7 +292,8 @@ class Sm90WideConsumer {
       score[e + 3] = fmaf(score[e + 3], scale2, -lse2.y);
     }
     const Sm90Step step = this_step();
-    if (step.masked) hide_invisible(score, step.begin);
+    const i32 first_key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
+    if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key, step.begin);
     Packed packed;
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; e += 2) {
@@ -289,18 +301,6 @@ class Sm90WideConsumer {
           pack<S.dtype>(ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1]));
     }
     show(packed, probabilities(buffer));
-  }
-
-  ATTUNE_DEVICE void hide_invisible(Scores& score, i32 query) const {
-    const ForwardParams& p = p_.backward.forward;
-    const i32 key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
-    query += static_cast<i32>(lane() % 4 * 2);
-#pragma unroll
-    for (i32 e = 0; e < kQueries / 2; ++e) {
-      if (!visible<S>(p.window, p.len_k, query + e / 4 * 8 + e % 2, key + e / 2 % 2 * 8)) {
-        score[e] = neg_inf();
-      }
-    }
   }
 
   /// dS^T of dP^T, for both warpgroups.
@@ -351,11 +351,12 @@ class Sm90WideConsumer {
   /// This lane's place in the first fragment; null past the end.
   ATTUNE_DEVICE float* sums_target() const {
     const Sm90Step step = this_step();
-    const ForwardParams& p = p_.backward.forward;
-    const i32 row = step.begin + static_cast<i32>(thread() / 32 * kFragmentRows);
+    const i32 row = static_cast<i32>(thread() / 32 * kFragmentRows);
+    const i32 shift = Schedule::kVarlen ? part_of<S>(memory_).sums_row : 0;
     const i64 head = i64{work().batch} * p_.heads * p_.sharing + step.head;
-    float* first = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
-    return row < p.len_q ? first + kFirst / kFragmentColumns * kFragmentElements + lane() * 4 : nullptr;
+    float* first =
+        p_.backward.query_sums + (head * sum_rows(p_.backward) + step.begin + shift + row) * S.head_dim;
+    return row < step.rows ? first + kFirst / kFragmentColumns * kFragmentElements + lane() * 4 : nullptr;
   }
 
   template <i32 Half>
@@ -379,35 +380,36 @@ class Sm90WideConsumer {
 
   // ---- The end of a tile of keys ----
 
-  /// The gradients leave through the tiles of keys and values.
+  /// The gradients leave through the tiles of the exchange, one after the other: the next keys are on their way.
   ATTUNE_DEVICE void finish() {
-    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
     const Sm90Work tile = work();
+    keys_.release(key_at_);  // by every thread: each has read what comes with them
+    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have read what they exchanged
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
-    write_columns(key_tile(), grad_key_);
-    write_columns(value_tile(), grad_value_);
-    ptx::bar_sync(kGroup + Group, kWarpgroup);
     const BackwardParams& p = p_.backward;
-    store_columns(tile, key_tile(), p.grad_key, p.grad_key_strides);
-    store_columns(tile, value_tile(), p.grad_value, p.grad_value_strides);
-    ptx::fence_proxy_async();
-    keys_.release(key_at_);  // by every thread: each has read from the tile
+    write_columns(grad_key_);
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
+    store_columns(tile, p.grad_key, p.grad_key_strides);
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
+    write_columns(grad_value_);
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
+    store_columns(tile, p.grad_value, p.grad_value_strides);
+    ptx::bar_sync(kExchange, kThreads);  // they are free again
   }
 
-  ATTUNE_DEVICE void write_columns(u32 tile, const Gradient& gradient) const {
+  ATTUNE_DEVICE void write_columns(const Gradient& gradient) const {
     const u32 row = thread() / 32 * 16 + lane() % 16;
 #pragma unroll
     for (i32 k = 0; k < kColumns / 16; ++k) {
       const float* g = gradient + k * 8;
       const i32 chunk = kFirst / 8 + k * 2 + static_cast<i32>(lane() / 16);
-      ptx::stmatrix_x4(tile + panel_offset<kKeys>(row, chunk), pack<S.dtype>(g[0], g[1]),
+      ptx::stmatrix_x4(memory_.scores(0) + panel_offset<kKeys>(row, chunk), pack<S.dtype>(g[0], g[1]),
                        pack<S.dtype>(g[2], g[3]), pack<S.dtype>(g[4], g[5]), pack<S.dtype>(g[6], g[7]));
     }
   }
 
-  ATTUNE_DEVICE void store_columns(const Sm90Work& work, u32 tile, void* gradient,
-                                   const Strides& strides) const {
+  ATTUNE_DEVICE void store_columns(const Sm90Work& work, void* gradient, const Strides& strides) const {
     if (gradient == nullptr) return;
     constexpr i32 kChunks = kValid / 8;
     const i32 heads = p_.backward.key_heads;
@@ -418,7 +420,7 @@ class Sm90WideConsumer {
     for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
       const i32 row = i / kChunks;
       const i32 chunk = kFirst / 8 + i % kChunks;
-      const ptx::Word4 w = ptx::ld_shared_word4(tile + panel_offset<kKeys>(static_cast<u32>(row), chunk));
+      const ptx::Word4 w = ptx::ld_shared_word4(memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(row), chunk));
       *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }
@@ -440,7 +442,7 @@ class Sm90WideConsumer {
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
-  static_assert(S.query_gradient != QueryGradient::apart && S.blocks == Blocks::dense);
+  static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
   static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
   static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
   static_assert(shares_columns(S) && S.head_dim <= 256);
