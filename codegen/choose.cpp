@@ -84,7 +84,7 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
   }
   if (problem.operation == Operation::grad_key_value) {
     const bool varlen = problem.blocks == kernel::Blocks::varlen;
-    if (problem.head_dim > 128 && (features_of(problem) & (kBias | kDropout)) != 0) {
+    if (std::max(problem.head_dim, problem.head_dim_v) > 128 && (features_of(problem) & (kBias | kDropout)) != 0) {
       lacks.push_back("no kernels with a bias tensor or dropout above head_dim 128");
     }
     if (varlen && problem.dropout == kernel::Dropout::on) {
@@ -92,10 +92,6 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
           "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
           "groups "
           "of 32");
-    }
-    if (problem.head_dim != problem.head_dim_v) {
-      lacks.push_back(
-          fmt::format("head_dim {} and head_dim_v {} should be equal", problem.head_dim, problem.head_dim_v));
     }
     if (problem.query_gradient == QueryGradient::apart) {
       lacks.push_back("adds up the query's gradient: not for calls without it");

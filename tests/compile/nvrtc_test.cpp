@@ -161,7 +161,6 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
     problem.head_dim_v = kernel::round_up(problem.head_dim_v, 8);
     const bool writes_f32 = row.operation == Operation::forward && problem.output_dtype == DType::f32;
     if (!writes_f32) problem.output_dtype = problem.dtype;
-    if (row.operation == Operation::grad_key_value) problem.head_dim_v = problem.head_dim;
   }
   const int row_bytes = (problem.head_dim | problem.head_dim_v) *
                         std::min(kernel::size_of(problem.dtype), kernel::size_of(problem.output_dtype));

@@ -115,7 +115,6 @@ Problem backward_of(const Problem& forward, Family family) {
   if (family != Family::sm90) return problem;
   problem.output_dtype = problem.dtype;
   problem.extent = Extent::large;
-  problem.head_dim = problem.head_dim_v = std::min(problem.head_dim, 256);
   problem.query_gradient = QueryGradient::atomic;
   // The gradient of a bias tensor is another family's.
   if (problem.bias != kernel::Bias::none) problem.families = problem.families | codegen::only(Family::mma);

@@ -123,7 +123,7 @@ inline constexpr u32 kStagedBytes = Sm90Shared::kPanelElements / kFragmentColumn
 template <KernelSpec S>
 struct Sm90Sums {
   static constexpr bool kSplitColumns = S.block_m == GradKeyValueSm90Shared::kGroupRows;
-  static constexpr i32 kDim = kSplitColumns ? Sm90Shared::kPanelElements : round_up(S.head_dim, 16);
+  static constexpr i32 kDim = kSplitColumns ? Sm90Shared::kPanelElements : round_up(wider_dim(S), 16);
 
   /// Those of a warp that have columns of the head dim.
   static ATTUNE_DEVICE i32 fragments(u32 group) {
@@ -200,7 +200,7 @@ struct Sm90Schedule {
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
   /// Tiles of one head that start at different queries do not wait for each other's sums. At head dim 128
   /// that cost more than it saved: they no longer share what is in the L2 cache.
-  static constexpr bool kStaggered = !kWindow && !kOrdered && (S.head_dim <= 64 || shares_columns(S));
+  static constexpr bool kStaggered = !kWindow && !kOrdered && (wider_dim(S) <= 64 || shares_columns(S));
 
   // Both of a whole warp.
   static ATTUNE_DEVICE i32 first(const GradKeyValueSm90Params& p) {
@@ -647,8 +647,8 @@ class Sm90Consumer {
   static constexpr i32 kQueries = S.block_m;
   static constexpr i32 kGroupRows = Shared::kGroupRows;
   static constexpr i32 kThreads = Shared::kWarpgroups * kWarpgroup;
-  static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);  // k16 steps of K Q^T
-  static constexpr i32 kDim = round_up(S.head_dim, 16);       // columns of dK and dV
+  static constexpr i32 kDimSteps = ceil_div(wider_dim(S), 16);  // k16 steps of K Q^T
+  static constexpr i32 kDim = round_up(wider_dim(S), 16);       // columns of dK and dV
   static constexpr bool kSplitColumns = Sm90Sums<S>::kSplitColumns;
   static constexpr i32 kSumDim = Sm90Sums<S>::kDim;
   static constexpr bool kDropout = S.dropout == Dropout::on;
@@ -997,11 +997,11 @@ class Sm90Consumer {
     const BackwardParams& p = p_.backward;
     write_rows(grad_key_);
     ptx::bar_sync(kGroup + group_, kWarpgroup);
-    store_rows(tile, p.grad_key, p.grad_key_strides);
+    store_rows<S.head_dim>(tile, p.grad_key, p.grad_key_strides);
     ptx::bar_sync(kGroup + group_, kWarpgroup);
     write_rows(grad_value_);
     ptx::bar_sync(kGroup + group_, kWarpgroup);
-    store_rows(tile, p.grad_value, p.grad_value_strides);
+    store_rows<S.head_dim_v>(tile, p.grad_value, p.grad_value_strides);
     ptx::bar_sync(kExchange, kThreads);  // they are free again
   }
 
@@ -1016,9 +1016,10 @@ class Sm90Consumer {
     }
   }
 
+  template <i32 Dim>
   ATTUNE_DEVICE void store_rows(const Sm90Work& work, void* gradient, const Strides& strides) const {
     if (gradient == nullptr) return;
-    constexpr i32 kChunks = S.head_dim / 8;
+    constexpr i32 kChunks = Dim / 8;
     const i32 first_row = static_cast<i32>(group_) * kGroupRows;
     const i32 heads = p_.backward.key_heads;
     u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
@@ -1085,9 +1086,9 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
   static_assert(S.blocks == Blocks::dense || (S.dropout == Dropout::off && S.bias == Bias::none));
-  static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
+  static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
-  static_assert((S.block_m == 64 && S.head_dim <= 128) || (S.block_m == 128 && S.head_dim <= 64));
+  static_assert((S.block_m == 64 && wider_dim(S) <= 128) || (S.block_m == 128 && wider_dim(S) <= 64));
   static_assert(S.warps == 12);
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);

@@ -62,13 +62,14 @@ class Sm90WideConsumer {
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kQueries = S.block_m;
   static constexpr i32 kThreads = Shared::kWarpgroups * kWarpgroup;
-  static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);  // k16 steps of K Q^T
+  static constexpr i32 kDimSteps = ceil_div(wider_dim(S), 16);  // k16 steps of K Q^T
   static constexpr i32 kHalf = Sm90Shared::kPanelElements;
   // Two panels and the rest, or one panel and at most two.
-  static constexpr i32 kGroup0 = S.head_dim > 3 * kHalf ? 2 * kHalf : kHalf;
+  static constexpr i32 kGroup0 = wider_dim(S) > 3 * kHalf ? 2 * kHalf : kHalf;
   static constexpr i32 kFirst = Group == 0 ? 0 : kGroup0;
-  static constexpr i32 kValid = Group == 0 ? kGroup0 : S.head_dim - kGroup0;  // columns
-  static constexpr i32 kColumns = round_up(kValid, 16);                       // of products
+  static constexpr i32 kColumns = Group == 0 ? kGroup0 : round_up(wider_dim(S) - kGroup0, 16);
+  /// Those that a gradient of this head dim has.
+  static constexpr i32 valid(i32 head_dim) { return max(min(head_dim - kFirst, kColumns), 0); }
 
   using Scores = float[kQueries / 2];  // element e: key half e / 2 % 2, queries e / 4 * 8 + e % 2
   using Packed = u32[kQueries / 16][4];
@@ -362,7 +363,7 @@ class Sm90WideConsumer {
   template <i32 Half>
   static ATTUNE_DEVICE void send(const Sums<Half>& sums, float* target) {
     constexpr i32 kFirstFragment = Half * kHalf / kFragmentColumns;
-    constexpr i32 kFragments = min(kValid - Half * kHalf, kHalf) / kFragmentColumns;
+    constexpr i32 kFragments = max(min(valid(S.head_dim) - Half * kHalf, kHalf), 0) / kFragmentColumns;
     if (target != nullptr) {
 #pragma unroll
       for (i32 f = 0; f < kFragments; ++f) {
@@ -390,11 +391,11 @@ class Sm90WideConsumer {
     const BackwardParams& p = p_.backward;
     write_columns(grad_key_);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
-    store_columns(tile, p.grad_key, p.grad_key_strides);
+    if constexpr (valid(S.head_dim) > 0) store_columns<S.head_dim>(tile, p.grad_key, p.grad_key_strides);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     write_columns(grad_value_);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
-    store_columns(tile, p.grad_value, p.grad_value_strides);
+    if constexpr (valid(S.head_dim_v) > 0) store_columns<S.head_dim_v>(tile, p.grad_value, p.grad_value_strides);
     ptx::bar_sync(kExchange, kThreads);  // they are free again
   }
 
@@ -409,9 +410,10 @@ class Sm90WideConsumer {
     }
   }
 
+  template <i32 Dim>
   ATTUNE_DEVICE void store_columns(const Sm90Work& work, void* gradient, const Strides& strides) const {
+    constexpr i32 kChunks = valid(Dim) / 8;
     if (gradient == nullptr) return;
-    constexpr i32 kChunks = kValid / 8;
     const i32 heads = p_.backward.key_heads;
     u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
                 work.head % heads * strides.head + work.begin * strides.seq;
@@ -444,8 +446,8 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
   static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
-  static_assert(S.head_dim % 8 == 0 && S.head_dim == S.head_dim_v);
-  static_assert(shares_columns(S) && S.head_dim <= 256);
+  static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
+  static_assert(shares_columns(S) && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);

@@ -197,9 +197,15 @@ struct Sm90Shared {
   }
 };
 
-/// Do warpgroups of the sm90 kernel of grad_key_value share out columns, and not keys?
+/// The sm90 kernel of grad_key_value computes as if all tensors had the wider head dim: the copy engine fills
+/// up with zeros what one lacks.
+constexpr i32 wider_dim(const KernelSpec& s) {
+  return max(s.head_dim, s.head_dim_v);
+}
+
+/// Do its warpgroups share out columns, and not keys?
 constexpr bool shares_columns(const KernelSpec& s) {
-  return s.family == Family::sm90 && s.head_dim > 128;
+  return s.family == Family::sm90 && wider_dim(s) > 128;
 }
 
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
@@ -236,7 +242,7 @@ struct GradKeyValueSm90Shared {
   i32 end;
 
   constexpr explicit GradKeyValueSm90Shared(const KernelSpec& s)
-      : panels(ceil_div(s.head_dim, Sm90Shared::kPanelElements)),
+      : panels(ceil_div(wider_dim(s), Sm90Shared::kPanelElements)),
         key_bytes(s.block_n * panels * Sm90Shared::kPanelRowBytes),
         query_bytes(s.block_m * panels * Sm90Shared::kPanelRowBytes),
         score_bytes(s.block_m * s.block_n * 2),
