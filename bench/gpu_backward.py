@@ -4,7 +4,7 @@
 gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--special] [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Only the backward pass is timed: CUDA-event medians of runs taken
-in turns. FLOPs are 2.5 * 4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and H * K = 2048. "det" is our
+in turns. FLOPs are 2 * B * H * Mq * Mkv * (3 K + 2 Kv), half of it if causal; B * M = 16384 and H * K = 2048. "det" is our
 deterministic mode over the default one; "ratio" ours over a peer's, FA2 first. --special adds what a bias tensor, its
 gradient, dropout, fewer key heads, a window and packed sequences cost, as a ratio to our plain backward of the same FLOPs.
 """
@@ -26,6 +26,7 @@ from attune.ops import LowerTriangularMask, fmha
 from attune.ops.fmha import attn_bias
 from gpu_bench import PEERS, TOKENS, WIDTH, race, write
 
+
 def random(*shape, dtype=torch.bfloat16):
     return torch.randn(shape, device="cuda", dtype=dtype)
 
@@ -33,12 +34,13 @@ def random(*shape, dtype=torch.bfloat16):
 class Problem:
     """Random tensors, and calls that compute their gradients."""
 
-    def __init__(self, head_dim, length, dtype=torch.bfloat16, key_heads=None, batch=None):
+    def __init__(self, head_dim, length, dtype=torch.bfloat16, key_heads=None, batch=None, head_dim_v=None):
         heads = WIDTH // head_dim
         batch = TOKENS // length if batch is None else batch
         self.query = random(batch, length, heads, head_dim, dtype=dtype)
-        self.key, self.value = (random(batch, length, key_heads or heads, head_dim, dtype=dtype) for _ in range(2))
-        self.grad = random(*self.query.shape, dtype=dtype)
+        self.key = random(batch, length, key_heads or heads, head_dim, dtype=dtype)
+        self.value = random(batch, length, key_heads or heads, head_dim_v or head_dim, dtype=dtype)
+        self.grad = random(batch, length, heads, head_dim_v or head_dim, dtype=dtype)
         self.inputs = (self.query, self.key, self.value)
 
     def ours(self, bias=None, p=0.0, **arguments):
@@ -75,7 +77,8 @@ class Problem:
 
     def flops(self, visible=1.0):
         batch, length, heads, head_dim = self.query.shape
-        return 2.5 * 4 * batch * heads * length * self.key.shape[1] * head_dim * visible
+        columns = 3 * head_dim + 2 * self.value.shape[-1]
+        return 2 * batch * heads * length * self.key.shape[1] * columns * visible
 
 
 def tflops(problem, calls, visible=1.0):
@@ -95,7 +98,9 @@ def measure(dtype, head_dim, length, causal, op):
     ours()
     kernel = attune.last_kernel()
     peers = {name: problem.peer(backend, is_causal=causal) for name, backend in PEERS.items()}
-    measured = tflops(problem, [ours, problem.ours(bias, deterministic=True, op=op), *peers.values()], 0.5 if causal else 1)
+    measured = tflops(
+        problem, [ours, problem.ours(bias, deterministic=True, op=op), *peers.values()], 0.5 if causal else 1
+    )
     return {
         "dtype": dtype, "head_dim": head_dim, "length": length, "causal": causal, "kernel": kernel,
         "tflops": measured[0], "deterministic": measured[1] / measured[0], "peers": dict(zip(peers, measured[2:])),
@@ -144,17 +149,27 @@ def special_cases(head_dim, length=4096):
     packed = Problem(head_dim, TOKENS, batch=1)
     lengths = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]
     blocks = attn_bias.BlockDiagonalMask.from_seqlens(lengths)
-    yield "16 sequences", packed, sum(n * n for n in lengths) / TOKENS**2, packed.ours(blocks), {}
+    visible = sum(n * n for n in lengths) / TOKENS**2
+    yield "16 sequences", packed, visible, packed.ours(blocks), {}
+    yield "16 sequences, deterministic", packed, visible, packed.ours(blocks, deterministic=True), {}
     if heads >= 8:
         grouped = Problem(head_dim, length, key_heads=heads // 4)
-        yield f"GQA {heads}/{heads // 4}", grouped, 1, grouped.ours(), {
-            "FA2": grouped.peer(PEERS["FA2"], enable_gqa=True),
-            "cuDNN": grouped.peer(PEERS["cuDNN"], enable_gqa=True),
-        }
+        for bias in (None, LowerTriangularMask()):
+            name = f"GQA {heads}/{heads // 4}{' causal' if bias else ''}"
+            part = 0.5 if bias else 1
+            yield name, grouped, part, grouped.ours(bias), {
+                peer: grouped.peer(PEERS[peer], is_causal=bias is not None, enable_gqa=True)
+                for peer in ("FA2", "cuDNN")
+            }
+            yield f"{name}, deterministic", grouped, part, grouped.ours(bias, deterministic=True), {}
+    unequal = Problem(head_dim, length, head_dim_v=head_dim * 2 // 3 // 8 * 8)
+    yield f"values of {unequal.value.shape[-1]} columns", unequal, 1, unequal.ours(), {
+        "cuDNN": unequal.peer(PEERS["cuDNN"])
+    }
 
 
 def special(arguments):
-    print(f"\n{'case, bfloat16 S=4096':34} ours  speed  ratio to peers (TFLOP/s)")
+    print(f"\n{'case, bfloat16 S=4096':36} ours  speed  ratio to peers (TFLOP/s)")
     for head_dim in arguments.head_dim:
         plain = None
         for name, problem, visible, ours, peers in special_cases(head_dim):
@@ -164,7 +179,9 @@ def special(arguments):
                 f"{peer} -" if speed is None else f"{peer} {measured[0] / speed:.2f} ({speed:.0f})"
                 for peer, speed in zip(peers, measured[1:])
             )
-            print(f"K={head_dim} {name:29} {measured[0]:4.0f}  {measured[0] / plain:5.2f}  {ratios}", flush=True)
+            print(
+                f"K={head_dim} {name:31} {measured[0]:4.0f}  {measured[0] / plain:5.2f}  {ratios}", flush=True
+            )
             yield {"head_dim": head_dim, "case": name, "tflops": measured[0], "speed": measured[0] / plain,
                    "peers": dict(zip(peers, measured[1:]))}  # fmt: skip
 
@@ -172,7 +189,9 @@ def special(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("library")
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
+    parser.add_argument(
+        "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
+    )
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--length", type=int, nargs="+", default=[512, 4096, 16384])
     parser.add_argument("--family", choices=["mma", "simt"], help="force a kernel family")
