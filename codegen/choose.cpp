@@ -84,7 +84,8 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
   }
   if (problem.operation == Operation::grad_key_value) {
     const bool varlen = problem.blocks == kernel::Blocks::varlen;
-    if (std::max(problem.head_dim, problem.head_dim_v) > 128 && (features_of(problem) & (kBias | kDropout)) != 0) {
+    if (std::max(problem.head_dim, problem.head_dim_v) > 128 &&
+        (features_of(problem) & (kBias | kDropout)) != 0) {
       lacks.push_back("no kernels with a bias tensor or dropout above head_dim 128");
     }
     if (varlen && problem.dropout == kernel::Dropout::on) {

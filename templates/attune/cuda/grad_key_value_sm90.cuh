@@ -112,7 +112,9 @@ inline constexpr u32 kAdderThreads = kWarpgroup + 32;
 inline constexpr u32 kQueryFills = 2;
 /// Who reads a stage besides the consumers: warps that see to turns.
 template <KernelSpec S>
-inline constexpr u32 kTurnWarps = S.query_gradient != QueryGradient::ordered ? 0 : shares_columns(S) ? 2 : 1;
+inline constexpr u32 kTurnWarps = S.query_gradient != QueryGradient::ordered ? 0
+                                  : shares_columns(S)                        ? 2
+                                                                             : 1;
 
 /// A warp's part of the sums on their way to memory, at the most.
 inline constexpr u32 kFragmentBytes = kFragmentElements * 4;
@@ -316,8 +318,8 @@ class Sm90Producer {
 #pragma unroll 1
       do {
         const i32 next = next_place<S>(p, work.begin, end, place + 1);
-        produce_part(work, place < count ? segment_at<S>(p, 0, work.begin, end, place) : KeySegment{},
-                     place, next == count);
+        produce_part(work, place < count ? segment_at<S>(p, 0, work.begin, end, place) : KeySegment{}, place,
+                     next == count);
         place = next;
       } while (place < count);
     }
@@ -366,7 +368,8 @@ class Sm90Producer {
       queries_.acquire(query_at_);
       if constexpr (Schedule::kOrdered) {
         const i32 tile = first_turn_tile(p_.backward.forward, block) + m;
-        announce_turn({turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0, key_block + 1});
+        announce_turn(
+            {turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0, key_block + 1});
       }
       load_queries(step, work.batch);
       if (number == 0) load_keys();
@@ -549,7 +552,9 @@ class Sm90Adder {
  private:
   static ATTUNE_DEVICE i32 lane() { return static_cast<i32>(threadIdx.x % 32); }
 
-  ATTUNE_DEVICE void let_go(u32 buffer) const { ptx::bar_arrive(kTaken + group_ * 2 + buffer, kAdderThreads); }
+  ATTUNE_DEVICE void let_go(u32 buffer) const {
+    ptx::bar_arrive(kTaken + group_ * 2 + buffer, kAdderThreads);
+  }
 
   /// A lane for each warp's fragments, of which whole ones past the end are left out.
   ATTUNE_DEVICE void add(const ptx::BoxOrigin& origin, i32 rows, u32 staged) const {
@@ -983,11 +988,12 @@ class Sm90Consumer {
 
   // ---- The end of a tile of keys ----
 
-  /// The gradients leave through the tiles of the exchange, one after the other: the next keys are on their way.
+  /// The gradients leave through the tiles of the exchange, one after the other, as the next keys are on
+  /// their way.
   ATTUNE_DEVICE void finish() {
     await_stored_gradients();
     const Sm90Work tile = work();
-    keys_.release(key_at_);  // by every thread: each has read what comes with them
+    keys_.release(key_at_);              // by every thread: each has read what comes with them
     ptx::bar_sync(kExchange, kThreads);  // both warpgroups have read what they exchanged
 #pragma unroll
     for (i32 e = 0; e < kDim / 2; ++e) {
@@ -1030,8 +1036,8 @@ class Sm90Consumer {
     for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
       const i32 row = i / kChunks;
       const i32 chunk = i % kChunks;
-      const ptx::Word4 w =
-          ptx::ld_shared_word4(memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(first_row + row), chunk));
+      const ptx::Word4 w = ptx::ld_shared_word4(
+          memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(first_row + row), chunk));
       *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }

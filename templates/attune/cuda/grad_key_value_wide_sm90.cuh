@@ -381,10 +381,11 @@ class Sm90WideConsumer {
 
   // ---- The end of a tile of keys ----
 
-  /// The gradients leave through the tiles of the exchange, one after the other: the next keys are on their way.
+  /// The gradients leave through the tiles of the exchange, one after the other, as the next keys are on
+  /// their way.
   ATTUNE_DEVICE void finish() {
     const Sm90Work tile = work();
-    keys_.release(key_at_);  // by every thread: each has read what comes with them
+    keys_.release(key_at_);              // by every thread: each has read what comes with them
     ptx::bar_sync(kExchange, kThreads);  // both warpgroups have read what they exchanged
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
@@ -395,7 +396,8 @@ class Sm90WideConsumer {
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     write_columns(grad_value_);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
-    if constexpr (valid(S.head_dim_v) > 0) store_columns<S.head_dim_v>(tile, p.grad_value, p.grad_value_strides);
+    if constexpr (valid(S.head_dim_v) > 0)
+      store_columns<S.head_dim_v>(tile, p.grad_value, p.grad_value_strides);
     ptx::bar_sync(kExchange, kThreads);  // they are free again
   }
 
@@ -422,7 +424,8 @@ class Sm90WideConsumer {
     for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
       const i32 row = i / kChunks;
       const i32 chunk = kFirst / 8 + i % kChunks;
-      const ptx::Word4 w = ptx::ld_shared_word4(memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(row), chunk));
+      const ptx::Word4 w =
+          ptx::ld_shared_word4(memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(row), chunk));
       *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }
