@@ -22,37 +22,6 @@
 
 namespace attune::kernel {
 
-/// A warp that lets the next tile of keys add, once all that this one has is there for all to see.
-template <KernelSpec S>
-class Sm90TurnPasser {
- public:
-  ATTUNE_DEVICE Sm90TurnPasser(const GradKeyValueSm90Params& params, Sm90Memory<S> memory)
-      : p_(params), memory_(memory) {}
-
-  ATTUNE_DEVICE void run() {
-    const auto queries = memory_.queries();
-    typename Sm90Memory<S>::QueryCursor at(0);
-    typename Sm90Memory<S>::AddedCursor added(0);
-    while (true) {
-      queries.wait(at);
-      const Sm90Turn turn = turn_at<S>(memory_, at);
-      __syncwarp();
-      if (lane() == 0) queries.release(at);
-      at.advance();
-      if (turn.mine == 0) return;
-      ptx::mbarrier_wait(memory_.added(added), added.parity);
-      added.advance();
-      if (lane() == 0) ptx::st_release(turn_of(p_, turn.number), static_cast<u32>(turn.mine));
-    }
-  }
-
- private:
-  static ATTUNE_DEVICE u32 lane() { return threadIdx.x % 32; }
-
-  const GradKeyValueSm90Params& p_;
-  const Sm90Memory<S> memory_;
-};
-
 /// Warpgroup 0 or 1.
 template <KernelSpec S, i32 Group>
 class Sm90WideConsumer {

@@ -1,0 +1,215 @@
+// The producer of grad_key_value_sm90.cuh: a warp, whose first lane talks to the copy engine.
+#pragma once
+
+#include "attune/cuda/grad_key_value_sm90_tiles.cuh"
+#include "attune/cuda/panels.cuh"
+#include "attune/cuda/score_bias.cuh"
+#include "attune/num.h"
+
+namespace attune::kernel {
+
+template <KernelSpec S>
+class Sm90Producer {
+  using Memory = Sm90Memory<S>;
+  using Schedule = Sm90Schedule<S>;
+  static constexpr i32 kPanels = Memory::kShared.panels;
+  static constexpr i32 kKeys = S.block_n;
+  static constexpr i32 kQueries = S.block_m;
+
+ public:
+  ATTUNE_DEVICE Sm90Producer(const GradKeyValueSm90Params& params, Memory memory)
+      : p_(params),
+        memory_(memory),
+        keys_(memory.keys()),
+        queries_(memory.queries()),
+        biases_(memory.biases()) {}
+
+  ATTUNE_DEVICE void run() {
+#pragma unroll 1
+    for (i32 tile = Schedule::first(p_); tile < p_.tiles; tile = Schedule::next(tile, p_)) {
+      produce(Schedule::work(tile, p_));
+    }
+    keys_.acquire(key_at_);
+    if (first_lane()) {
+      ptx::st_shared_word4(memory_.work(), {0, 0, 0, -1});
+      ptx::mbarrier_arrive(keys_.full(key_at_));
+    }
+    if constexpr (Schedule::kOrdered) end_turns();
+  }
+
+ private:
+  static ATTUNE_DEVICE i32 lane() {
+    return static_cast<i32>(threadIdx.x % 32);
+  }
+  static ATTUNE_DEVICE bool first_lane() {
+    return lane() == 0;
+  }
+
+  /// One part after the other of a tile of keys; a tile that is no block's has one without queries.
+  ATTUNE_DEVICE void produce(const Sm90Work& work) {
+    const ForwardParams& p = p_.backward.forward;
+    const i32 end = min(work.begin + kKeys, p.len_k);
+    if constexpr (!Schedule::kVarlen) {
+      produce_part(work, segment_at<S>(p, work.batch, work.begin, end, 0), 0, true);
+    } else {
+      const i32 count = p.sequences.count;
+      i32 place = next_place<S>(p, work.begin, end, 0);
+#pragma unroll 1
+      do {
+        const i32 next = next_place<S>(p, work.begin, end, place + 1);
+        produce_part(work, place < count ? segment_at<S>(p, 0, work.begin, end, place) : KeySegment{}, place,
+                     next == count);
+        place = next;
+      } while (place < count);
+    }
+  }
+
+  /// The first queries do not wait until the keys before have been multiplied.
+  ATTUNE_DEVICE void produce_part(Sm90Work work, const KeySegment& segment, i32 place, bool ends) {
+    const Block& block = segment.block;
+    const Window window = window_of_block<S>(p_.backward.forward, block);
+    const KeySegment keys = seen_part<S>(segment, window);
+    const Sm90StepRange range = Schedule::steps(keys, window);
+    const i32 count = range.last - range.first;
+    work.steps = count * p_.sharing;
+    const auto load_keys = [&] {
+      keys_.acquire(key_at_);
+      if (first_lane()) {
+        if constexpr (Schedule::kUneven) {
+          const i32 sums_row = first_sum_row(p_.backward, block) - block.q_begin;
+          ptx::st_shared_word4(memory_.part(), {keys.begin, keys.end, ends, sums_row});
+        }
+        if constexpr (Schedule::kVarlen) {
+          const i32 shift = block.k_begin - block.q_begin;
+          ptx::st_shared_word4(memory_.window(), {window.lower + shift, window.upper + shift, 0, 0});
+        }
+        load_keys_of(work);
+      }
+      key_at_.advance();
+    };
+    if (work.steps == 0) load_keys();
+    const i32 key_block = work.begin / kKeys;
+    i32 m = Schedule::first_step(range, key_block, p_.key_blocks);
+    // The tile of keys before has no later first step, so that its last says where it adds.
+    i32 end_before = 0;
+    if (Schedule::kOrdered && key_block > 0) {
+      const i32 begin = work.begin - kKeys;
+      const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, place);
+      end_before = Schedule::steps(seen_part<S>(tile, window), window).last;
+    }
+    const i32 first_head = work.head * p_.sharing;
+    Sm90Step step{0, first_head, 0, 0};
+#pragma unroll 1
+    for (i32 number = 0; number < work.steps; ++number) {
+      step.begin = block.q_begin + m * kQueries;
+      step.masked = m < range.clear_first || m >= range.clear_last;
+      step.rows = block.len_q - m * kQueries;
+      queries_.acquire(query_at_);
+      if constexpr (Schedule::kOrdered) {
+        const i32 tile = first_turn_tile(p_.backward.forward, block) + m;
+        announce_turn(
+            {turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0, key_block + 1});
+      }
+      load_queries(step, work.batch);
+      if (number == 0) load_keys();
+      if constexpr (S.bias != Bias::none) load_bias(work, step);
+      load_numbers(step, work.batch);
+      query_at_.advance();
+      if (++step.head == first_head + p_.sharing) {
+        step.head = first_head;
+        m = Schedule::next_step(range, m);
+      }
+    }
+  }
+
+  ATTUNE_DEVICE i32 turn_number(i32 batch, i32 head, i32 tile) const {
+    return ((batch * p_.heads * p_.sharing + head) * turn_tiles(p_.backward.forward) + tile) * kTurnParts;
+  }
+  ATTUNE_DEVICE void announce_turn(const Sm90Turn& turn) const {
+    if (!first_lane()) return;
+    ptx::st_shared_word4(memory_.turn(query_at_), {turn.number, turn.before, turn.mine, 0});
+  }
+  /// A stage without queries.
+  ATTUNE_DEVICE void end_turns() const {
+    queries_.acquire(query_at_);
+    announce_turn({});
+    if (!first_lane()) return;
+    for (i32 fill = 0; fill < kQueryFills; ++fill) ptx::mbarrier_arrive(queries_.full(query_at_));
+  }
+
+  /// By the first lane.
+  ATTUNE_DEVICE void load_keys_of(const Sm90Work& work) const {
+    const u32 tile = keys_.tile(key_at_);
+    const u32 full = keys_.full(key_at_);
+    const ptx::BoxOrigin origin{0, work.begin, work.head / p_.heads_per_key_head, work.batch};
+    ptx::st_shared_word4(memory_.work(), {work.begin, work.head, work.batch, work.steps});
+    ptx::mbarrier_arrive_expect_tx(full, Memory::KeyRing::kBytes);
+    load_panels<kPanels, kKeys>(tile, p_.key, full, origin, ptx::kEvictFirst);
+    load_panels<kPanels, kKeys>(tile + Memory::kShared.key_bytes, p_.value, full, origin, ptx::kEvictFirst);
+  }
+
+  ATTUNE_DEVICE void load_queries(const Sm90Step& step, i32 batch) const {
+    if (!first_lane()) return;
+    const u32 tile = queries_.tile(query_at_);
+    const u32 full = queries_.full(query_at_);
+    const ptx::BoxOrigin origin{0, step.begin, step.head, batch};
+    ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, step.rows});
+    ptx::mbarrier_arrive_expect_tx(full, 2 * Memory::kShared.query_bytes);
+    load_panels<kPanels, kQueries>(tile, p_.query, full, origin, ptx::kEvictLast);
+    load_panels<kPanels, kQueries>(tile + Memory::kShared.query_bytes, p_.grad_output, full, origin,
+                                   ptx::kEvictLast);
+  }
+
+  ATTUNE_DEVICE void load_bias(const Sm90Work& work, const Sm90Step& step) {
+    using Tile = KeyRowBiasTile<S>;
+    biases_.acquire(bias_at_);
+    if (first_lane()) {
+      const u32 full = biases_.full(bias_at_);
+      ptx::BoxOrigin origin{work.begin, p_.bias_rows == 1 ? 0 : step.begin,
+                            step.head / p_.heads_per_bias_head, work.batch * p_.bias_batches};
+      ptx::mbarrier_arrive_expect_tx(full, Tile::kPanels * p_.bias_rows * Tile::kRowBytes);
+#pragma unroll 1
+      for (i32 panel = 0; panel < Tile::kPanels; ++panel) {
+        ptx::cp_async_bulk_tensor_load(biases_.tile(bias_at_) + panel * Tile::kPanelBytes, p_.bias, full,
+                                       origin, ptx::kEvictFirst);
+        origin.column += Tile::kPanelKeys;
+      }
+    }
+    bias_at_.advance();
+  }
+
+  /// The numbers of a tile's queries. Past the end their LSE is +inf, which makes every probability 0.
+  ATTUNE_DEVICE void load_numbers(const Sm90Step& step, i32 batch) const {
+    constexpr i32 kRounds = kQueries / 32;
+    const i64 len_q = p_.backward.forward.len_q;
+    const i64 row = (i64{batch} * p_.heads * p_.sharing + step.head) * len_q + step.begin;
+    float lse2[kRounds];
+    float delta[kRounds];
+#pragma unroll
+    for (i32 i = 0; i < kRounds; ++i) {
+      const i32 query = i * 32 + lane();
+      const bool inside = query < step.rows;
+      lse2[i] = inside ? p_.backward.lse2[row + query] : -neg_inf();
+      delta[i] = inside ? p_.backward.delta[row + query] : 0.0f;
+    }
+    const u32 numbers = memory_.numbers(query_at_) + static_cast<u32>(lane() * 4);
+#pragma unroll
+    for (i32 i = 0; i < kRounds; ++i) {
+      ptx::st_shared_float(numbers + i * 128, lse2[i]);
+      ptx::st_shared_float(numbers + kQueries * 4 + i * 128, delta[i]);
+    }
+    __syncwarp();
+    if (first_lane()) ptx::mbarrier_arrive(queries_.full(query_at_));
+  }
+
+  const GradKeyValueSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::KeyRing keys_;
+  const typename Memory::QueryRing queries_;
+  const typename Memory::BiasRing biases_;
+  typename Memory::KeyRing::Cursor key_at_{1};
+  typename Memory::QueryCursor query_at_{1};
+  typename Memory::BiasRing::Cursor bias_at_{1};
+};
+
+}  // namespace attune::kernel

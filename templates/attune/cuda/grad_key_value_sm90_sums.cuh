@@ -1,0 +1,145 @@
+// Warps of grad_key_value_sm90.cuh that wait for memory and for other blocks, so that those that multiply do
+// not: they add the sums of the query's gradient, and see to it that tiles of keys do that in turn.
+#pragma once
+
+#include "attune/cuda/grad_key_value_sm90_tiles.cuh"
+
+namespace attune::kernel {
+
+/// The last tile of keys that has added to a part of a tile's sums.
+ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
+  return p.backward.turns + 1 + static_cast<u32>(number);
+}
+
+/// Sees to it that the tile of keys before has added before this one does: ahead of the step where it can.
+template <KernelSpec S>
+class Sm90Watcher {
+ public:
+  ATTUNE_DEVICE Sm90Watcher(const GradKeyValueSm90Params& params, Sm90Memory<S> memory)
+      : p_(params), memory_(memory) {}
+
+  ATTUNE_DEVICE void run() {
+    const auto queries = memory_.queries();
+    typename Sm90Memory<S>::QueryCursor at(0);
+    for (u32 steps = 1;; ++steps) {
+      queries.wait(at);
+      const Sm90Turn turn = turn_at<S>(memory_, at);
+      __syncwarp();
+      if (lane() == 0) queries.release(at);
+      at.advance();
+      if (turn.mine == 0) return;
+      const u32* last = turn_of(p_, turn.number) + (shares_columns(S) ? 0 : lane() % kTurnParts);
+      while (!__all_sync(0xffffffffu, ptx::ld_acquire(last) == static_cast<u32>(turn.before))) {}
+      __syncwarp();
+      if (lane() == 0) ptx::st_shared_release(memory_.allowed(), steps);
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE u32 lane() { return threadIdx.x % 32; }
+
+  const GradKeyValueSm90Params& p_;
+  const Sm90Memory<S> memory_;
+};
+
+/// Until so many steps may be added to the sums.
+template <KernelSpec S>
+ATTUNE_DEVICE void await_turn(Sm90Memory<S> memory, u32 steps) {
+  while (static_cast<i32>(ptx::ld_shared_acquire(memory.allowed()) - steps) < 0) {}
+}
+
+/// A warp that lets the next tile of keys add, once all that this one has is there for all to see.
+template <KernelSpec S>
+class Sm90TurnPasser {
+ public:
+  ATTUNE_DEVICE Sm90TurnPasser(const GradKeyValueSm90Params& params, Sm90Memory<S> memory)
+      : p_(params), memory_(memory) {}
+
+  ATTUNE_DEVICE void run() {
+    const auto queries = memory_.queries();
+    typename Sm90Memory<S>::QueryCursor at(0);
+    typename Sm90Memory<S>::AddedCursor added(0);
+    while (true) {
+      queries.wait(at);
+      const Sm90Turn turn = turn_at<S>(memory_, at);
+      __syncwarp();
+      if (lane() == 0) queries.release(at);
+      at.advance();
+      if (turn.mine == 0) return;
+      ptx::mbarrier_wait(memory_.added(added), added.parity);
+      added.advance();
+      if (lane() == 0) ptx::st_release(turn_of(p_, turn.number), static_cast<u32>(turn.mine));
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE u32 lane() { return threadIdx.x % 32; }
+
+  const GradKeyValueSm90Params& p_;
+  const Sm90Memory<S> memory_;
+};
+
+/// Adds the sums of a warpgroup as the copy engine can.
+template <KernelSpec S>
+class Sm90Adder {
+  static constexpr i32 kRows = GradKeyValueSm90Shared::kGroupRows;
+  static constexpr u32 kBuffers = Sm90Memory<S>::kShared.sum_buffers;
+  static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
+
+ public:
+  ATTUNE_DEVICE Sm90Adder(const GradKeyValueSm90Params& params, Sm90Memory<S> memory, u32 group)
+      : p_(params), memory_(memory), group_(group) {}
+
+  ATTUNE_DEVICE void run() {
+    for (u32 buffer = 0; buffer < kBuffers; ++buffer) let_go(buffer);
+    for (u32 step = 0;; ++step) {
+      const u32 buffer = step % kBuffers;
+      ptx::mbarrier_wait(memory_.staged(group_, buffer), step / kBuffers % 2);
+      const ptx::Word4 target = ptx::ld_shared_word4(memory_.target(group_, buffer));
+      const ptx::Word4 more = ptx::ld_shared_word4(memory_.target(group_, buffer) + 16);
+      if (target.w < 0) return;  // no more work
+      if constexpr (kOrdered) {
+        await_turn(memory_, step + 1);
+        ptx::fence_proxy_async_global();
+      }
+      add({target.x, target.y, target.z, target.w}, more.x, memory_.sums(group_, buffer));
+      ptx::cp_async_bulk_wait_group_read<0>();
+      __syncwarp();
+      let_go(buffer);
+      if constexpr (kOrdered) pass_on(more.y, more.z);
+    }
+  }
+
+ private:
+  static ATTUNE_DEVICE i32 lane() { return static_cast<i32>(threadIdx.x % 32); }
+
+  ATTUNE_DEVICE void let_go(u32 buffer) const {
+    ptx::bar_arrive(kTaken + group_ * 2 + buffer, kAdderThreads);
+  }
+
+  /// A lane for each warp's fragments, of which whole ones past the end are left out.
+  ATTUNE_DEVICE void add(const ptx::BoxOrigin& origin, i32 rows, u32 staged) const {
+    const i32 row = origin.row + lane() * kFragmentRows;
+    const u32 bytes = static_cast<u32>(Sm90Sums<S>::fragments(group_) * kFragmentBytes);
+    if (lane() < kRows / kFragmentRows && lane() * kFragmentRows < rows && bytes > 0) {
+      const i64 head = i64{origin.batch} * p_.heads * p_.sharing + origin.head;
+      float* sums = p_.backward.query_sums + (head * sum_rows(p_.backward) + row) * S.head_dim;
+      ptx::cp_reduce_async_bulk_add(sums + origin.column * kFragmentRows,
+                                    staged + static_cast<u32>(lane()) * kStagedBytes, bytes);
+    }
+    ptx::cp_async_bulk_commit_group();  // by every lane, so that all count alike
+  }
+
+  /// Lets the next tile of keys add, once what this one has is there for all to see.
+  ATTUNE_DEVICE void pass_on(i32 turn, i32 mine) const {
+    ptx::cp_async_bulk_wait_group<0>();
+    __syncwarp();
+    if (lane() == 0) ptx::st_release(turn_of(p_, turn) + group_, static_cast<u32>(mine));
+  }
+
+  const GradKeyValueSm90Params& p_;
+  const Sm90Memory<S> memory_;
+  const u32 group_;
+};
+
+}  // namespace attune::kernel

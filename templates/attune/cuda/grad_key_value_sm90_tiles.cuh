@@ -1,0 +1,273 @@
+// What the warps of grad_key_value_sm90.cuh have in common: shared memory, what they tell each other there of
+// tiles and turns, and the order of the tiles.
+#pragma once
+
+#include "attune/backward.h"
+#include "attune/cuda/dropout_sm90.cuh"
+#include "attune/cuda/panels.cuh"
+#include "attune/cuda/pipeline.cuh"
+#include "attune/cuda/ptx.cuh"
+#include "attune/cuda/ptx_sm90.cuh"
+#include "attune/cuda/segments.cuh"
+#include "attune/cuda/shared.h"
+#include "attune/cuda/tile.cuh"
+#include "attune/params.h"
+#include "attune/semantics.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+/// Where things lie in shared memory.
+template <KernelSpec S>
+struct Sm90Memory {
+  static constexpr GradKeyValueSm90Shared kShared{S};
+  using KeyRing = Ring<1, 2 * kShared.key_bytes>;             // keys, then values
+  using QueryRing = Ring<S.stages, 2 * kShared.query_bytes>;  // queries, then output gradients
+  using BiasRing = Ring<1, kShared.bias_bytes>;
+  using QueryCursor = typename QueryRing::Cursor;
+  using AddedCursor = Cursor<GradKeyValueSm90Shared::added_barriers(S)>;
+
+  u32 base;
+
+  ATTUNE_DEVICE KeyRing keys() const { return {base, base + kShared.barrier_offset}; }
+  ATTUNE_DEVICE QueryRing queries() const {
+    return {base + kShared.query_offset, base + kShared.barrier_offset + KeyRing::kBarrierBytes};
+  }
+  ATTUNE_DEVICE BiasRing biases() const {
+    return {base + kShared.bias_offset,
+            base + kShared.barrier_offset + KeyRing::kBarrierBytes + QueryRing::kBarrierBytes};
+  }
+  /// The work item that comes with a tile of keys, the part of them, and its window.
+  ATTUNE_DEVICE u32 work() const { return base + kShared.work_offset; }
+  ATTUNE_DEVICE u32 part() const { return work() + 16; }
+  ATTUNE_DEVICE u32 window() const { return work() + 32; }
+  /// What a stage holds.
+  ATTUNE_DEVICE u32 step(const QueryCursor& at) const { return base + kShared.step_offset + at.stage * 16; }
+  /// The LSE of a stage's queries, then their delta.
+  ATTUNE_DEVICE u32 numbers(const QueryCursor& at) const {
+    return base + kShared.number_offset + at.stage * (2 * S.block_m * 4);
+  }
+  ATTUNE_DEVICE u32 scores(u32 buffer) const {
+    return base + kShared.score_offset + buffer * kShared.score_bytes;
+  }
+  /// When that may be added to the sums.
+  ATTUNE_DEVICE u32 turn(const QueryCursor& at) const { return base + kShared.turn_offset + at.stage * 16; }
+  /// How many steps may be.
+  ATTUNE_DEVICE u32 allowed() const { return base + kShared.allowed_offset; }
+  /// Sums on their way to memory; where they go, and how many rows there are and when.
+  static constexpr u32 place_of_sums(u32 group, u32 buffer) {
+    return group * kShared.sum_buffers + (kShared.sum_buffers == 1 ? 0 : buffer);
+  }
+  ATTUNE_DEVICE u32 sums(u32 group, u32 buffer) const {
+    return base + kShared.sum_offset + place_of_sums(group, buffer) * kShared.sum_bytes;
+  }
+  ATTUNE_DEVICE u32 target(u32 group, u32 buffer) const {
+    return base + kShared.target_offset + place_of_sums(group, buffer) * 32;
+  }
+  /// Completes when a warpgroup has staged them.
+  ATTUNE_DEVICE u32 staged(u32 group, u32 buffer) const {
+    return base + kShared.staged_offset + place_of_sums(group, buffer) * 8;
+  }
+  /// Completes when all warps have added their sums of a step to memory.
+  ATTUNE_DEVICE u32 added(const AddedCursor& at) const { return base + kShared.added_offset + at.stage * 8; }
+  /// What two neighbouring warps of consumers tell each other about dropout.
+  ATTUNE_DEVICE u32 drawn(u32 pair) const {
+    return base + kShared.drawn_offset + pair * KeptKeyRows<S>::kPairBytes;
+  }
+};
+
+/// Named barriers: of both warpgroups; of each; of each for the other; of each with its adder, for two
+/// buffers; and of each two warps. 0 is __syncthreads.
+enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDrawn = 10 };
+inline constexpr u32 kAdderThreads = kWarpgroup + 32;
+
+/// Who fills a stage of queries: the copy engine, and the warp that reads their numbers.
+inline constexpr u32 kQueryFills = 2;
+/// Who reads a stage besides the consumers: warps that see to turns.
+template <KernelSpec S>
+inline constexpr u32 kTurnWarps = S.query_gradient != QueryGradient::ordered ? 0
+                                  : shares_columns(S)                        ? 2
+                                                                             : 1;
+
+/// A warp's part of the sums on their way to memory, at the most.
+inline constexpr u32 kFragmentBytes = kFragmentElements * 4;
+inline constexpr u32 kStagedBytes = Sm90Shared::kPanelElements / kFragmentColumns * kFragmentBytes;
+
+/// How warpgroups share dQ: one panel of columns each, or 64 queries each. They leave it in fragments
+/// (backward.h), of 16 queries for each warp.
+template <KernelSpec S>
+struct Sm90Sums {
+  static constexpr bool kSplitColumns = S.block_m == GradKeyValueSm90Shared::kGroupRows;
+  static constexpr i32 kDim = kSplitColumns ? Sm90Shared::kPanelElements : round_up(wider_dim(S), 16);
+
+  /// Those of a warp that have columns of the head dim.
+  static ATTUNE_DEVICE i32 fragments(u32 group) {
+    const i32 first = kSplitColumns ? static_cast<i32>(group) * kDim : 0;
+    return max(min(S.head_dim - first, kDim), 0) / kFragmentColumns;
+  }
+};
+
+/// A tile of keys: its first, the head of their gradients over all groups, and how many tiles of queries it
+/// meets. Keys and queries are rows of the tensors here.
+struct Sm90Work {
+  i32 begin;
+  i32 head;
+  i32 batch;
+  i32 steps;  // negative: no more work
+};
+
+/// The keys [first, last) of a tile, all that some query of their block sees. In a tile of packed sequences
+/// keys of several blocks may lie: it is worked on once for each.
+struct Sm90Part {
+  i32 first;
+  i32 last;
+  i32 ends;      // is it the tile's last?
+  i32 sums_row;  // from a query's row to that of its sums
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Part part_of(Sm90Memory<S> memory) {
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.part());
+  return {w.x, w.y, w.z, w.w};
+}
+
+/// A tile of queries: its first and their head over all groups.
+struct Sm90Step {
+  i32 begin;
+  i32 head;
+  i32 masked;  // is any of its pairs invisible?
+  i32 rows;    // queries that the block has from the first on
+};
+
+/// When a tile of keys adds to the sums of a tile of queries: tiles of keys are counted from 1.
+struct Sm90Turn {
+  i32 number;  // of the first part's turn (backward.h)
+  i32 before;  // who adds before; 0: nobody
+  i32 mine;    // who adds; 0: nobody, there are no more steps
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Turn turn_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.turn(at));
+  return {w.x, w.y, w.z};
+}
+
+/// Tiles of queries [first, last) that see keys of a tile; those of [clear_first, clear_last) see all.
+struct Sm90StepRange {
+  i32 first;
+  i32 last;
+  i32 clear_first;
+  i32 clear_last;
+};
+
+/// Tiles of keys in the order in which blocks take them, as in forward (forward_sm90.cuh): strided where all
+/// are alike; under a window the longest first, whoever is free, within sections of heads whose queries fit
+/// the L2 cache; those of packed sequences as they lie, whoever is free.
+///
+/// Where tiles take turns to add to the sums, whoever is free takes each, the first too: a tile then waits
+/// for none that has not begun, whatever else the GPU does. They walk over queries from the last one on, at
+/// which all tiles of a head may begin: those before end later, or at the same query.
+template <KernelSpec S>
+struct Sm90Schedule {
+  static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
+  static constexpr bool kVarlen = S.blocks == Blocks::varlen;
+  static constexpr bool kUneven = kWindow || kVarlen;
+  static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
+  /// Tiles of one head that start at different queries do not wait for each other's sums. At head dim 128
+  /// that cost more than it saved: they no longer share what is in the L2 cache.
+  static constexpr bool kStaggered = !kWindow && !kOrdered && (wider_dim(S) <= 64 || shares_columns(S));
+
+  // Both of a whole warp.
+  static ATTUNE_DEVICE i32 first(const GradKeyValueSm90Params& p) {
+    return kOrdered ? take(p.counter, p.tiles + p.blocks) : static_cast<i32>(blockIdx.x);
+  }
+  static ATTUNE_DEVICE i32 next(i32 tile, const GradKeyValueSm90Params& p) {
+    if (kOrdered) return take(p.counter, p.tiles + p.blocks);
+    return kUneven && p.counter != nullptr ? p.blocks + take(p.counter, p.tiles) : tile + p.blocks;
+  }
+
+  /// Without the number of its steps.
+  static ATTUNE_DEVICE Sm90Work work(i32 tile, const GradKeyValueSm90Params& p) {
+    i32 pair = tile / p.key_blocks;
+    i32 key_block = tile % p.key_blocks;
+    if constexpr ((kWindow && !kVarlen) || kOrdered) {
+      const i32 section = tile / (p.section * p.key_blocks);
+      const i32 first = section * p.section;
+      const i32 width = min(p.section, p.pairs - first);
+      const i32 rest = tile - first * p.key_blocks;
+      const bool falling = p.counter == nullptr && section % 2 == 1;
+      pair = first + rest % width;
+      key_block = falling ? p.key_blocks - 1 - rest / width : rest / width;
+    }
+    return {key_block * S.block_n, pair % p.heads, pair / p.heads, 0};
+  }
+
+  static ATTUNE_DEVICE Sm90StepRange steps(const KeySegment& keys, const Window& window) {
+    if (keys.begin >= keys.end) return {};
+    const i32 len_q = keys.block.len_q;
+    const i32 end = keys.key + keys.end - keys.begin;
+    const QueryRange visiting = visiting_queries<S>(window, len_q, keys.key, end);
+    const QueryRange clear = unmasked_queries<S>(window, len_q, keys.key, end);
+    Sm90StepRange steps;
+    steps.first = max(visiting.begin, 0) / S.block_m;
+    steps.last = max(ceil_div(visiting.end, S.block_m), steps.first);
+    steps.clear_first = ceil_div(max(clear.begin, 0), S.block_m);
+    // Queries past the end have probability 0 without a mask, keys past it have not.
+    steps.clear_last = clear.end == len_q ? steps.last : clear.end / S.block_m;
+    if (keys.end - keys.begin < S.block_n) steps.clear_last = 0;
+    return steps;
+  }
+
+  /// The tile of queries that a tile of keys begins with, and the one after m.
+  static ATTUNE_DEVICE i32 first_step(const Sm90StepRange& range, i32 key_block, i32 key_blocks) {
+    if (kOrdered) return range.last - 1;
+    if (!kStaggered) return range.first;
+    const i32 count = range.last - range.first;
+    if (kVarlen) return range.first + (count == 0 ? 0 : key_block % count);
+    return range.first + static_cast<i32>(i64{key_block} * count / key_blocks);
+  }
+  static ATTUNE_DEVICE i32 next_step(const Sm90StepRange& range, i32 m) {
+    if (kOrdered) return m == range.first ? range.last - 1 : m - 1;
+    return m + 1 == range.last ? range.first : m + 1;
+  }
+
+ private:
+  /// What nobody else takes of a counter, which ends at 0 when that has been done so many times.
+  static ATTUNE_DEVICE i32 take(u32* counter, i32 times) {
+    u32 taken = 0;
+    if (threadIdx.x % 32 == 0) taken = ptx::atom_inc(counter, static_cast<u32>(times - 1));
+    return static_cast<i32>(__shfl_sync(0xffffffffu, taken, 0));
+  }
+};
+
+/// Before anything else, by all threads of a block.
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) {
+  extern __shared__ __align__(1024) u8 shared[];
+  const Sm90Memory<S> memory{ptx::shared_address(shared)};
+  if (threadIdx.x == 0) {
+    for (const TensorMap* map : {&params.query, &params.key, &params.value, &params.grad_output}) {
+      ptx::prefetch_tensormap(*map);
+    }
+    memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
+    memory.queries().init(GradKeyValueSm90Shared::kWarpgroups + kTurnWarps<S>, kQueryFills);
+    for (u32 group = 0; group < GradKeyValueSm90Shared::kWarpgroups; ++group) {
+      for (u32 buffer = 0; buffer < Sm90Memory<S>::kShared.sum_buffers; ++buffer) {
+        ptx::mbarrier_init(memory.staged(group, buffer), kWarpgroup / 32);
+      }
+    }
+    for (typename Sm90Memory<S>::AddedCursor at(0); at.parity == 0; at.advance()) {
+      ptx::mbarrier_init(memory.added(at), GradKeyValueSm90Shared::kWarpgroups * kWarpgroup / 32);
+    }
+    ptx::st_shared_release(memory.allowed(), 0);
+    if constexpr (S.bias != Bias::none) {
+      ptx::prefetch_tensormap(params.bias);
+      memory.biases().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  return memory;
+}
+
+}  // namespace attune::kernel
