@@ -20,13 +20,24 @@ using kernel::KernelSpec;
 
 constexpr i64 kSectionBytes = i64{32} << 20;  // of queries, output gradients and sums in the L2 cache
 
+constexpr int kSharingTiles = 8;  // that read queries together, so that memory bounds nothing
+
+/// Do tiles of keys meet different numbers of queries?
+bool uneven(const KernelSpec& spec) {
+  return spec.window_left == kernel::Edge::bounded || spec.window_right == kernel::Edge::bounded ||
+         spec.blocks == kernel::Blocks::varlen;
+}
+
 /// How many neighbouring (batch, head) pairs have queries that fit the L2 cache together, with what goes
 /// along; but enough that every multiprocessor gets a tile, or the long ones of the last section would be all
-/// that is left to do at the end.
+/// that is left to do at the end. Tiles of different lengths that take turns are to belong to many heads: in
+/// one head each begins late, behind the one before.
 int section_of(const CudaDevice& device, const KernelSpec& spec, const GradKeyValueSm90Params& p) {
   const i64 pair_bytes = i64{p.backward.forward.len_q} * p.sharing * spec.head_dim * (2 + 2 + 4);
+  const bool takes_turns = spec.query_gradient == kernel::QueryGradient::ordered && uneven(spec);
   const auto serves = [&](int section) {
-    return section / 2 * p.key_blocks < device.multiprocessors || section * pair_bytes <= kSectionBytes;
+    return section / 2 * p.key_blocks < device.multiprocessors || section * pair_bytes <= kSectionBytes ||
+           (takes_turns && section * kSharingTiles <= device.multiprocessors);
   };
   int section = 1;
   while (section * 2 <= p.pairs && serves(section * 2)) section *= 2;
@@ -67,10 +78,9 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   p.tiles = p.key_blocks * p.pairs;
   p.blocks = std::min(device.multiprocessors, p.tiles);
   p.section = section_of(device, spec, p);
-  const bool window = spec.window_left == kernel::Edge::bounded || spec.window_right == kernel::Edge::bounded;
   if (spec.query_gradient == kernel::QueryGradient::ordered) {
     p.counter = backward.turns;
-  } else if (window || spec.blocks == kernel::Blocks::varlen) {
+  } else if (uneven(spec)) {
     p.counter = tile_counter(driver, stream);
   }
   return done();

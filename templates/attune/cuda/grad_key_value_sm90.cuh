@@ -448,42 +448,39 @@ class Sm90Consumer {
 
   // ---- The end of a tile of keys ----
 
-  /// The gradients leave through the tiles of the exchange, one after the other, as the next keys are on
-  /// their way.
+  /// The gradients leave through this warpgroup's keys and values.
   ATTUNE_DEVICE void finish() {
-    await_stored_gradients();
+    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
     const Sm90Work tile = work();
-    keys_.release(key_at_);              // by every thread: each has read what comes with them
-    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have read what they exchanged
 #pragma unroll
     for (i32 e = 0; e < kDim / 2; ++e) {
       grad_key_[e] *= p_.backward.forward.scale;
       if constexpr (kDropout) grad_value_[e] *= p_.backward.forward.dropout.rescale;
     }
+    write_rows(key_tile(), grad_key_);
+    write_rows(value_tile(), grad_value_);
+    ptx::bar_sync(kGroup + group_, kWarpgroup);
     const BackwardParams& p = p_.backward;
-    write_rows(grad_key_);
-    ptx::bar_sync(kGroup + group_, kWarpgroup);
-    store_rows<S.head_dim>(tile, p.grad_key, p.grad_key_strides);
-    ptx::bar_sync(kGroup + group_, kWarpgroup);
-    write_rows(grad_value_);
-    ptx::bar_sync(kGroup + group_, kWarpgroup);
-    store_rows<S.head_dim_v>(tile, p.grad_value, p.grad_value_strides);
-    ptx::bar_sync(kExchange, kThreads);  // they are free again
+    store_rows<S.head_dim>(tile, key_tile(), p.grad_key, p.grad_key_strides);
+    store_rows<S.head_dim_v>(tile, value_tile(), p.grad_value, p.grad_value_strides);
+    ptx::fence_proxy_async();
+    keys_.release(key_at_);  // by every thread: each has read from the tile
   }
 
-  ATTUNE_DEVICE void write_rows(const Gradient& gradient) const {
+  ATTUNE_DEVICE void write_rows(u32 tile, const Gradient& gradient) const {
     const u32 row = group_ * kGroupRows + thread() / 32 * 16 + lane() % 16;
 #pragma unroll
     for (i32 k = 0; k < kDim / 16; ++k) {
       const float* g = gradient + k * 8;
-      ptx::stmatrix_x4(memory_.scores(0) + panel_offset<kKeys>(row, k * 2 + static_cast<i32>(lane() / 16)),
+      ptx::stmatrix_x4(tile + panel_offset<kKeys>(row, k * 2 + static_cast<i32>(lane() / 16)),
                        pack<S.dtype>(g[0], g[1]), pack<S.dtype>(g[2], g[3]), pack<S.dtype>(g[4], g[5]),
                        pack<S.dtype>(g[6], g[7]));
     }
   }
 
   template <i32 Dim>
-  ATTUNE_DEVICE void store_rows(const Sm90Work& work, void* gradient, const Strides& strides) const {
+  ATTUNE_DEVICE void store_rows(const Sm90Work& work, u32 tile, void* gradient,
+                                const Strides& strides) const {
     if (gradient == nullptr) return;
     constexpr i32 kChunks = Dim / 8;
     const i32 first_row = static_cast<i32>(group_) * kGroupRows;
@@ -496,8 +493,8 @@ class Sm90Consumer {
     for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
       const i32 row = i / kChunks;
       const i32 chunk = i % kChunks;
-      const ptx::Word4 w = ptx::ld_shared_word4(
-          memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(first_row + row), chunk));
+      const ptx::Word4 w =
+          ptx::ld_shared_word4(tile + panel_offset<kKeys>(static_cast<u32>(first_row + row), chunk));
       *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }

@@ -89,7 +89,8 @@ class Sm90Producer {
     };
     if (work.steps == 0) load_keys();
     const i32 key_block = work.begin / kKeys;
-    i32 m = Schedule::first_step(range, key_block, p_.key_blocks);
+    const i32 first = Schedule::first_step(range, key_block, p_.key_blocks);
+    i32 m = first;
     // The tile of keys before has no later first step, so that its last says where it adds.
     i32 end_before = 0;
     if (Schedule::kOrdered && key_block > 0) {
@@ -115,9 +116,13 @@ class Sm90Producer {
       if constexpr (S.bias != Bias::none) load_bias(work, step);
       load_numbers(step, work.batch);
       query_at_.advance();
-      if (++step.head == first_head + p_.sharing) {
+      if constexpr (Schedule::kOrdered) {  // all heads at one tile, then at the next (ADR 9)
+        if (++step.head < first_head + p_.sharing) continue;
         step.head = first_head;
         m = Schedule::next_step(range, m);
+      } else {
+        m = Schedule::next_step(range, m);
+        if (m == first) ++step.head;
       }
     }
   }

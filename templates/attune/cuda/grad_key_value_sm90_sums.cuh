@@ -21,17 +21,21 @@ class Sm90Watcher {
   ATTUNE_DEVICE void run() {
     const auto queries = memory_.queries();
     typename Sm90Memory<S>::QueryCursor at(0);
-    for (u32 steps = 1;; ++steps) {
+    u32 allowed = 0;
+    while (true) {
       queries.wait(at);
       const Sm90Turn turn = turn_at<S>(memory_, at);
       __syncwarp();
       if (lane() == 0) queries.release(at);
       at.advance();
       if (turn.mine == 0) return;
-      const u32* last = turn_of(p_, turn.number) + (shares_columns(S) ? 0 : lane() % kTurnParts);
-      while (!__all_sync(0xffffffffu, ptx::ld_acquire(last) == static_cast<u32>(turn.before))) {}
-      __syncwarp();
-      if (lane() == 0) ptx::st_shared_release(memory_.allowed(), steps);
+      // Halves of wide heads' columns are added one after the other, else both parts at once.
+      for (u32 part = 0; part < (shares_columns(S) ? kTurnParts : 1); ++part) {
+        const u32* last = turn_of(p_, turn.number) + (shares_columns(S) ? part : lane() % kTurnParts);
+        while (!__all_sync(0xffffffffu, ptx::ld_acquire(last) == static_cast<u32>(turn.before))) {}
+        __syncwarp();
+        if (lane() == 0) ptx::st_shared_release(memory_.allowed(), ++allowed);
+      }
     }
   }
 
@@ -42,10 +46,10 @@ class Sm90Watcher {
   const Sm90Memory<S> memory_;
 };
 
-/// Until so many steps may be added to the sums.
+/// Until so many steps, or parts, may be added to the sums.
 template <KernelSpec S>
-ATTUNE_DEVICE void await_turn(Sm90Memory<S> memory, u32 steps) {
-  while (static_cast<i32>(ptx::ld_shared_acquire(memory.allowed()) - steps) < 0) {}
+ATTUNE_DEVICE void await_turn(Sm90Memory<S> memory, u32 count) {
+  while (static_cast<i32>(ptx::ld_shared_acquire(memory.allowed()) - count) < 0) {}
 }
 
 /// A warp that lets the next tile of keys add, once all that this one has is there for all to see.
@@ -58,7 +62,7 @@ class Sm90TurnPasser {
   ATTUNE_DEVICE void run() {
     const auto queries = memory_.queries();
     typename Sm90Memory<S>::QueryCursor at(0);
-    typename Sm90Memory<S>::AddedCursor added(0);
+    u32 parts = 0;
     while (true) {
       queries.wait(at);
       const Sm90Turn turn = turn_at<S>(memory_, at);
@@ -66,9 +70,10 @@ class Sm90TurnPasser {
       if (lane() == 0) queries.release(at);
       at.advance();
       if (turn.mine == 0) return;
-      ptx::mbarrier_wait(memory_.added(added), added.parity);
-      added.advance();
-      if (lane() == 0) ptx::st_release(turn_of(p_, turn.number), static_cast<u32>(turn.mine));
+      for (u32 part = 0; part < kTurnParts; ++part, ++parts) {
+        ptx::mbarrier_wait(memory_.added(parts), parts / GradKeyValueSm90Shared::added_barriers(S) % 2);
+        if (lane() == 0) ptx::st_release(turn_of(p_, turn.number) + part, static_cast<u32>(turn.mine));
+      }
     }
   }
 

@@ -25,7 +25,6 @@ struct Sm90Memory {
   using QueryRing = Ring<S.stages, 2 * kShared.query_bytes>;  // queries, then output gradients
   using BiasRing = Ring<1, kShared.bias_bytes>;
   using QueryCursor = typename QueryRing::Cursor;
-  using AddedCursor = Cursor<GradKeyValueSm90Shared::added_barriers(S)>;
 
   u32 base;
 
@@ -52,7 +51,7 @@ struct Sm90Memory {
   }
   /// When that may be added to the sums.
   ATTUNE_DEVICE u32 turn(const QueryCursor& at) const { return base + kShared.turn_offset + at.stage * 16; }
-  /// How many steps may be.
+  /// How many may be: steps, or parts of their sums that follow each other.
   ATTUNE_DEVICE u32 allowed() const { return base + kShared.allowed_offset; }
   /// Sums on their way to memory; where they go, and how many rows there are and when.
   static constexpr u32 place_of_sums(u32 group, u32 buffer) {
@@ -68,8 +67,10 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 staged(u32 group, u32 buffer) const {
     return base + kShared.staged_offset + place_of_sums(group, buffer) * 8;
   }
-  /// Completes when all warps have added their sums of a step to memory.
-  ATTUNE_DEVICE u32 added(const AddedCursor& at) const { return base + kShared.added_offset + at.stage * 8; }
+  /// Completes when all warps have added so-and-so many parts of sums to memory.
+  ATTUNE_DEVICE u32 added(u32 parts) const {
+    return base + kShared.added_offset + parts % GradKeyValueSm90Shared::added_barriers(S) * 8;
+  }
   /// What two neighbouring warps of consumers tell each other about dropout.
   ATTUNE_DEVICE u32 drawn(u32 pair) const {
     return base + kShared.drawn_offset + pair * KeptKeyRows<S>::kPairBytes;
@@ -256,8 +257,8 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
         ptx::mbarrier_init(memory.staged(group, buffer), kWarpgroup / 32);
       }
     }
-    for (typename Sm90Memory<S>::AddedCursor at(0); at.parity == 0; at.advance()) {
-      ptx::mbarrier_init(memory.added(at), GradKeyValueSm90Shared::kWarpgroups * kWarpgroup / 32);
+    for (u32 parts = 0; parts < GradKeyValueSm90Shared::added_barriers(S); ++parts) {
+      ptx::mbarrier_init(memory.added(parts), GradKeyValueSm90Shared::kWarpgroups * kWarpgroup / 32);
     }
     ptx::st_shared_release(memory.allowed(), 0);
     if constexpr (S.bias != Bias::none) {

@@ -158,13 +158,12 @@ class Sm90WideConsumer {
         await_queries();
         multiply_rows(score);
       }
-      if constexpr (kOrdered) await_turn(memory_, ++steps_);
       ptx::wgmma_wait_group<HasNext ? 1 : 0>();
       ptx::pin(sums);
       ptx::pin(grad_value_);
       ptx::pin(grad_key_);
       if (elected()) queries_.release(done);
-      send<0>(sums, target);
+      add<0>(sums, target);
       if constexpr (kHasSecondHalf) {
         Sums<1> rest;
         multiply_sums<1>(rest);
@@ -175,14 +174,14 @@ class Sm90WideConsumer {
         }
         ptx::wgmma_wait_group<0>();
         ptx::pin(rest);
-        send<1>(rest, target);
+        add<1>(rest, target);
       } else if constexpr (HasNext) {
         ptx::wgmma_wait_group<0>();
         ptx::pin(score);
         take(score, carried, buffer_ ^ 1);
       }
     }
-    if constexpr (kOrdered) announce_sums();
+    if constexpr (kOrdered && !kHasSecondHalf) announce_sums();
     buffer_ ^= 1;
   }
 
@@ -329,8 +328,10 @@ class Sm90WideConsumer {
     return row < step.rows ? first + kFirst / kFragmentColumns * kFragmentElements + lane() * 4 : nullptr;
   }
 
+  /// When their turn has come.
   template <i32 Half>
-  static ATTUNE_DEVICE void send(const Sums<Half>& sums, float* target) {
+  ATTUNE_DEVICE void add(const Sums<Half>& sums, float* target) {
+    if constexpr (kOrdered) await_turn(memory_, parts_ + 1);
     constexpr i32 kFirstFragment = Half * kHalf / kFragmentColumns;
     constexpr i32 kFragments = max(min(valid(S.head_dim) - Half * kHalf, kHalf), 0) / kFragmentColumns;
     if (target != nullptr) {
@@ -340,51 +341,49 @@ class Sm90WideConsumer {
       }
     }
     __syncwarp();  // keeps the compiler from adding later, in the way of the next products
+    if constexpr (kOrdered) announce_sums();
   }
 
   /// To the warp that passes the turn on.
   ATTUNE_DEVICE void announce_sums() {
-    if (lane() == 0) ptx::mbarrier_arrive(memory_.added(added_at_));
-    added_at_.advance();
+    if (lane() == 0) ptx::mbarrier_arrive(memory_.added(parts_));
+    ++parts_;
   }
 
   // ---- The end of a tile of keys ----
 
-  /// The gradients leave through the tiles of the exchange, one after the other, as the next keys are on
-  /// their way.
+  /// The gradients leave through the tiles of keys and values.
   ATTUNE_DEVICE void finish() {
+    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
     const Sm90Work tile = work();
-    keys_.release(key_at_);              // by every thread: each has read what comes with them
-    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have read what they exchanged
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
+    write_columns(key_tile(), grad_key_);
+    write_columns(value_tile(), grad_value_);
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
     const BackwardParams& p = p_.backward;
-    write_columns(grad_key_);
-    ptx::bar_sync(kGroup + Group, kWarpgroup);
-    if constexpr (valid(S.head_dim) > 0) store_columns<S.head_dim>(tile, p.grad_key, p.grad_key_strides);
-    ptx::bar_sync(kGroup + Group, kWarpgroup);
-    write_columns(grad_value_);
-    ptx::bar_sync(kGroup + Group, kWarpgroup);
-    if constexpr (valid(S.head_dim_v) > 0)
-      store_columns<S.head_dim_v>(tile, p.grad_value, p.grad_value_strides);
-    ptx::bar_sync(kExchange, kThreads);  // they are free again
+    store_columns<valid(S.head_dim)>(tile, key_tile(), p.grad_key, p.grad_key_strides);
+    store_columns<valid(S.head_dim_v)>(tile, value_tile(), p.grad_value, p.grad_value_strides);
+    ptx::fence_proxy_async();
+    keys_.release(key_at_);  // by every thread: each has read from the tile
   }
 
-  ATTUNE_DEVICE void write_columns(const Gradient& gradient) const {
+  ATTUNE_DEVICE void write_columns(u32 tile, const Gradient& gradient) const {
     const u32 row = thread() / 32 * 16 + lane() % 16;
 #pragma unroll
     for (i32 k = 0; k < kColumns / 16; ++k) {
       const float* g = gradient + k * 8;
       const i32 chunk = kFirst / 8 + k * 2 + static_cast<i32>(lane() / 16);
-      ptx::stmatrix_x4(memory_.scores(0) + panel_offset<kKeys>(row, chunk), pack<S.dtype>(g[0], g[1]),
+      ptx::stmatrix_x4(tile + panel_offset<kKeys>(row, chunk), pack<S.dtype>(g[0], g[1]),
                        pack<S.dtype>(g[2], g[3]), pack<S.dtype>(g[4], g[5]), pack<S.dtype>(g[6], g[7]));
     }
   }
 
-  template <i32 Dim>
-  ATTUNE_DEVICE void store_columns(const Sm90Work& work, void* gradient, const Strides& strides) const {
-    constexpr i32 kChunks = valid(Dim) / 8;
-    if (gradient == nullptr) return;
+  template <i32 Columns>
+  ATTUNE_DEVICE void store_columns(const Sm90Work& work, u32 tile, void* gradient,
+                                   const Strides& strides) const {
+    constexpr i32 kChunks = max(Columns / 8, 1);
+    if (gradient == nullptr || Columns == 0) return;
     const i32 heads = p_.backward.key_heads;
     u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
                 work.head % heads * strides.head + work.begin * strides.seq;
@@ -393,8 +392,7 @@ class Sm90WideConsumer {
     for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
       const i32 row = i / kChunks;
       const i32 chunk = kFirst / 8 + i % kChunks;
-      const ptx::Word4 w =
-          ptx::ld_shared_word4(memory_.scores(0) + panel_offset<kKeys>(static_cast<u32>(row), chunk));
+      const ptx::Word4 w = ptx::ld_shared_word4(tile + panel_offset<kKeys>(static_cast<u32>(row), chunk));
       *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
     }
   }
@@ -406,8 +404,7 @@ class Sm90WideConsumer {
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
   u32 buffer_ = 0;  // of P and dS
-  u32 steps_ = 0;   // whose turns have come
-  typename Memory::AddedCursor added_at_{0};
+  u32 parts_ = 0;   // added
 
   Gradient grad_key_;
   Gradient grad_value_;

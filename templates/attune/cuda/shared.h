@@ -261,14 +261,14 @@ struct GradKeyValueSm90Shared {
         target_offset(turn_offset + 16 * s.stages),
         staged_offset(target_offset + 32 * kWarpgroups * sum_buffers),
         added_offset(staged_offset + 8 * kWarpgroups * sum_buffers),
-        allowed_offset(added_offset + 8 * added_barriers(s)),
+        allowed_offset(added_offset + 8 * static_cast<i32>(added_barriers(s))),
         drawn_offset(allowed_offset + 16),
         end(drawn_offset + (s.dropout == Dropout::on ? 2 * kWarpgroups * kDrawnBytes : 0)) {}
   constexpr i32 bytes() const { return end; }
 
-  /// As many steps as may be added before the first of them has been passed on, and one: a stage is filled
-  /// again when its turn has been read.
-  static constexpr i32 added_barriers(const KernelSpec& s) { return 2 * s.stages; }
+  /// For two parts of the sums of more steps than may be added before the first of them is passed on: a stage
+  /// is filled again when its turn has been read.
+  static constexpr u32 added_barriers(const KernelSpec& s) { return 2 * 2 * static_cast<u32>(s.stages); }
 
  private:
   static constexpr bool has_room(const KernelSpec& s) {
