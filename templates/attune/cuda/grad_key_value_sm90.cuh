@@ -16,6 +16,7 @@
 // registers. Only dS crosses shared memory: dQ sums over the keys of both warpgroups. Of it each computes 64
 // rows or 64 columns and leaves them to a warp of the producer's, an adder, which has the copy engine add
 // them to the float32 sums in memory (the structure of Shah et al., FlashAttention-3, arXiv 2407.08608).
+// Where tiles take turns to add (ADR 9), one more warp watches for them.
 //
 // Tiles of packed sequences are rows of the tensors: one is worked on once for every block that has keys in
 // it, and what lies beside the block's becomes 0 in shared memory. A tile of a bias tensor comes for each

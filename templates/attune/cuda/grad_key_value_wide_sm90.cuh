@@ -11,7 +11,10 @@
 // Each product of scores is computed once. P and dS cross shared memory, [queries][keys], and are operands of
 // dV += P^T dO, dK += dS^T Q and dQ = dS K from there. The next scores are multiplied while sums of dQ, in
 // halves of 64 columns, leave: from registers, as there is no room to stage them, and in the registers' order
-// (fragments, backward.h), so that a warp adds 512 neighbouring bytes at a time.
+// (fragments, backward.h), so that a warp adds 512 neighbouring bytes at a time. Where tiles take turns to
+// add (ADR 9), each half has turns of its own, and two more warps watch for them and pass them on.
+//
+// Of tensors of different head dims a warpgroup may have no column: it then multiplies zeros.
 //
 // Registers of one thread:   producer  consumer   S or dP + half of dQ, beside dK + dV
 //   head dim 256,  64 x 64   24        240        32 + 32, beside 64 + 64
