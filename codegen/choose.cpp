@@ -84,9 +84,17 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
   }
   if (problem.operation == Operation::grad_key_value) {
     const bool varlen = problem.blocks == kernel::Blocks::varlen;
-    if (std::max(problem.head_dim, problem.head_dim_v) > 128 &&
-        (features_of(problem) & (kBias | kDropout)) != 0) {
-      lacks.push_back("no kernels with a bias tensor or dropout above head_dim 128");
+    const int wider = std::max(problem.head_dim, problem.head_dim_v);
+    const bool window = (features_of(problem) & kWindow) != 0;
+    if (wider > 128 &&
+        (problem.bias == kernel::Bias::boolean || (problem.bias != kernel::Bias::none && window))) {
+      lacks.push_back("no kernels with a boolean bias tensor, or one and a window, above head_dim 128");
+    }
+    if (wider > 192 && problem.bias != kernel::Bias::none) {
+      lacks.push_back("no kernels with a bias tensor above head_dim 192");
+    }
+    if (wider > 128 && problem.dropout == kernel::Dropout::on) {
+      lacks.push_back("no kernels with dropout above head_dim 128");
     }
     if (varlen && problem.dropout == kernel::Dropout::on) {
       lacks.push_back(

@@ -331,7 +331,7 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
             "no kernels with paged keys",
             "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0, "
             "pages and where sequences begin in them multiples of 8 keys",
-            "no kernels with a bias tensor or dropout above head_dim 128",
+            "no kernels with dropout above head_dim 128",
             "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
             "groups of 32",
             "adds up the query's gradient: not for calls without it"});

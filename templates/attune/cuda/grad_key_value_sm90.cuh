@@ -82,6 +82,62 @@ ATTUNE_DEVICE Window window_of_rows(const ForwardParams& p, Sm90Memory<S> memory
   return {w.x, w.y};
 }
 
+// ---- The gradient of a bias tensor: the tiles of dS as they are exchanged ----
+
+/// Is it this thread, the first of its warpgroup, that stores it?
+template <KernelSpec S>
+ATTUNE_DEVICE bool stores_bias_gradient(const GradKeyValueSm90Params& p) {
+  return stores_bias_gradient(S) && p.backward.grad_bias != nullptr && threadIdx.x % kWarpgroup == 0;
+}
+
+/// Of a step, from its keys `first` on.
+template <KernelSpec S>
+ATTUNE_DEVICE void store_bias_gradient(const GradKeyValueSm90Params& p, u32 panel, i32 first,
+                                       const Sm90Step& step, i32 batch) {
+  if (!stores_bias_gradient<S>(p)) return;
+  ptx::cp_async_bulk_tensor_store(p.grad_bias, panel, {first, step.begin, step.head, batch});
+  ptx::cp_async_bulk_commit_group();
+}
+
+/// Before others may write to the tile that was stored last.
+template <KernelSpec S>
+ATTUNE_DEVICE void await_bias_gradient(const GradKeyValueSm90Params& p) {
+  if (stores_bias_gradient<S>(p)) ptx::cp_async_bulk_wait_group_read<0>();
+}
+
+// ---- Scores ----
+
+/// Scores S^T in base 2, with their bias. `key` is the warp's first in the tile.
+template <KernelSpec S, typename Ring>
+ATTUNE_DEVICE void add_bias(float (&score)[S.block_m / 2], const Ring& biases, typename Ring::Cursor& at,
+                            i32 key, bool one_row, float scale2) {
+  biases.wait(at);
+  const KeyRowBiasTile<S> bias(biases.tile(at), key, one_row, static_cast<i32>(threadIdx.x % 32));
+#pragma unroll
+  for (i32 k = 0; k < S.block_m / 16; ++k) {
+    float element[8];
+    bias.load(element, k);
+#pragma unroll
+    for (i32 e = 0; e < 8; ++e) score[k * 8 + e] = with_bias<S.bias>(score[k * 8 + e] * scale2, element[e]);
+  }
+  biases.release(at);
+  at.advance();
+}
+
+/// Scores S^T in base 2, less the LSE of their queries, with which a stage's numbers begin.
+template <KernelSpec S>
+ATTUNE_DEVICE void subtract_lse(float (&score)[S.block_m / 2], u32 numbers, float scale2) {
+#pragma unroll
+  for (i32 e = 0; e < S.block_m / 2; e += 4) {
+    const float2 lse2 = ptx::ld_shared_float2(numbers + threadIdx.x % 4 * 8 + e * 8);
+#pragma unroll
+    for (i32 i = e; i < e + 4; ++i) {
+      const float less = i % 2 == 0 ? lse2.x : lse2.y;
+      score[i] = S.bias == Bias::none ? fmaf(score[i], scale2, -less) : score[i] - less;
+    }
+  }
+}
+
 /// Scores S^T of pairs that do not see each other become -inf. `key` is this thread's first, its second is 8
 /// further down; `query` is the tile's first.
 template <KernelSpec S>
@@ -151,7 +207,7 @@ class Sm90Consumer {
       }
       key_at_.advance();
     }
-    await_stored_gradients();
+    await_bias_gradient<S>(p_);
     await_adder();
     if (elected()) ptx::st_shared_word4(memory_.target(group_, buffer_), {0, 0, 0, -1});
     announce_sums();
@@ -227,7 +283,7 @@ class Sm90Consumer {
     pack_operand(probability, score);
     publish(grad_score);
     multiply_columns(grad_value_, probability, grad_output_tile());
-    await_stored_gradients();
+    await_bias_gradient<S>(p_);
     ptx::fence_proxy_async();
     ptx::bar_sync(kExchange, kThreads);
     store_gradients();
@@ -296,37 +352,15 @@ class Sm90Consumer {
   /// P^T of S^T.
   ATTUNE_DEVICE void make_probabilities(Scores& score) {
     const float scale2 = p_.backward.forward.scale * kLog2e;
-    if constexpr (S.bias != Bias::none) add_bias(score, scale2);
-    const u32 numbers = memory_.numbers(query_at_) + lane() % 4 * 8;
-#pragma unroll
-    for (i32 e = 0; e < kQueries / 2; e += 4) {
-      const float2 lse2 = ptx::ld_shared_float2(numbers + e * 8);
-#pragma unroll
-      for (i32 i = e; i < e + 4; ++i) {
-        const float less = i % 2 == 0 ? lse2.x : lse2.y;
-        score[i] = S.bias == Bias::none ? fmaf(score[i], scale2, -less) : score[i] - less;
-      }
+    if constexpr (S.bias != Bias::none) {
+      const i32 key = static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16);
+      add_bias<S>(score, biases_, bias_at_, key, p_.bias_rows == 1, scale2);
     }
+    subtract_lse<S>(score, memory_.numbers(query_at_), scale2);
     const Sm90Step step = this_step();
     if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key(work()), step.begin);
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; ++e) score[e] = ptx::ex2_approx_ftz(score[e]);
-  }
-
-  /// Scores in base 2, with their bias.
-  ATTUNE_DEVICE void add_bias(Scores& score, float scale2) {
-    biases_.wait(bias_at_);
-    const i32 key = static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16);
-    const KeyRowBiasTile<S> bias(biases_.tile(bias_at_), key, p_.bias_rows == 1, static_cast<i32>(lane()));
-#pragma unroll
-    for (i32 k = 0; k < kQueries / 16; ++k) {
-      float element[8];
-      bias.load(element, k);
-#pragma unroll
-      for (i32 e = 0; e < 8; ++e) score[k * 8 + e] = with_bias<S.bias>(score[k * 8 + e] * scale2, element[e]);
-    }
-    biases_.release(bias_at_);
-    bias_at_.advance();
   }
 
   /// dS^T of dP^T.
@@ -427,24 +461,11 @@ class Sm90Consumer {
 
   // ---- The gradient of a bias tensor: the tiles of dS as they are exchanged ----
 
-  ATTUNE_DEVICE bool stores_gradients() const {
-    return stores_bias_gradient(S) && p_.backward.grad_bias != nullptr && elected();
-  }
-
   /// This warpgroup's panel of the tile.
   ATTUNE_DEVICE void store_gradients() const {
-    if (!stores_gradients()) return;
-    const Sm90Step step = this_step();
-    const Sm90Work tile = work();
-    ptx::cp_async_bulk_tensor_store(
-        p_.grad_bias, memory_.scores(buffer_) + group_ * kPanelBytes<kQueries>,
-        {tile.begin + static_cast<i32>(group_) * kGroupRows, step.begin, step.head, tile.batch});
-    ptx::cp_async_bulk_commit_group();
-  }
-
-  /// Before others may write to the tile that was stored last.
-  ATTUNE_DEVICE void await_stored_gradients() const {
-    if (stores_gradients()) ptx::cp_async_bulk_wait_group_read<0>();
+    const i32 first = work().begin + static_cast<i32>(group_) * kGroupRows;
+    store_bias_gradient<S>(p_, memory_.scores(buffer_) + group_ * kPanelBytes<kQueries>, first, this_step(),
+                           work().batch);
   }
 
   // ---- The end of a tile of keys ----

@@ -263,7 +263,7 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
     ptx::st_shared_release(memory.allowed(), 0);
     if constexpr (S.bias != Bias::none) {
       ptx::prefetch_tensormap(params.bias);
-      memory.biases().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
+      memory.biases().init((shares_columns(S) ? 1 : GradKeyValueSm90Shared::kWarpgroups) * kWarpgroup);
     }
     ptx::fence_mbarrier_init();
   }

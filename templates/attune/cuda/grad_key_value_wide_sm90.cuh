@@ -72,6 +72,7 @@ class Sm90WideConsumer {
       }
       key_at_.advance();
     }
+    if constexpr (Group == 1) await_bias_gradient<S>(p_);
   }
 
  private:
@@ -194,7 +195,7 @@ class Sm90WideConsumer {
   }
 
   /// S^T becomes P^T at once; dP^T is kept.
-  ATTUNE_DEVICE void take(Scores& score, Scores& carried, u32 buffer) const {
+  ATTUNE_DEVICE void take(Scores& score, Scores& carried, u32 buffer) {
     if constexpr (Group == 0) {
       make_probabilities(score, buffer);
     } else {
@@ -252,17 +253,13 @@ class Sm90WideConsumer {
   // ---- Scores ----
 
   /// P^T of S^T, for both warpgroups.
-  ATTUNE_DEVICE void make_probabilities(Scores& score, u32 buffer) const {
+  ATTUNE_DEVICE void make_probabilities(Scores& score, u32 buffer) {
     const float scale2 = p_.backward.forward.scale * kLog2e;
-    const u32 numbers = memory_.numbers(query_at_) + lane() % 4 * 8;
-#pragma unroll
-    for (i32 e = 0; e < kQueries / 2; e += 4) {
-      const float2 lse2 = ptx::ld_shared_float2(numbers + e * 8);
-      score[e] = fmaf(score[e], scale2, -lse2.x);
-      score[e + 1] = fmaf(score[e + 1], scale2, -lse2.y);
-      score[e + 2] = fmaf(score[e + 2], scale2, -lse2.x);
-      score[e + 3] = fmaf(score[e + 3], scale2, -lse2.y);
+    if constexpr (S.bias != Bias::none) {
+      const i32 key = static_cast<i32>(thread() / 32 * 16);
+      add_bias<S>(score, memory_.biases(), bias_at_, key, p_.bias_rows == 1, scale2);
     }
+    subtract_lse<S>(score, memory_.numbers(query_at_), scale2);
     const Sm90Step step = this_step();
     const i32 first_key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
     if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key, step.begin);
@@ -291,7 +288,9 @@ class Sm90WideConsumer {
                           widen(S.dtype, static_cast<u16>(packed[k][i] >> 16)) * (gradient[e + 1] - delta.y));
       }
     }
+    await_bias_gradient<S>(p_);  // of the other buffer, which is the next to be written
     show(packed, gradients(buffer_));
+    store_bias_gradient<S>(p_, gradients(buffer_), work().begin, this_step(), work().batch);
   }
 
   /// Of 8x8 matrices that are transposed on their way: this lane's row.
@@ -406,6 +405,7 @@ class Sm90WideConsumer {
   const typename Memory::QueryRing queries_;
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
+  typename Memory::BiasRing::Cursor bias_at_{0};
   u32 buffer_ = 0;  // of P and dS
   u32 parts_ = 0;   // added
 
@@ -417,7 +417,7 @@ template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
-  static_assert(S.bias == Bias::none && S.dropout == Dropout::off);
+  static_assert(S.bias != Bias::boolean && S.dropout == Dropout::off);
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(shares_columns(S) && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
