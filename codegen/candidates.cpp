@@ -21,7 +21,6 @@ constexpr auto kForward = Operation::forward;
 constexpr unsigned kFewTiles = 1u << static_cast<int>(Extent::few_tiles);
 constexpr unsigned kFewQueries = 1u << static_cast<int>(Extent::few_queries);
 constexpr unsigned kUneven = kWindow | kVarlen;
-constexpr unsigned kUnevenDropout = kUneven | kDropout;
 constexpr unsigned kMasks = kWindow | kVarlen | kPaged;
 constexpr unsigned kNoBias = kMasks | kDropout;
 constexpr unsigned kNoDropout = kMasks | kBias;
@@ -85,7 +84,8 @@ constexpr Candidate kCandidates[] = {
     {"mma_grad_query_64x32x4_d256",         kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kUneven,                  256,64, 32, 256,1, 0, 4, 1, 0},
     {"mma_grad_query_64x32x4_d256b",        kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            256,64, 32, 128,1, 0, 4, 0, 0},
     {"mma_grad_query_32x32x2_d512",         kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            512,32, 32, 128,1, 0, 2, 0, 0},
-    {"sm90_grad_key_value_128x128_d64",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kUnevenDropout | kSums,   64, 128,128,0,  0, 0, 12,2, 0},
+    {"sm90_grad_key_value_128x128_d64",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kUneven | kSums,          64, 128,128,0,  0, 0, 12,2, 0},
+    {"sm90_grad_key_value_128x128_d64d",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kPlainDropout | kAtomic,  64, 128,128,0,  0, 0, 12,2, 0},
     {"sm90_grad_key_value_128x128_d64b",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kBias | kSums,  64, 128,128,0,  0, 0, 12,2, 0},
     {"sm90_grad_key_value_64x128_d128",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kUnpaged | kSums,         128,64, 128,0,  0, 0, 12,2, 0},
     {"sm90_grad_key_value_64x64_d256",      kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kUneven|kBias|kSums,      256,64, 64, 0,  0, 0, 12,2, 0},

@@ -57,12 +57,12 @@ ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot,
 inline constexpr i32 kTurnRows = 64;
 inline constexpr i32 kTurnParts = 2;
 
-/// Tiles of queries of one head, and the first of a block's: no two blocks share one.
+/// Tiles of queries of one head, and the first of a packed sequence's: no two share one.
 ATTUNE_HD constexpr i32 turn_tiles(const ForwardParams& p) {
   return ceil_div(p.len_q, kTurnRows) + p.sequences.count;
 }
-ATTUNE_HD constexpr i32 first_turn_tile(const ForwardParams& p, const Block& block) {
-  return p.sequences.count == 0 ? 0 : block.q_begin / kTurnRows + block.index;
+ATTUNE_HD constexpr i32 first_turn_tile(const Block& block) {
+  return block.q_begin / kTurnRows + block.index;
 }
 
 /// The numbers in `turns`: how many tiles of keys have been handed out; then, of each head, tile of queries

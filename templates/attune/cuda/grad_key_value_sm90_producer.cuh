@@ -107,7 +107,7 @@ class Sm90Producer {
       step.rows = block.len_q - m * kQueries;
       queries_.acquire(query_at_);
       if constexpr (Schedule::kOrdered) {
-        const i32 tile = first_turn_tile(p_.backward.forward, block) + m;
+        const i32 tile = (Schedule::kVarlen ? first_turn_tile(block) : 0) + m;
         announce_turn(
             {turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0, key_block + 1});
       }
