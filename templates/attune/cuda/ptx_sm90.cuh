@@ -93,16 +93,6 @@ ATTUNE_DEVICE bool mbarrier_try_wait_parity(u32 barrier, u32 parity) {
                : "memory");
   return done != 0;
 }
-/// Is the phase of this parity over? Does not wait.
-ATTUNE_DEVICE bool mbarrier_test_wait_parity(u32 barrier, u32 parity) {
-  u32 done;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
-}
 /// Waits for the phase of this parity. Without a guard against hanging: a trap here makes ptxas spill.
 ATTUNE_DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
   while (!mbarrier_try_wait_parity(barrier, parity)) {}
