@@ -99,7 +99,8 @@ def main():
     _library.load(arguments.library)
     torch.manual_seed(0)
     torch.autograd.set_multithreading_enabled(False)  # its own thread has no CUDA context for float64 products
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; S = {arguments.length}; ours / cuDNN: rms, largest")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; S = {arguments.length}")
+    print("ours / cuDNN: root mean square, largest")
     print(f"{'case':32} {'error':7}  " + "  ".join(f"{name:11}" for name in NAMES))
     rows = []
     for dtype in arguments.dtype:

@@ -107,6 +107,7 @@ constexpr Traits kTraits[] = {
     {.bias = true},
     {.blocks = Blocks::varlen, .keys = Keys::paged},
     {.dropout = Dropout::on},
+    {.bias = true, .dropout = Dropout::on},
     {.blocks = Blocks::varlen, .bias = true, .dropout = Dropout::on},
     {.blocks = Blocks::varlen, .keys = Keys::paged, .bias = true, .dropout = Dropout::on}};
 

@@ -1,8 +1,8 @@
 // Dropout in a kernel that has few issue slots to spare. Philox (philox.h) keeps a GPU's integer units busy:
-// products take both halves from one instruction, and pairs are dropped in float arithmetic.
+// products take both halves from one instruction, and pairs are told apart two at a time.
 #pragma once
 
-#include "attune/cuda/ptx.cuh"
+#include "attune/cuda/ptx_sm90.cuh"
 #include "attune/hd.h"
 #include "attune/num.h"
 #include "attune/philox.h"
@@ -30,11 +30,26 @@ struct MultiplyHigh<DropoutWord> {
   }
 };
 
-/// kept() of philox.h as a factor, 1 or 0: 16 bits - threshold + 1, clamped, where 0x4b000000 + n are the
-/// bits of the float 2^23 + n.
-ATTUNE_DEVICE float keep_factor(const DropoutParams& p, DropoutWord word, i32 half) {
-  const float drawn = float_of(ptx::prmt(word.bits, 0x4b000000u, half == 0 ? 0x7610u : 0x7632u));
-  return ptx::add_sat_f32(drawn, -float_of(0x4b000000u + p.threshold - 1));
-}
+/// kept() of philox.h for the pair of a word at once, by arithmetic on halves of 16 bits.
+class DropTest {
+ public:
+  /// Below a threshold up to 2^15 a half's distance from it fits 16 bits with a sign. Others are told from
+  /// the complement: x >= threshold is ~x < 2^16 - threshold.
+  ATTUNE_DEVICE explicit DropTest(const DropoutParams& p)
+      : flip_(0u - ((p.threshold + 0x7fff) >> 16)),  // selected, it would select in dropped(), too
+        bound_((flip_ == 0 ? p.threshold : 0x10000u - p.threshold) * 0x10001u),
+        negative_((flip_ == 0 ? 0x10000u - p.threshold : p.threshold) % 0x10000u * 0x10001u) {}
+
+  /// What drop() takes.
+  ATTUNE_DEVICE u32 dropped(DropoutWord word) const {
+    const u32 least = ptx::min_u16x2(word.bits ^ flip_, bound_);
+    return ptx::max_s16x2(ptx::add_s16x2(least, negative_), 0xffffffffu);
+  }
+  /// Of a pair of 16-bit numbers, those that are dropped become 0.
+  ATTUNE_DEVICE void drop(u32& pair, u32 dropped) const { pair &= ~(dropped ^ flip_); }
+
+ private:
+  u32 flip_, bound_, negative_;
+};
 
 }  // namespace attune::kernel

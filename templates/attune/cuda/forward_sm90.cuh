@@ -22,6 +22,9 @@
 //
 // A tile of a bias tensor comes with its tile of keys, on the same barrier, and is let go with it.
 //
+// What dropout drops depends on no score: of two warpgroups each draws before it issues products, and keeps
+// masks for its packed probabilities. Of three it would keep the others waiting: they draw after the softmax.
+//
 // Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
 //   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
 //   2, uneven tiles or a bias                  40        232       head dim 256 x  64 keys: 32 + 16 + 128
@@ -286,6 +289,8 @@ class Sm90Consumer {
   static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);  // k16 steps of Q K^T
   static constexpr i32 kDimV = round_up(S.head_dim_v, 16);    // columns of O
   static constexpr i32 kKeys = S.block_n;
+  static constexpr i32 kCalls = S.dropout == Dropout::on ? kKeys / kDropoutGroup : 1;  // of Philox for a row
+  static constexpr bool kDrawsFirst = S.dropout == Dropout::on && kGroups == 2;
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
@@ -384,6 +389,7 @@ class Sm90Consumer {
     for (; n >= own_last; --n) skip(n > first);
     if (own_first < own_last) {
       if constexpr (kVarlen) foreign_keys_ = max((n + 1) * kKeys - len_k(), 0);
+      if constexpr (kDrawsFirst) draw(n * kKeys);
       keys_.wait(key_at_);
       multiply_query_key();
       ptx::wgmma_wait_group<0>();
@@ -422,6 +428,7 @@ class Sm90Consumer {
 
   /// S_n = Q K_n^T and O += P_n+1 V_n+1, the softmax of S_n under the latter. Was O rescaled?
   ATTUNE_DEVICE bool step(i32 n, bool masked, bool exact) {
+    if constexpr (kDrawsFirst) draw(n * kKeys);
     keys_.wait(key_at_);
     await_turn();
     multiply_query_key();
@@ -551,7 +558,7 @@ class Sm90Consumer {
       exponentiate();
     }
     release_key();
-    if constexpr (S.dropout == Dropout::on) drop(n * kKeys);
+    if constexpr (S.dropout == Dropout::on && !kDrawsFirst) draw(n * kKeys);
     return exact;
   }
 
@@ -650,44 +657,45 @@ class Sm90Consumer {
     return lost;
   }
 
-  /// Drops probabilities of the tile at `key`, which the sums do not notice; the survivors are scaled up in
-  /// finish().
-  ATTUNE_DEVICE void drop(i32 key) {
+  ATTUNE_DEVICE void pack_probabilities() {
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 4; ++e)
+      probability_[e / 4][e % 4] = pack<S.dtype>(scores_[2 * e], scores_[2 * e + 1]);
+    if constexpr (S.dropout == Dropout::on) drop();
+  }
+
+  // ---- Dropout ----
+
+  /// What of the tile at `key` is dropped. Between products and their end it would be moved behind that:
+  /// ptxas keeps only waits at barriers in their place.
+  ATTUNE_DEVICE void draw(i32 key) {
     const DropoutParams& p = p_.forward.dropout;
     const Sm90Work work = current_work();
+    const DropTest test(p);
     const i32 first_call = dropout_call(key) + static_cast<i32>(ptx::opaque(threadIdx.x) % 4);
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
       const DropoutWord query(static_cast<u32>(row_ + half * 8));
 #pragma unroll
-      for (i32 group = 0; group < kKeys / kDropoutGroup; ++group) {
-        const Philox<DropoutWord> bits =
-            dropout_bits(p, work.block, work.head, query, first_call + group * 4);
+      for (i32 c = 0; c < kCalls; ++c) {
+        const Philox<DropoutWord> bits = dropout_bits(p, work.block, work.head, query, first_call + c * 4);
 #pragma unroll
-        for (i32 n = 0; n < 4; ++n) {
-          drop(scores_ + (group * 4 + n) * 4 + half * 2, bits.word[n]);
-        }
+        for (i32 n = 0; n < 4; ++n) dropped_[half][c][n] = test.dropped(bits.word[n]);
       }
     }
   }
-
-  /// Of a pair. Three warpgroups are at the limit of the integer units, two are not and wait for the result.
-  ATTUNE_DEVICE void drop(float* pair, DropoutWord word) const {
-    const DropoutParams& p = p_.forward.dropout;
+  /// Of the packed probabilities, which the sums do not notice; the survivors are scaled up in finish().
+  ATTUNE_DEVICE void drop() {
+    const DropTest test(p_.forward.dropout);
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
-      if constexpr (kGroups > 2) {
-        pair[half] *= keep_factor(p, word, half);
-      } else if (!kept(p, word.bits, half)) {
-        pair[half] = 0.0f;
+#pragma unroll
+      for (i32 c = 0; c < kCalls; ++c) {
+#pragma unroll
+        for (i32 n = 0; n < 4; ++n)
+          test.drop(probability_[c * 2 + n / 2][half + n % 2 * 2], dropped_[half][c][n]);
       }
     }
-  }
-
-  ATTUNE_DEVICE void pack_probabilities() {
-#pragma unroll
-    for (i32 e = 0; e < kKeys / 4; ++e)
-      probability_[e / 4][e % 4] = pack<S.dtype>(scores_[2 * e], scores_[2 * e + 1]);
   }
 
   ATTUNE_DEVICE void rescale_output() {
@@ -813,6 +821,7 @@ class Sm90Consumer {
   Scores scores_;
   float output_[kDimV / 2];
   u32 probability_[kKeys / 16][4];
+  u32 dropped_[2][kCalls][4];  // masks of pairs, by row halves
   u32 query_[kQueryRegisters ? kDimSteps : 1][4];
   float reference_[2];  // in base 2, scaled; -inf until a key was seen
   float sum_[2];        // of this thread's columns

@@ -63,13 +63,6 @@ ATTUNE_DEVICE u32 cvt_rn_bf16x2_f32(float low, float high) {
   return bits;
 }
 
-/// a + b, clamped to [0, 1].
-ATTUNE_DEVICE float add_sat_f32(float a, float b) {
-  float y;
-  asm("add.sat.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-  return y;
-}
-
 /// Four bytes of a (numbers 0 to 3) and b (4 to 7), by the four hexadecimal digits of `bytes`.
 ATTUNE_DEVICE u32 prmt(u32 a, u32 b, u32 bytes) {
   u32 word;

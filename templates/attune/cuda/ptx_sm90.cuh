@@ -192,6 +192,23 @@ ATTUNE_DEVICE void st_shared_float(u32 address, float x) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(x) : "memory");
 }
 
+/// Two halves of 16 bits each.
+ATTUNE_DEVICE u32 min_u16x2(u32 a, u32 b) {
+  u32 y;
+  asm("min.u16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+ATTUNE_DEVICE u32 max_s16x2(u32 a, u32 b) {
+  u32 y;
+  asm("max.s16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+ATTUNE_DEVICE u32 add_s16x2(u32 a, u32 b) {
+  u32 y;
+  asm("add.s16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+  return y;
+}
+
 struct Word4 {
   i32 x, y, z, w;
 };
