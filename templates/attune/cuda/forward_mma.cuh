@@ -92,6 +92,7 @@ class ForwardMma {
       if (!all_visible(key)) hide_invisible(scores, key);
       consume<S.stages + 1>(key);
       exponentiate(scores);
+      if constexpr (kDividesByRounded) add_rounded(scores);
       if constexpr (S.dropout == Dropout::on) drop(scores, key);
       multiply_probability_value(scores);
     }
@@ -321,7 +322,6 @@ class ForwardMma {
         const float decay = ptx::ex2_approx_ftz(before - shift);
 
         float sum = 0.0f;
-        float rounded_sum = 0.0f;
 #pragma unroll
         for (i32 n = 0; n < kKeySteps * 2; ++n) {
           float(&s)[4] = scores[m][n];
@@ -330,14 +330,28 @@ class ForwardMma {
             s[e] = ptx::ex2_approx_ftz(fmaf(s[e], scale2, -shift));
             sum += s[e];
           }
-          if constexpr (kDividesByRounded) rounded_sum += round_pair<S.dtype>(s[half * 2], s[half * 2 + 1]);
         }
         row_sum_[m][half] = fmaf(row_sum_[m][half], decay, sum);
-        rounded_sum_[m][half] = fmaf(rounded_sum_[m][half], decay, rounded_sum);
+        rounded_sum_[m][half] *= decay;
 #pragma unroll
         for (i32 n = 0; n < kValuePairs * 2; ++n) {
           output_[m][n][half * 2] *= decay;
           output_[m][n][half * 2 + 1] *= decay;
+        }
+      }
+    }
+  }
+
+  /// Adds up the probabilities as the product with V rounds them.
+  ATTUNE_DEVICE void add_rounded(const Scores& scores) {
+#pragma unroll
+    for (i32 m = 0; m < S.tile_m; ++m) {
+#pragma unroll
+      for (i32 half = 0; half < 2; ++half) {
+#pragma unroll
+        for (i32 n = 0; n < kKeySteps * 2; ++n) {
+          const float(&s)[4] = scores[m][n];
+          rounded_sum_[m][half] += sum_of_pair<S.dtype>(pack<S.dtype>(s[half * 2], s[half * 2 + 1]));
         }
       }
     }

@@ -240,13 +240,10 @@ ATTUNE_DEVICE u32 pack(float low, float high) {
   return ptx::cvt_rn_bf16x2_f32(low, high);
 }
 
-/// Rounds both to 16 bits, as pack() does. Returns the sum of what they are then.
+/// Of what pack() made.
 template <DType T>
-ATTUNE_DEVICE float round_pair(float& low, float& high) {
-  const u32 pair = pack<T>(low, high);
-  low = widen(T, static_cast<u16>(pair));
-  high = widen(T, static_cast<u16>(pair >> 16));
-  return low + high;
+ATTUNE_DEVICE float sum_of_pair(u32 pair) {
+  return widen(T, static_cast<u16>(pair)) + widen(T, static_cast<u16>(pair >> 16));
 }
 
 /// Over the four lanes that hold a row of an accumulator.
