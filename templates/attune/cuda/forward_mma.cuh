@@ -22,6 +22,7 @@
 #include "attune/cuda/score_bias.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/tile.cuh"
+#include "attune/cuda/vector.cuh"
 #include "attune/num.h"
 #include "attune/params.h"
 #include "attune/philox.h"
@@ -351,7 +352,9 @@ class ForwardMma {
 #pragma unroll
         for (i32 n = 0; n < kKeySteps * 2; ++n) {
           const float(&s)[4] = scores[m][n];
-          rounded_sum_[m][half] += sum_of_pair<S.dtype>(pack<S.dtype>(s[half * 2], s[half * 2 + 1]));
+          const u32 pair = pack<S.dtype>(s[half * 2], s[half * 2 + 1]);
+          rounded_sum_[m][half] += widen(S.dtype, static_cast<u16>(pair));
+          rounded_sum_[m][half] += widen(S.dtype, static_cast<u16>(pair >> 16));
         }
       }
     }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "attune/cuda/ptx.cuh"
-#include "attune/cuda/vector.cuh"
 #include "attune/hd.h"
 #include "attune/spec.h"
 
@@ -238,12 +237,6 @@ template <DType T>
 ATTUNE_DEVICE u32 pack(float low, float high) {
   if constexpr (T == DType::f16) return ptx::cvt_rn_f16x2_f32(low, high);
   return ptx::cvt_rn_bf16x2_f32(low, high);
-}
-
-/// Of what pack() made.
-template <DType T>
-ATTUNE_DEVICE float sum_of_pair(u32 pair) {
-  return widen(T, static_cast<u16>(pair)) + widen(T, static_cast<u16>(pair >> 16));
 }
 
 /// Over the four lanes that hold a row of an accumulator.
