@@ -91,9 +91,10 @@ class Sm90Producer {
     const i32 key_block = work.begin / kKeys;
     const i32 first = Schedule::first_step(range, key_block, p_.key_blocks);
     i32 m = first;
-    // The tile of keys before has no later first step, so that its last says where it adds.
+    // The tile of keys before has no later first step, so that its last says where it adds. A part without
+    // steps may be no block's, of which the tables say nothing.
     i32 end_before = 0;
-    if (Schedule::kOrdered && key_block > 0) {
+    if (Schedule::kOrdered && key_block > 0 && work.steps > 0) {
       const i32 begin = work.begin - kKeys;
       const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, place);
       end_before = Schedule::steps(seen_part<S>(tile, window), window).last;
