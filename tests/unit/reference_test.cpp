@@ -500,6 +500,20 @@ TEST_CASE("every class of masks meets every type, and every head_dim is near a d
   for (std::size_t i = 1; i < dims.size(); ++i) CHECK(dims[i] - dims[i - 1] <= 12);
 }
 
+TEST_CASE("a run of few classes sees every mask, a longer one with every type") {
+  Random random(test_seed(), 8);
+  for (const auto& [count, types] : {std::pair{64, 1}, {128, 3}}) {
+    for (int run = 0; run < 20; ++run) {
+      std::map<const MaskClass*, std::set<kernel::DType>> seen;
+      for (const KernelClass& one : cpu_classes(random, count)) {
+        if (one.mask != nullptr) seen[one.mask].insert(one.problem.dtype);
+      }
+      CHECK(seen.size() == mask_classes().size());
+      for (const auto& [mask, dtypes] : seen) CHECK(static_cast<int>(dtypes.size()) >= types);
+    }
+  }
+}
+
 TEST_CASE("GPU families draw every class of masks, and nothing that they have no kernel for") {
   Random random(test_seed(), 7);
   const codegen::Arch hopper = *codegen::cuda_arch(90);

@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <optional>
+#include <utility>
 
 namespace attune::verify {
 namespace {
@@ -46,15 +48,42 @@ struct Combination {
   Family family;
 };
 
-std::vector<Combination> combinations(std::span<const Family> families) {
-  std::vector<Combination> all;
-  for (const MaskClass& mask : mask_classes()) {
-    for (const DType dtype : kDTypes) {
-      for (const Family family : families) all.push_back({&mask, dtype, family});
-    }
+/// Deals combinations: every mask comes before any comes again, and with every type and family before one of
+/// these comes again. So a run of few classes sees every mask.
+class Combinations {
+ public:
+  explicit Combinations(std::span<const Family> families)
+      : masks_(numbered(mask_classes().size())),
+        others_(mask_classes().size(), Deck(types_and_families(families))),
+        size_(mask_classes().size() * std::size(kDTypes) * families.size()) {}
+
+  Combination deal(Random& random) {
+    const std::size_t mask = masks_.deal(random);
+    const auto& [dtype, family] = others_[mask].deal(random);
+    return {&mask_classes()[mask], dtype, family};
   }
-  return all;
-}
+  std::size_t size() const { return size_; }
+
+ private:
+  using Other = std::pair<DType, Family>;
+
+  static std::vector<std::size_t> numbered(std::size_t count) {
+    std::vector<std::size_t> numbers(count);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    return numbers;
+  }
+  static std::vector<Other> types_and_families(std::span<const Family> families) {
+    std::vector<Other> all;
+    for (const DType dtype : kDTypes) {
+      for (const Family family : families) all.emplace_back(dtype, family);
+    }
+    return all;
+  }
+
+  Deck<std::size_t> masks_;
+  std::vector<Deck<Other>> others_;
+  std::size_t size_;
+};
 
 /// Drawn up to what rows of the tensors can be aligned for.
 int random_alignment(Random& random, const Problem& p) {
@@ -220,8 +249,7 @@ Result<std::vector<KernelClass>> random_classes(Random& random, int count, const
                                                 std::span<const Family> families, Pass pass) {
   const std::vector<int> head_dims = random_head_dims(random, count);
   const std::vector<int> head_dims_v = random_head_dims(random, count);
-  const std::vector<Combination> all = combinations(families);
-  Deck<Combination> deck(all);
+  Combinations combinations(families);
   std::vector<KernelClass> classes;
   for (std::size_t barren = 0; static_cast<int>(classes.size()) < count;) {
     const std::size_t i = classes.size();
@@ -231,10 +259,11 @@ Result<std::vector<KernelClass>> random_classes(Random& random, int count, const
       classes.push_back({problem, choice.spec.family, nullptr});
       continue;
     }
-    const auto drawn = random_class(random, deck.deal(random), head_dims[i], head_dims_v[i], arch, pass);
+    const auto drawn =
+        random_class(random, combinations.deal(random), head_dims[i], head_dims_v[i], arch, pass);
     if (drawn) classes.push_back(*drawn);
     barren = drawn ? 0 : barren + 1;
-    if (barren == 2 * all.size()) {  // which hold a whole deck
+    if (barren == 2 * combinations.size()) {  // which hold each of them
       return unsupported(fmt::format("the families of this run have no kernels on {}", arch.target));
     }
   }
