@@ -47,6 +47,18 @@ const Candidate* first_fit(Family family, const Problem& problem, const Arch& ar
   return found == rows.end() ? nullptr : &*found;
 }
 
+/// All rows of a family that fit, those with the spec of an earlier one left out.
+std::vector<const Candidate*> contenders_of(Family family, const Problem& problem, const Arch& arch) {
+  std::vector<const Candidate*> found;
+  for (const Candidate& row : candidates()) {
+    if (row.family != family || !fits(row, problem, arch)) continue;
+    const KernelSpec spec = spec_of(row, problem);
+    if (std::ranges::none_of(found, [&](const Candidate* other) { return spec_of(*other, problem) == spec; }))
+      found.push_back(&row);
+  }
+  return found;
+}
+
 std::string compute_capability(int sm) {
   return fmt::format("{}.{}", sm / 10, sm % 10);
 }
@@ -259,15 +271,8 @@ std::vector<const Candidate*> contenders(const Problem& problem, const Arch& arc
   const auto families = families_of(problem.operation, arch.backend);
   const auto chosen = std::ranges::find_if(
       families, [&](Family family) { return not_supported_reasons(family, problem, arch).empty(); });
-  std::vector<const Candidate*> found;
-  if (chosen == families.end()) return found;
-  for (const Candidate& row : candidates()) {
-    if (row.family != *chosen || !fits(row, problem, arch)) continue;
-    const KernelSpec spec = spec_of(row, problem);
-    if (std::ranges::none_of(found, [&](const Candidate* other) { return spec_of(*other, problem) == spec; }))
-      found.push_back(&row);
-  }
-  return found;
+  if (chosen == families.end()) return {};
+  return contenders_of(*chosen, problem, arch);
 }
 
 Result<Choice> choose(const Problem& problem, const Arch& arch, std::string_view tuned) {
@@ -275,10 +280,15 @@ Result<Choice> choose(const Problem& problem, const Arch& arch, std::string_view
   for (const Family family : families_of(problem.operation, arch.backend)) {
     choice.verdicts.push_back({family, not_supported_reasons(family, problem, arch)});
   }
-  const auto rows = contenders(problem, arch);
-  if (rows.empty()) return no_family(problem, arch, choice.verdicts);
-  const auto named = std::ranges::find(rows, tuned, &Candidate::name);
-  choice.candidate = named == rows.end() ? rows.front() : *named;
+  const auto verdict =
+      std::ranges::find_if(choice.verdicts, [](const Verdict& one) { return one.reasons.empty(); });
+  if (verdict == choice.verdicts.end()) return no_family(problem, arch, choice.verdicts);
+  choice.candidate = first_fit(verdict->family, problem, arch);
+  if (!tuned.empty()) {
+    const auto rows = contenders_of(verdict->family, problem, arch);
+    const auto named = std::ranges::find(rows, tuned, &Candidate::name);
+    if (named != rows.end()) choice.candidate = *named;
+  }
   choice.spec = spec_of(*choice.candidate, problem);
   return choice;
 }
