@@ -56,12 +56,12 @@ std::uint64_t moved(std::uint64_t bytes, std::int64_t by) {
   return by < 0 ? bytes - std::min(bytes, distance) : bytes + distance;
 }
 
-/// Others hold the lock for microseconds.
-Result<std::optional<Lock>> lock_counters(const fs::path& root) {
-  constexpr int kAttempts = 20;
-  for (int attempt = 1;; ++attempt) {
+Result<std::optional<Lock>> lock_counters(const fs::path& root, std::chrono::milliseconds patience) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point deadline = Clock::now() + patience;
+  for (;;) {
     auto lock = try_lock(root, counters_slot);
-    if (!lock.ok() || lock->has_value() || attempt == kAttempts) return lock;
+    if (!lock.ok() || lock->has_value() || Clock::now() >= deadline) return lock;
     std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
 }
@@ -98,17 +98,19 @@ void Ledger::note_hit(const Digest& key) {
   noted_hits_.push_back(key);
 }
 
-Result<std::optional<std::uint64_t>> Ledger::write() {
-  return update(std::nullopt);
+Result<std::optional<std::uint64_t>> Ledger::write(std::chrono::milliseconds patience) {
+  return update(std::nullopt, patience);
 }
 
 Result<std::optional<std::uint64_t>> Ledger::write_bytes(std::uint64_t found) {
-  return update(found);
+  return update(found, kStorePatience);
 }
 
-Result<std::optional<std::uint64_t>> Ledger::update(std::optional<std::uint64_t> found) {
+Result<std::optional<std::uint64_t>> Ledger::update(std::optional<std::uint64_t> found,
+                                                    std::chrono::milliseconds patience) {
   const std::lock_guard guard(mutex_);
-  const auto lock = lock_counters(root_);  // where locks don't work, two writers at once lose a count
+  const auto lock =
+      lock_counters(root_, patience);  // where locks don't work, two writers at once lose a count
   if (lock.ok() && !lock->has_value()) return environment_failure("the cache's counters are in use");
   const fs::path path = counters_in(root_);
   ATTUNE_ASSIGN(file, open_private_file(path));

@@ -6,6 +6,7 @@
 #include "base/result.h"
 #include "cache/kernel_hits.h"
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <mutex>
@@ -28,16 +29,22 @@ struct Totals {
 
 class Ledger {
  public:
+  /// How long a hit, which takes a millisecond itself, may wait to be counted; and a store, which comes after
+  /// hundreds.
+  static constexpr std::chrono::milliseconds kHitPatience{2};
+  static constexpr std::chrono::milliseconds kStorePatience{500};
+
   explicit Ledger(std::filesystem::path root) : root_(std::move(root)) {}
 
   /// Counts, in memory.
   void note(const Totals& more, std::int64_t bytes = 0);
   /// A hit, of this kernel.
   void note_hit(const Digest& key);
-  /// Adds what was noted to the file. Where that fails, now or for good, it stays noted for the next time: a
-  /// process that dies loses what it could not write until then. Returns how many bytes the entries have, as
-  /// far as is known.
-  Result<std::optional<std::uint64_t>> write();
+  /// Adds what was noted to the file, once no other process is at it, which takes microseconds unless that
+  /// one was stopped in between. Where it fails, now or for good, it stays noted for the next time: a process
+  /// that dies loses what it could not write until then. Returns how many bytes the entries have, as far as
+  /// is known.
+  Result<std::optional<std::uint64_t>> write(std::chrono::milliseconds patience = kHitPatience);
   /// Like write(), and from now on the entries have that many bytes: somebody has looked.
   Result<std::optional<std::uint64_t>> write_bytes(std::uint64_t found);
 
@@ -46,7 +53,8 @@ class Ledger {
   Result<KernelHits> kernel_hits() const;
 
  private:
-  Result<std::optional<std::uint64_t>> update(std::optional<std::uint64_t> found);
+  Result<std::optional<std::uint64_t>> update(std::optional<std::uint64_t> found,
+                                              std::chrono::milliseconds patience);
 
   std::filesystem::path root_;
   std::mutex mutex_;  // guards what is noted

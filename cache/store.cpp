@@ -143,7 +143,7 @@ void Store::store(const Entry& entry) {
   }
   counters_.stores.fetch_add(1, std::memory_order_relaxed);
   ledger_.note({.stores = 1}, *published - static_cast<std::int64_t>(replaced ? replaced->bytes : 0));
-  const auto bytes = ledger_.write();
+  const auto bytes = ledger_.write(Ledger::kStorePatience);
   if (max_bytes_ != 0 && bytes.ok() && bytes->value_or(max_bytes_ + 1) > max_bytes_) sweep();
 }
 
