@@ -107,7 +107,7 @@ TEST_CASE("a cache that is only read counts nothing") {
 TEST_CASE("processes that count at the same time lose nothing, and neither does one that is killed") {
   const Counted folder;
   constexpr int kProcesses = 8;
-  constexpr int kRounds = 200;
+  constexpr int kRounds = 30;
   std::vector<pid_t> processes;
   for (int p = 0; p < kProcesses; ++p) {
     processes.push_back(::fork());
