@@ -31,8 +31,11 @@ constexpr std::uint8_t kByteFormat = 2;
 constexpr std::uint8_t kSizedFormat = 4;
 constexpr std::uint8_t kMaxThreads = 0x05;     // sized: x, y, z
 constexpr std::uint8_t kFrameSize = 0x11;      // sized: symbol, bytes
+constexpr std::uint8_t kParameter = 0x17;      // sized: index, number and offset of 16 bits each, bytes << 18
 constexpr std::uint8_t kRegisterCount = 0x2f;  // sized: symbol, registers
 constexpr std::uint8_t kBarrierCount = 0x4c;   // byte; since CUDA 13
+
+constexpr unsigned kParameterBytesShift = 18;
 
 /// Up to CUDA 12, seven bits of .text.<kernel>'s flags count the barriers.
 constexpr unsigned kBarrierFlagShift = 20;
@@ -205,6 +208,10 @@ Result<void> read_own_attributes(const Section& section, CubinKernel& kernel) {
         threads = static_cast<std::uint64_t>(product);
       }
       kernel.max_threads = static_cast<int>(threads);
+    } else if (attribute.sized(kParameter, 3)) {
+      const std::size_t number = attribute.word(1) & 0xffff;
+      kernel.parameter_bytes.resize(std::max(kernel.parameter_bytes.size(), number + 1));
+      kernel.parameter_bytes[number] = static_cast<int>(attribute.word(2) >> kParameterBytesShift);
     } else if (attribute.format == kByteFormat && attribute.id == kBarrierCount) {
       kernel.barriers = attribute.byte;
     }

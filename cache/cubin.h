@@ -19,7 +19,8 @@ struct CubinKernel {
   int stack_bytes = 0;   // of a thread
   int shared_bytes = 0;  // static, of a block, without what the driver reserves
   int barriers = 0;
-  int max_threads = 0;  // of a block, from __launch_bounds__; 0: not stated
+  int max_threads = 0;               // of a block, from __launch_bounds__; 0: not stated
+  std::vector<int> parameter_bytes;  // of each parameter
   std::size_t code_bytes = 0;
   std::optional<InstructionCounts> instructions;  // where the encoding is known
 };

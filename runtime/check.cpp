@@ -125,7 +125,9 @@ Result<codegen::Families> families_of(const AttentionOptions& options) {
 }
 
 Result<kernel::DType> output_dtype_of(const Arguments& a) {
-  const DType dtype = a.output != nullptr ? a.output->dtype : a.options.output_dtype.value_or(a.query.dtype);
+  const DType dtype = a.output != nullptr   ? a.output->dtype
+                      : a.output_like_query ? a.query.dtype
+                                            : a.options.output_dtype.value_or(a.query.dtype);
   if (static_cast<unsigned>(dtype) > static_cast<unsigned>(DType::bf16)) {
     return invalid_argument(fmt::format("output_dtype is {}, expected f32, f16 or bf16", text_of(dtype)));
   }

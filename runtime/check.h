@@ -20,7 +20,8 @@ struct Arguments {
   bool with_lse = false;  // when output is null
   const AttentionBias& bias;
   const AttentionOptions& options;
-  bool places_tables = false;  // of the bias, on the device: when output is null; else they are
+  bool places_tables = false;      // of the bias, on the device: when output is null; else they are
+  bool output_like_query = false;  // in its type, when output is null, whatever the options say
 };
 
 /// Fails with invalid_argument or unsupported; the message says what, where and what to try. Where an output

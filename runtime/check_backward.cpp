@@ -165,14 +165,13 @@ Result<void> check_workspace(const BackwardOptions& options) {
 }  // namespace
 
 Result<BackwardCall> check_backward(const BackwardArguments& a) {
-  AttentionOptions options = a.options;
-  options.output_dtype.reset();
   ATTUNE_ASSIGN(forward, check({.query = a.query,
                                 .key = a.key,
                                 .value = a.value,
                                 .bias = a.bias,
-                                .options = options,
-                                .places_tables = a.runs}));
+                                .options = a.options,
+                                .places_tables = a.runs,
+                                .output_like_query = true}));
   BackwardCall call;
   call.problem = forward.problem;
   call.device = forward.device;

@@ -98,7 +98,7 @@ build_and_test() {
 # keeps what it allocates at load for the process's life: no leak of ours to find.
 step_asan() {
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-    build_and_test asan attune --preset asan -- -L 'unit|golden|fuzz|stress' -R '_test$'
+    build_and_test asan attune --preset asan -- -L 'unit|golden|fuzz|stress|driver' -R '_test$'
 }
 step_tsan() {
   TSAN_OPTIONS=die_after_fork=0:allocator_may_return_null=1 \

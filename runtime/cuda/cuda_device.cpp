@@ -4,7 +4,6 @@
 
 #include <array>
 #include <mutex>
-#include <optional>
 
 namespace attune::runtime {
 namespace {
@@ -49,12 +48,14 @@ Result<const CudaDevice*> open_device(int index) {
 
 Result<const CudaDevice*> cuda_device(int index) {
   static std::mutex mutex;
-  static auto* opened = new std::array<std::optional<Result<const CudaDevice*>>, kMaxDevices>;
+  static std::array<const CudaDevice*, kMaxDevices> opened{};
   if (index < 0 || index >= kMaxDevices) return environment_failure(fmt::format("no CUDA device {}", index));
   const std::lock_guard lock(mutex);
-  auto& slot = (*opened)[static_cast<std::size_t>(index)];
-  if (!slot) slot.emplace(open_device(index));
-  return *slot;
+  const CudaDevice*& device = opened[static_cast<std::size_t>(index)];
+  if (device != nullptr) return device;
+  ATTUNE_ASSIGN(now, open_device(index));  // a failure is not kept: the device may have been busy
+  device = now;
+  return now;
 }
 
 }  // namespace attune::runtime

@@ -221,6 +221,12 @@ class CudaKernel final : public Kernel {
 
 Result<std::unique_ptr<Kernel>> load_cuda_kernel(const CudaDevice& device, std::span<const std::byte> image,
                                                  const kernel::KernelSpec& spec) {
+  if (spec.family == kernel::Family::sm90 && device.driver->cuTensorMapEncodeTiled == nullptr) {
+    return environment_failure(
+        fmt::format("driver {} makes no tensor maps, which kernels for Hopper need: install driver 525 (CUDA "
+                    "12) or later, or allow other families alone",
+                    cuda_version_text(device.driver->version)));
+  }
   auto kernel = std::make_unique<CudaKernel>(device, image, spec);
   ATTUNE_TRY(kernel->prepare());
   return std::unique_ptr<Kernel>(std::move(kernel));

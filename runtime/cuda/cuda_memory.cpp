@@ -25,9 +25,10 @@ Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream) {
   CUdeviceptr address = 0;
   const std::string what = fmt::format("allocating {} bytes on CUDA device {}", bytes, device_index);
   ATTUNE_TRY(in_context(device_index, what.c_str(), [&](const CudaDevice& device) {
-    return device.memory_pools
-               ? device.driver->cuMemAllocAsync(&address, bytes, static_cast<CUstream>(stream))
-               : device.driver->cuMemAlloc(&address, bytes);
+    const Driver& driver = *device.driver;
+    if (device.memory_pools) return driver.cuMemAllocAsync(&address, bytes, static_cast<CUstream>(stream));
+    const RelaxedCapture relaxed(driver);
+    return driver.cuMemAlloc(&address, bytes);
   }));
   return reinterpret_cast<void*>(address);  // NOLINT(performance-no-int-to-ptr): a device address
 }
@@ -35,9 +36,10 @@ Result<void*> cuda_allocate(int device_index, std::size_t bytes, void* stream) {
 void cuda_free(int device_index, void* pointer, void* stream) noexcept {
   // Fails only when the driver is gone, at the process's end; the memory is gone with it.
   (void)in_context(device_index, "freeing device memory", [&](const CudaDevice& device) {
-    return device.memory_pools
-               ? device.driver->cuMemFreeAsync(address_of(pointer), static_cast<CUstream>(stream))
-               : device.driver->cuMemFree(address_of(pointer));
+    const Driver& driver = *device.driver;
+    if (device.memory_pools) return driver.cuMemFreeAsync(address_of(pointer), static_cast<CUstream>(stream));
+    const RelaxedCapture relaxed(driver);
+    return driver.cuMemFree(address_of(pointer));
   });
 }
 

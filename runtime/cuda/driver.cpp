@@ -5,6 +5,8 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <mutex>
+
 namespace attune::runtime {
 namespace {
 
@@ -63,7 +65,7 @@ std::string path_of(const void* symbol, const char* fallback) {
   return dladdr(symbol, &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : fallback;
 }
 
-Result<const Driver*> open_driver() {
+Result<Driver*> open_driver() {
   void* library = dlopen(kDriverLibrary, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* reason = dlerror();
@@ -76,22 +78,26 @@ Result<const Driver*> open_driver() {
     return environment_failure(fmt::format(
         "the CUDA driver {} lacks {}: install driver 450 (CUDA 11) or later", kDriverLibrary, missing));
   }
-  driver->process = getpid();
   driver->path = path_of(reinterpret_cast<const void*>(driver->cuInit), kDriverLibrary);
-  auto initialised = driver->check(driver->cuInit(0), "initialising the CUDA driver");
-  if (initialised.ok()) {
-    initialised =
-        driver->check(driver->cuDriverGetVersion(&driver->version), "asking the CUDA driver's version");
-  }
-  if (!initialised.ok()) return initialised.failure();
   return driver;
+}
+
+Result<void> initialise(Driver& driver) {
+  driver.process = getpid();
+  ATTUNE_TRY(driver.check(driver.cuInit(0), "initialising the CUDA driver"));
+  return driver.check(driver.cuDriverGetVersion(&driver.version), "asking the CUDA driver's version");
 }
 
 }  // namespace
 
 Result<const Driver*> driver() {
-  static const auto* opened = new Result<const Driver*>(open_driver());
-  return *opened;
+  static const auto* opened = new Result<Driver*>(open_driver());
+  static std::mutex mutex;
+  if (!opened->ok()) return opened->failure();
+  Driver& driver = ***opened;
+  const std::lock_guard lock(mutex);
+  if (driver.version == 0) ATTUNE_TRY(initialise(driver));
+  return &driver;
 }
 
 Result<void> Driver::check(CUresult result, const char* what) const {

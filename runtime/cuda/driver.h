@@ -66,7 +66,7 @@ struct Driver {
   ATTUNE_CUDA_OPTIONAL(ATTUNE_CUDA_MEMBER)
 #undef ATTUNE_CUDA_MEMBER
   std::string path;   // of the library
-  int version = 0;    // 13000 for 13.0
+  int version = 0;    // 13000 for 13.0; 0: not initialised yet
   pid_t process = 0;  // that initialised it
 
   /// done() for success; otherwise an environment failure: what was tried, the error's name and the driver's
@@ -74,8 +74,8 @@ struct Driver {
   Result<void> check(CUresult result, const char* what) const;
 };
 
-/// The driver, opened and initialised at the first call. Fails with environment when there is none, and keeps
-/// failing.
+/// The driver, opened and initialised at the first call. Fails with environment: for good when there is none,
+/// until it succeeds when it could not be initialised.
 Result<const Driver*> driver();
 
 /// "13.0" of 13000.

@@ -172,7 +172,7 @@ class Libraries {
       only_chosen_ = true;
     }
     const auto driver_or_none = driver();
-    if (driver_or_none.ok()) newest_ = (*driver_or_none)->version / 1000;
+    if (driver_or_none.ok()) driver_version_ = (*driver_or_none)->version;
   }
 
   Result<const Nvrtc*> find(int sm) {
@@ -186,6 +186,12 @@ class Libraries {
       return environment_failure(fmt::format(
           "NVRTC {}.{} ({}) cannot compile for sm_{}, only for sm_{}: install {}", too_old->major(),
           too_old->minor(), too_old->path(), sm, fmt::join(too_old->archs(), ", sm_"), wheel(sm)));
+    }
+    if (newest_major() < kMajors.back() && !only_chosen_) {
+      return environment_failure(fmt::format(
+          "the CUDA driver is of {} and loads nothing that NVRTC {} or later compiles: install driver 525 or "
+          "later, or set ATTUNE_NVRTC to an older library",
+          cuda_version_text(driver_version_), kMajors.back()));
     }
     return environment_failure(
         fmt::format("no usable NVRTC for sm_{}: install {}, or set ATTUNE_NVRTC to the library. "
@@ -227,7 +233,12 @@ class Libraries {
     return found;
   }
 
-  bool may_use(int major, int sm) const { return major <= newest_ && (major < 13 || sm >= kOldestOf13); }
+  /// A driver loads no image of a newer major version than its own.
+  int newest_major() const { return driver_version_ == 0 ? kMajors.front() : driver_version_ / 1000; }
+
+  bool may_use(int major, int sm) const {
+    return major <= newest_major() && (major < 13 || sm >= kOldestOf13);
+  }
 
   const Nvrtc* of_major(int major) {
     const auto known = by_major_.find(major);
@@ -246,7 +257,7 @@ class Libraries {
   std::map<int, std::optional<Glance>> glances_;
   const Nvrtc* chosen_ = nullptr;
   bool only_chosen_ = false;
-  int newest_ = kMajors.front();  // a driver loads no image of a newer major version than its own
+  int driver_version_ = 0;  // 0: there is none
 };
 
 Libraries& libraries() {

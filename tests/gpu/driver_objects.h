@@ -86,12 +86,12 @@ class Context {
   CUcontext context_ = nullptr;
 };
 
-/// The device's primary context, current in this thread while it lives, as CUDA's runtime has it.
+/// A device's primary context, current in this thread while it lives, as CUDA's runtime has it.
 class PrimaryContext {
  public:
-  PrimaryContext() {
+  explicit PrimaryContext(CUdevice device = 0) : device_(device) {
     CUcontext context = nullptr;
-    ATTUNE_DRIVER_CALL(cuDevicePrimaryCtxRetain, &context, CUdevice{0});
+    ATTUNE_DRIVER_CALL(cuDevicePrimaryCtxRetain, &context, device_);
     ATTUNE_DRIVER_CALL(cuCtxPushCurrent, context);
   }
   PrimaryContext(const PrimaryContext&) = delete;
@@ -99,8 +99,11 @@ class PrimaryContext {
   ~PrimaryContext() {
     CUcontext popped = nullptr;
     ATTUNE_DRIVER_CALL(cuCtxPopCurrent, &popped);
-    ATTUNE_DRIVER_CALL(cuDevicePrimaryCtxRelease, CUdevice{0});
+    ATTUNE_DRIVER_CALL(cuDevicePrimaryCtxRelease, device_);
   }
+
+ private:
+  const CUdevice device_;
 };
 
 }  // namespace attune::test

@@ -31,6 +31,7 @@ TEST_CASE("a cubin's kernels, by name") {
                                         .barriers = 2,
                                         .shared = 1200,
                                         .threads = {64, 2, 1},
+                                        .parameter_bytes = {344, 8},
                                         .code = 640},
                                        {.name = "helper", .registers = 99, .entry = false},
                                        {.name = "alpha", .registers = 255, .code = 128}});
@@ -43,6 +44,7 @@ TEST_CASE("a cubin's kernels, by name") {
   CHECK(alpha.registers == 255);
   CHECK(alpha.shared_bytes == 0);
   CHECK(alpha.max_threads == 0);
+  CHECK(alpha.parameter_bytes.empty());
   const CubinKernel& zeta = info->kernels[1];
   CHECK(zeta.name == "zeta");
   CHECK(zeta.registers == 40);
@@ -50,6 +52,7 @@ TEST_CASE("a cubin's kernels, by name") {
   CHECK(zeta.barriers == 2);
   CHECK(zeta.shared_bytes == 1200);
   CHECK(zeta.max_threads == 128);
+  CHECK(zeta.parameter_bytes == std::vector{344, 8});
   CHECK(zeta.code_bytes == 640);
 }
 

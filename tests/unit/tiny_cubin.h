@@ -23,6 +23,7 @@ class TinyCubin {
     std::uint8_t flag_barriers = 0;  // in .text's flags, as before CUDA 13
     std::uint32_t shared = 0;        // as the section says: with the reserved bytes from sm_90 on
     std::uint32_t threads[3] = {0, 0, 0};
+    std::vector<std::uint32_t> parameter_bytes = {};
     std::uint64_t code = 0;
     std::vector<std::uint16_t> opcodes = {};  // of .text: the lowest bits of each instruction
     bool entry = true;                        // false: a device function
@@ -74,6 +75,9 @@ class TinyCubin {
     info_ += sized(0x2f, {index, kernel.registers}) + sized(0x11, {index, kernel.stack});
     std::string own = std::string("\x03\x36\0\0", 4);  // a record that nobody reads
     if (kernel.threads[0] != 0) own += sized(0x05, {kernel.threads[0], kernel.threads[1], kernel.threads[2]});
+    for (auto number = static_cast<std::uint32_t>(kernel.parameter_bytes.size()); number-- > 0;) {
+      own += sized(0x17, {0, number, kernel.parameter_bytes[number] << 18 | 0x1f000});
+    }
     if (kernel.barriers != 0) own += std::string{'\x02', '\x4c', static_cast<char>(kernel.barriers), '\0'};
     section(".nv.info." + kernel.name, SHT_LOPROC, own);
     std::string text;
