@@ -8,6 +8,7 @@ from math import gcd
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 from attune import _library, _random, _tensor
+from attune._numbers import real
 from attune.ops.fmha.attn_bias import AttentionBias
 
 
@@ -53,13 +54,13 @@ class Call:
         self.output_dtype = self.query.dtype
         self._bias = _CBias(attn_bias, self.query, self.key)
         self._options = _library.Options(
-            stream=self.query.stream, p=p, families=sum([1 << family for family in families])
+            stream=self.query.stream, p=real("p", p), families=sum([1 << family for family in families])
         )
         if output_dtype is not None:
-            self.output_dtype = _tensor.dtype_name(output_dtype)
+            self.output_dtype = _tensor.output_dtype_name(output_dtype)
             self._options.output_dtype = ctypes.pointer(ctypes.c_int32(_tensor.dtype_code(self.output_dtype)))
         if scale is not None:
-            self._options.scale = ctypes.pointer(ctypes.c_double(scale))
+            self._options.scale = ctypes.pointer(ctypes.c_double(real("scale", scale)))
 
     @property
     def drops(self) -> bool:
@@ -140,8 +141,7 @@ class Call:
         output = self.query.empty_like("output", shape[:-1] + self.value.shape[-1:], self.output_dtype)
         if not with_lse:
             return output, None
-        heads = shape[2:-1] if len(shape) > 3 else (1,)
-        return output, self.query.empty_like("lse", shape[:1] + heads + shape[1:2], "float32")
+        return output, self.query.empty_like("lse", _tensor.lse_shape(shape), "float32")
 
     def _typical_backward(self, wanted: Wanted, deterministic: bool) -> _BackwardArguments:
         """With results as forward makes them, and a contiguous gradient. Nothing looks into them."""

@@ -50,9 +50,9 @@ class _Chunks:
 def merge(attn: Any, lse: Any, write_lse: bool, output_dtype: Any) -> Tuple[Any, Optional[Any]]:
     """See attune.ops.fmha.merge_attentions."""
     attn, lse = _chunks_of_both(attn, lse)
-    dtype = attn.kind.dtype if output_dtype is None else _tensor.dtype_name(output_dtype)
+    dtype = attn.kind.dtype if output_dtype is None else _tensor.output_dtype_name(output_dtype)
     output = attn.kind.empty_like("output", attn.shape, dtype)
-    lse_out = attn.kind.empty_like("lse", _lse_shape(attn.shape), "float32") if write_lse else None
+    lse_out = attn.kind.empty_like("lse", _tensor.lse_shape(attn.shape), "float32") if write_lse else None
     _library.check(
         _library.library().attune_merge_attentions(
             attn.array,
@@ -78,7 +78,7 @@ def merge_backward(
     ]
     if grad_lse is not None:
         given.append(_tensor.view_of("grad_lse", grad_lse, _tensor.LSES))
-    grad_attn, grad_attn_lse = attn.empty(attn.shape), lse_of_attn.empty(_lse_shape(attn.shape))
+    grad_attn, grad_attn_lse = attn.empty(attn.shape), lse_of_attn.empty(_tensor.lse_shape(attn.shape))
     _library.check(
         _library.library().attune_merge_attentions_backward(
             given[0].c,
@@ -103,8 +103,3 @@ def _chunks_of_both(attn: Any, lse: Any) -> Tuple[_Chunks, _Chunks]:
             f"Incompatible number of LSE and attention chunks: {len(attn.c)} of attention, {len(lse.c)} of LSE"
         )
     return attn, lse
-
-
-def _lse_shape(shape: _tensor.Shape) -> _tensor.Shape:
-    """[B, (G,) H, M] of [B, M, (G,) H, K]."""
-    return shape[:1] + shape[2:-1] + shape[1:2]

@@ -7,12 +7,14 @@ every layout of the same sequences. A call that drops takes one state, on the ho
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from typing import Any, Tuple
 
 import numpy as np
 
 from attune import _tensor
+from attune._numbers import whole
 
 _BITS = 2**64
 
@@ -28,9 +30,18 @@ class Generator:
         self.manual_seed(seed, offset)
 
     def manual_seed(self, seed: int, offset: int = 0) -> Generator:
+        state = whole("seed", seed) % _BITS, whole("offset", offset) % _BITS
         with self._lock:
-            self._seed, self._offset = seed % _BITS, offset % _BITS
+            self._seed, self._offset = state
         return self
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        """Copies go on from the same state, each for itself."""
+        with self._lock:
+            return Generator, (self._seed, self._offset)
+
+    def __repr__(self) -> str:
+        return f"attune.Generator(seed={self._seed}, offset={self._offset})"
 
     def next(self) -> Tuple[int, int]:
         """Seed and offset of one call."""
@@ -57,12 +68,17 @@ def state_of(generator: Any, query: Any) -> Tuple[int, int]:
         return generator.next()
     if isinstance(generator, np.random.Generator):
         return int(generator.integers(_BITS, dtype=np.uint64)), 0
-    if generator is None or type(generator).__module__.startswith("torch"):
+    if generator is None or _is_torch_generator(generator):
         return _torch_state(generator)
     raise TypeError(
         "generator: expected an attune.Generator, a torch.Generator or a numpy.random.Generator, got "
         f"{type(generator).__name__}"
     )
+
+
+def _is_torch_generator(generator: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(generator, torch.Generator)
 
 
 def _torch_state(generator: Any) -> Tuple[int, int]:

@@ -34,6 +34,10 @@ class Table:
 
             self.value = torch.from_numpy(self._host).to(device or "cpu")
 
+    def __getstate__(self) -> Dict[str, Any]:
+        """A copy makes views of its own: they hold addresses."""
+        return {**self.__dict__, "_views": {}}
+
     @property
     def on_host(self) -> bool:
         """Are the numbers known without asking a GPU?"""
@@ -117,7 +121,10 @@ def _int32_tensor(name: str, tensor: Any, device: Any) -> Any:
 
 
 def _int32_array(name: str, numbers: Any) -> np.ndarray:
-    array = np.asarray(numbers)
+    try:
+        array = np.asarray(numbers)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"{name}: {error}") from None
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {array.dtype}")
     limits = np.iinfo(np.int32)

@@ -149,6 +149,21 @@ def dtype_name(dtype: Any) -> str:
     return np.dtype(dtype).name
 
 
+def output_dtype_name(dtype: Any) -> str:
+    try:
+        return dtype_name(dtype)
+    except TypeError:
+        raise TypeError(
+            f"output_dtype: expected a dtype of NumPy or torch, or its name, got {dtype!r}"
+        ) from None
+
+
+def lse_shape(shape: Shape) -> Shape:
+    """[B, (G,) H, M] for an output [B, M, (G,) H, K]; [B, 1, M] for [B, M, K]."""
+    heads = shape[2:-1] if len(shape) > 3 else (1,)
+    return shape[:1] + heads + shape[1:2]
+
+
 def dtype_code(name: str) -> int:
     """The C ABI's number of an output's dtype."""
     if name not in FLOATS:
@@ -238,6 +253,10 @@ _TORCH = Framework(_torch_empty, _torch_stream)
 
 
 def _torch_view(name: str, tensor: Any, dtypes: Tuple[str, ...]) -> View:
+    if tensor.is_nested:
+        raise NotImplementedError(
+            f"{name}: nested tensors are not supported; pack sequences with BlockDiagonalMask.from_tensor_list"
+        )
     if tensor.layout is not sys.modules["torch"].strided:
         raise ValueError(f"{name}: layout {tensor.layout} is not supported, expected torch.strided")
     place = tensor.device

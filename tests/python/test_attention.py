@@ -1,5 +1,7 @@
 """NumPy arrays against the float64 reference: dtypes, masks, tensors, layouts, LSE, output dtypes."""
 
+import copy
+import pickle
 import unittest
 
 import numpy as np
@@ -255,6 +257,23 @@ class PackedSequences(unittest.TestCase):
                 assert_close(
                     self, memory_efficient_attention(query, key, value, mask), query, key, value, mask
                 )
+
+
+class Copies(unittest.TestCase):
+    def test_of_masks_that_were_used(self):
+        masks = sequence_masks.make_all()
+        masks["a tensor on top"] = (
+            LowerTriangularFromBottomRightMask().add_bias(np.zeros((43, 50), np.float32)),
+            50,
+        )
+        for name, (mask, key_rows) in masks.items():
+            inputs = sequence_masks.inputs(key_rows)
+            output = memory_efficient_attention(*inputs, mask)
+            for copied in (copy.copy, copy.deepcopy, lambda mask: pickle.loads(pickle.dumps(mask))):
+                with self.subTest(name):
+                    again = copied(mask)
+                    self.assertIs(type(again), type(mask))
+                    np.testing.assert_array_equal(memory_efficient_attention(*inputs, again), output)
 
 
 class Introspection(unittest.TestCase):

@@ -169,10 +169,8 @@ class Lengths(unittest.TestCase):
                     )
 
     def test_equal_lengths_can_be_split(self):
-        for kv_seqlen in (None, [2, 3]):
-            self.assertEqual(
-                len(BlockDiagonalMask.from_seqlens([2, 3], kv_seqlen).split(np.zeros((1, 5)))), 2
-            )
+        for lengths in ([2, 3], None), ([2, 3], [2, 3]), ((2, 3), (2, 3)):
+            self.assertEqual(len(BlockDiagonalMask.from_seqlens(*lengths).split(np.zeros((1, 5)))), 2)
         mixed = BlockDiagonalMask.from_seqlens([2, 3], np.array([2, 3]))
         self.assertEqual(mixed.k_seqinfo.seqstart_py, [0, 2, 5])
 
@@ -211,11 +209,21 @@ class Lengths(unittest.TestCase):
                 r"kv_seqlen\[1\] is 5, more than the padding of 4",
                 lambda: BlockDiagonalPaddedKeysMask.from_seqlens([1, 1], 4, [4, 5]),
             ),
-            (ValueError, "padding=-1", lambda: BlockDiagonalPaddedKeysMask.from_seqlens([1], -1, [0])),
+            (ValueError, "kv_padding=-1", lambda: BlockDiagonalPaddedKeysMask.from_seqlens([1], -1, [0])),
             (ValueError, "No elements", lambda: BlockDiagonalGappyKeysMask.from_seqlens([], [0], [])),
             (
+                TypeError,
+                "kv_padding: expected an integer, got 8.0",
+                lambda: BlockDiagonalPaddedKeysMask.from_seqlens([1], 8.0, [0]),
+            ),
+            (
                 ValueError,
-                "seqstarts has 2 entries and seqlens 2; expected one start more",
+                "kv_seqlen: .* inhomogeneous",
+                lambda: BlockDiagonalMask.from_seqlens([1], [[2], [3, 4]]),
+            ),
+            (
+                ValueError,
+                "kv_seqstarts has 2 entries and kv_seqlen 2; expected one start more",
                 lambda: BlockDiagonalGappyKeysMask.from_seqlens([1, 1], [0, 5], [2, 2]),
             ),
             (
@@ -225,7 +233,7 @@ class Lengths(unittest.TestCase):
             ),
             (
                 ValueError,
-                "seqstarts has 3 entries and seqlens 2; expected equally many",
+                "kv_seqstarts has 3 entries and kv_seqlen 2; expected equally many",
                 lambda: PagedBlockDiagonalGappyKeysMask.from_seqlens(
                     [1, 1], [0, 5, 8], [2, 2], [[0], [1]], 8
                 ),
@@ -250,7 +258,17 @@ class Lengths(unittest.TestCase):
             (
                 ValueError,
                 "page_size=0",
-                lambda: PagedBlockDiagonalPaddedKeysMask.from_seqlens([1], [0], [[0, 1]], 0),
+                lambda: PagedBlockDiagonalPaddedKeysMask.from_seqlens([1], [4], [[0, 1]], 0),
+            ),
+            (
+                TypeError,
+                "page_size: expected an integer, got 4.0",
+                lambda: PagedBlockDiagonalPaddedKeysMask.from_seqlens([1], [4], [[0, 1]], 4.0),
+            ),
+            (
+                ValueError,
+                r"block_tables: shape \[2\], expected \[blocks, pages of a row\]",
+                lambda: PagedBlockDiagonalPaddedKeysMask.from_seqlens([1], [4], [0, 1], 4),
             ),
         ]:
             with self.subTest(text), self.assertRaisesRegex(error, text):
@@ -273,6 +291,11 @@ class Windows(unittest.TestCase):
             LocalAttentionFromBottomRightMask(window_left=-1, window_right=0)
         with self.assertRaisesRegex(ValueError, r"window_right is -2\. Expected `window_right >= 0`"):
             BlockDiagonalLocalAttentionPaddedKeysMask.from_seqlens_local([1], 4, [4], 0, -2)
+        for wrong in (2.5, "2", None):
+            with self.assertRaisesRegex(TypeError, f"window_size: expected an integer, got {wrong!r}"):
+                blocks.make_local_attention(wrong)
+            with self.assertRaisesRegex(TypeError, f"window_right: expected an integer, got {wrong!r}"):
+                LocalAttentionFromBottomRightMask(0, wrong)
 
     def test_a_local_padded_mask_needs_one(self):
         with self.assertRaisesRegex(NotImplementedError, "use from_seqlens_local"):
@@ -339,6 +362,11 @@ class Conversions(unittest.TestCase):
         causal = BlockDiagonalMask.from_seqlens([2, 3]).make_causal().to("cpu")
         self.assertEqual([x.shape for x in causal.split(np.zeros((1, 5)))], [(1, 2), (1, 3)])
 
+    def test_a_tensor_on_top_is_shown(self):
+        tensor = np.zeros((3, 3), np.float32)
+        for mask in (LowerTriangularMask(), LowerTriangularFromBottomRightMask()):
+            self.assertIn(repr(tensor), repr(mask.add_bias(tensor)))
+
     def test_add_bias_once(self):
         tensor = np.zeros((3, 3), np.float32)
         for mask in (LowerTriangularMask(), LowerTriangularFromBottomRightMask()):
@@ -383,6 +411,8 @@ class TensorLists(unittest.TestCase):
     def test_what_is_refused(self):
         with self.assertRaisesRegex(ValueError, "no tensors"):
             BlockDiagonalMask.from_tensor_list([])
+        with self.assertRaisesRegex(ValueError, r"tensors\[1\]: shape \[3\], expected \[B, M, \*\]"):
+            BlockDiagonalMask.from_tensor_list([np.zeros((1, 3)), np.zeros(3)])
         with self.assertRaisesRegex(ValueError, "tensors_q have batch sizes"):
             BlockDiagonalMask.from_tensor_lists_qkv(self.tensors, self.tensors[::-1])
         with self.assertRaisesRegex(ValueError, "tensors_k and tensors_v differ"):

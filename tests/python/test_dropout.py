@@ -1,5 +1,7 @@
 """Dropout: which weights go, by what the output shows of them. An identity as value makes the output the weights."""
 
+import copy
+import pickle
 import unittest
 
 import numpy as np
@@ -124,6 +126,20 @@ class Generators(unittest.TestCase):
         memory_efficient_attention(*self.inputs, p=0.0, generator=generator)
         self.assertEqual(generator.next(), (4, 0))
 
+    def test_copies_go_on_alike(self):
+        generator = attune.Generator(7)
+        self.drop(generator)
+        copies = copy.copy(generator), copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))
+        self.assertEqual(repr(generator), "attune.Generator(seed=7, offset=1)")
+        second = self.drop(generator)
+        for same in copies:
+            np.testing.assert_array_equal(self.drop(same), second)
+
     def test_others_are_refused(self):
         with self.assertRaisesRegex(TypeError, "generator: expected an attune.Generator"):
             self.drop(1234)
+        for seed in (1.5, "a", None):
+            with self.assertRaisesRegex(TypeError, f"seed: expected an integer, got {seed!r}"):
+                attune.Generator(seed)
+            with self.assertRaisesRegex(TypeError, "seed: expected an integer"):
+                attune.manual_seed(seed)

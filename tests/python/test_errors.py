@@ -48,6 +48,10 @@ class WrongCalls(unittest.TestCase):
         for p in ("1.5", "-0.25", "nan"):
             self.refuses(ValueError, f"Invalid dropout probability: p={p}", p=float(p))
         self.refuses(ValueError, "scale is nan", scale=float("nan"))
+        for argument, wrong in [("p", "0.1"), ("p", None), ("scale", "auto")]:
+            self.refuses(TypeError, f"{argument}: expected a number, got {wrong!r}", **{argument: wrong})
+        for wrong in (17, [np.float32], "half precision"):
+            self.refuses(TypeError, "output_dtype: expected a dtype", output_dtype=wrong)
         self.refuses(TypeError, "expected None, a tensor or a mask", attn_bias="causal")
         self.refuses(
             TypeError,

@@ -303,6 +303,21 @@ class OnTheCpu(unittest.TestCase):
         with self.assertRaisesRegex(RuntimeError, "once_differentiable"):
             gradient.sum().backward()
 
+    def test_a_scale_has_no_gradient(self):
+        inputs = self.tensors(14)
+        scale = torch.tensor(0.3, requires_grad=True)
+        for given in inputs, [x.detach() for x in inputs]:
+            with self.assertRaisesRegex(NotImplementedError, "scale: .* multiply query by it"):
+                memory_efficient_attention(*given, scale=scale)
+        self.assertTrue(
+            torch.equal(
+                memory_efficient_attention(*inputs, scale=scale.detach()),
+                memory_efficient_attention(*inputs, scale=scale.item()),
+            )
+        )
+        with self.assertRaisesRegex(TypeError, "p: expected a number, got '0.1'"):
+            memory_efficient_attention(*inputs, p="0.1")
+
     def test_a_saved_tensor_that_changed(self):
         query, key, value = self.tensors(14)
         output = memory_efficient_attention(query * 1, key, value)

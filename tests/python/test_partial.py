@@ -73,6 +73,15 @@ class Merge(unittest.TestCase):
         self.check(inputs, attn, lse)
         self.check(inputs, np.stack(attn), np.stack(lse))
 
+    def test_one_head_of_three_axes(self):
+        query, key, value = inputs = random_inputs(12, heads=1)
+        attn, lse = map(list, parts(*(x[:, :, 0] for x in inputs), [9, 30]))
+        self.assertEqual((attn[0].shape, lse[0].shape), ((2, 37, 24), (2, 1, 37)))
+        for split in (attn, lse), (np.stack(attn), np.stack(lse)):
+            merged, merged_lse = merge_attentions(*split)
+            assert_close(self, merged[:, :, None], query, key, value)
+            np.testing.assert_allclose(merged_lse, reference(*inputs)[1], atol=1e-5)
+
     def test_views(self):
         inputs = random_inputs(5)
         attn, lse = map(list, parts(*inputs, [9, 30]))

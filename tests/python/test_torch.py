@@ -98,6 +98,8 @@ class OnTheCpu(unittest.TestCase):
             memory_efficient_attention(query.to("meta"), key, value)
         with self.assertRaisesRegex(ValueError, "layout torch.sparse_coo is not supported"):
             memory_efficient_attention(query.to_sparse(), key, value)
+        with self.assertRaisesRegex(NotImplementedError, "query: nested tensors are not supported"):
+            memory_efficient_attention(torch.nested.nested_tensor(list(query)), key, value)
 
     def test_materialize(self):
         dense = LowerTriangularFromBottomRightMask().materialize(
@@ -167,6 +169,8 @@ class OnTheCpu(unittest.TestCase):
         for make in (lambda: torch.Generator().manual_seed(5), lambda: attune.Generator(5)):
             one, other = (memory_efficient_attention(*inputs, p=0.5, generator=make()) for _ in range(2))
             self.assertTrue(torch.equal(one, other))
+        with self.assertRaisesRegex(TypeError, "generator: expected .*, got Tensor"):
+            memory_efficient_attention(*inputs, p=0.5, generator=torch.zeros(2))
 
     def test_partial_and_merge(self):
         query, key, value = inputs = tensors(7, self.device, torch.float16)

@@ -250,7 +250,7 @@ def _differentiable(inputs: Inputs, op: _Op, generator: Any, with_lse: bool) -> 
     """Output and LSE, recorded by autograd where it has to."""
     forward_op, backward_op = _operators(op)
     _, dense = taken_apart(inputs.attn_bias)
-    if not _records(inputs.query, inputs.key, inputs.value, dense):
+    if not _records(inputs.query, inputs.key, inputs.value, dense, inputs.scale):
         return run_forward(inputs, forward_op, with_lse, generator)
     from attune.ops.fmha import _autograd
 

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from attune import _merge, _random, _tensor
 from attune._call import Backward, Wanted
+from attune._numbers import real
 from attune.ops.fmha._bias import put_together, taken_apart
 from attune.ops.fmha.common import (
     AttentionBwOpBase,
@@ -29,12 +30,16 @@ def attention(
     """Output and LSE, both differentiable."""
     for name in ("query", "key", "value"):
         _check_torch(name, getattr(inputs, name))
+    if getattr(inputs.scale, "requires_grad", False):
+        raise NotImplementedError(
+            "scale: it requires grad, but has no gradient here; multiply query by it and pass scale=1"
+        )
     if backward_op is not None:
         backward_op.check(inputs)  # now: inside backward, nobody would know whose call it was
     mask, dense = taken_apart(inputs.attn_bias)
     if not _tensor.is_torch_tensor(dense):  # no tensor, or one that autograd knows nothing of
         mask, dense = inputs.attn_bias, None
-    state = _random.state_of(generator, inputs.query) if inputs.p > 0 else (0, 0)
+    state = _random.state_of(generator, inputs.query) if real("p", inputs.p) > 0 else (0, 0)
     settings = inputs.of(None, None, None, mask)
     call = _Call(settings, forward_op, backward_op, state)
     return _Attention.apply(inputs.query, inputs.key, inputs.value, dense, call)

@@ -10,6 +10,7 @@ from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from attune import _library, _tensor
+from attune._numbers import whole
 from attune._table import Table
 
 
@@ -36,16 +37,18 @@ CAUSAL_FROM_BOTTOM_RIGHT = Window(_library.BOTTOM_RIGHT, -1, 0)
 
 def last_keys(anchor: int, window_size: int) -> Window:
     """The last `window_size` keys, of which the query's own position is one."""
-    if window_size <= 0:
-        raise ValueError(f"window_size is {window_size}. Expected `window_size > 0`: 1 is the diagonal alone")
-    return Window(anchor, min(window_size, _FAR) - 1, 0)
+    size = whole("window_size", window_size)
+    if size <= 0:
+        raise ValueError(f"window_size is {size}. Expected `window_size > 0`: 1 is the diagonal alone")
+    return Window(anchor, min(size, _FAR) - 1, 0)
 
 
 def both_sides(window_left: int, window_right: int) -> Window:
-    for name, reach in ("window_left", window_left), ("window_right", window_right):
+    left, right = whole("window_left", window_left), whole("window_right", window_right)
+    for name, reach in ("window_left", left), ("window_right", right):
         if reach < 0:
             raise ValueError(f"{name} is {reach}. Expected `{name} >= 0`")
-    return Window(_library.BOTTOM_RIGHT, min(window_left, _FAR), min(window_right, _FAR))
+    return Window(_library.BOTTOM_RIGHT, min(left, _FAR), min(right, _FAR))
 
 
 class Blocks(NamedTuple):
@@ -114,6 +117,10 @@ class AttentionBias:
     def _kept_calls(self) -> Dict[Any, Any]:
         """Of packed sequences; see _repeated.py."""
         return {}
+
+    def __getstate__(self) -> Dict[str, Any]:
+        """A copy keeps calls of its own: these are the library's, in this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept_calls"}
 
     @property
     def _mask(self) -> AttentionBias:

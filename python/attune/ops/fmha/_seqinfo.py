@@ -10,6 +10,7 @@ from typing import Any, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from attune._numbers import whole
 from attune._table import Table
 
 
@@ -117,8 +118,9 @@ class _PaddedSeqLenInfo(_WithLengths):
 
     def __init__(self, seqlen: Any, padding: int, *, device: Any = None):
         lens = lengths_of("seqlen", seqlen, device)
+        padding = whole("kv_padding", padding)
         if padding < 0:
-            raise ValueError(f"padding={padding}; expected 0 or more")
+            raise ValueError(f"kv_padding={padding}; expected 0 or more")
         super().__init__(lens.multiples("seqstart", padding, len(lens.value) + 1), lens)
         self.zeros = lens.multiples("seqstart", 0, len(lens.value))  # where the keys start in pages
         self.padding = padding
@@ -159,7 +161,7 @@ class _GappySeqInfo(_WithLengths):
         expected = len(info) + (0 if paged else 1)
         if len(info.starts.value) != expected:
             raise ValueError(
-                f"seqstarts has {len(info.starts.value)} entries and seqlens {len(info)}; expected "
+                f"{info.starts.name} has {len(info.starts.value)} entries and {info.lens.name} {len(info)}; expected "
                 + ("equally many" if paged else "one start more, the last being the number of rows")
             )
         if not paged and info.starts.on_host and info.lens.on_host:

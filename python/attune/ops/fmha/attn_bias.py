@@ -11,7 +11,6 @@ the output. `device=` puts the tables on a device at once; otherwise the first c
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Type
@@ -19,6 +18,7 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Typ
 import numpy as np
 
 from attune import _library, _tensor
+from attune._numbers import whole
 from attune._table import Table
 from attune.ops.fmha._bias import (
     CAUSAL,
@@ -67,6 +67,9 @@ class LowerTriangularMaskWithTensorBias(LowerTriangularMask):
 
     def to(self, device: Any) -> LowerTriangularMaskWithTensorBias:
         return LowerTriangularMaskWithTensorBias(moved(self._dense, device))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(bias={self._dense!r})"
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,11 @@ class BlockDiagonalMask(_SequenceMask):
         """From the lengths of each block; `kv_seqlen` defaults to `q_seqlen`. Raises ValueError for unequal counts and
         negative lengths."""
         q = _packed("q_seqlen", q_seqlen, device)
-        alike = isinstance(q_seqlen, list) and isinstance(kv_seqlen, list) and q_seqlen == kv_seqlen
+        alike = (
+            isinstance(q_seqlen, (list, tuple))
+            and type(q_seqlen) is type(kv_seqlen)
+            and q_seqlen == kv_seqlen
+        )
         if kv_seqlen is None or alike:
             return cls(q, q)
         return cls(q, _packed("kv_seqlen", kv_seqlen, device))
@@ -293,6 +300,9 @@ def _concatenated(tensors: Sequence[Any]) -> Tuple[List[int], _SeqLenInfo, Any]:
     if len(tensors) == 0:
         raise ValueError("no tensors to concatenate")
     first = tensors[0]
+    for i, x in enumerate(tensors):
+        if x.ndim < 2:
+            raise ValueError(f"tensors[{i}]: shape {list(x.shape)}, expected [B, M, *]")
     batch_sizes = [x.shape[0] for x in tensors]
     lengths = [x.shape[1] for x in tensors for _ in range(x.shape[0])]
     rows = [x.reshape(1, x.shape[0] * x.shape[1], *x.shape[2:]) for x in tensors]
@@ -465,13 +475,14 @@ class BlockDiagonalGappyKeysMask(_SequenceMask):
     ) -> PagedBlockDiagonalGappyKeysMask:
         """Reads block b as living in the cell [b * notional_padding, (b + 1) * notional_padding) of logical keys, which a
         page table [blocks, pages of a row] maps to rows. Causality stays unless `paged_type` is given."""
-        if page_size <= 0 or notional_padding % page_size:
+        table = _page_table(block_tables, page_size)
+        if whole("notional_padding", notional_padding) % page_size:
             raise ValueError(
                 f"notional_padding={notional_padding} should be divisible by page_size={page_size}"
             )
         starts = self.k_seqinfo.starts.within_cells(notional_padding, len(self.k_seqinfo))
         paged_type = paged_type or self._paged_type
-        return paged_type(self.q_seqinfo, _GappySeqInfo(starts, self.k_seqinfo.lens), block_tables, page_size)
+        return paged_type(self.q_seqinfo, _GappySeqInfo(starts, self.k_seqinfo.lens), table, page_size)
 
     @property
     def _paged_type(self) -> Type[PagedBlockDiagonalGappyKeysMask]:
@@ -513,13 +524,10 @@ class _PagedMask(_SequenceMask):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.page_size <= 0:
-            raise ValueError(f"page_size={self.page_size}; expected 1 or more")
-        given = self.block_tables
-        self._table = given if isinstance(given, Table) else Table("block_tables", given)
+        self._table = _page_table(self.block_tables, self.page_size)
         self.block_tables = self._table.value
         shape = list(self.block_tables.shape)
-        if len(shape) != 2 or shape[0] != len(self.q_seqinfo):
+        if shape[0] != len(self.q_seqinfo):
             raise ValueError(f"block_tables: shape {shape}, expected [{len(self.q_seqinfo)}, pages of a row]")
         self._check_keys(shape[1] * self.page_size)
 
@@ -584,8 +592,18 @@ class PagedBlockDiagonalCausalWithOffsetPaddedKeysMask(PagedBlockDiagonalPaddedK
 def _in_pages(
     kv_lens: Table, block_tables: Any, page_size: int, device: Any = None
 ) -> Tuple[_PaddedSeqLenInfo, Table]:
-    tables = Table("block_tables", block_tables, device)
-    return _PaddedSeqLenInfo(kv_lens, math.prod(tables.value.shape[1:]) * page_size), tables
+    table = _page_table(block_tables, page_size, device)
+    return _PaddedSeqLenInfo(kv_lens, table.value.shape[1] * page_size), table
+
+
+def _page_table(block_tables: Any, page_size: int, device: Any = None) -> Table:
+    """The table of pages of this size, whatever the number of blocks."""
+    if whole("page_size", page_size) <= 0:
+        raise ValueError(f"page_size={page_size}; expected 1 or more")
+    table = block_tables if isinstance(block_tables, Table) else Table("block_tables", block_tables, device)
+    if table.value.ndim != 2:
+        raise ValueError(f"block_tables: shape {list(table.value.shape)}, expected [blocks, pages of a row]")
+    return table
 
 
 @dataclass(eq=False)
