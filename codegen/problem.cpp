@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -31,6 +32,10 @@ Result<void> set_field(Problem& problem, std::string_view name, std::string_view
   return done();
 }
 
+bool names(const std::vector<std::string_view>& fields, std::string_view name) {
+  return std::ranges::find(fields, name) != fields.end();
+}
+
 }  // namespace
 
 std::string to_string(const Problem& problem) {
@@ -49,7 +54,7 @@ std::string to_string(const Problem& problem) {
 
 Result<Problem> parse_problem(std::string_view text) {
   Problem problem;
-  bool has_output_dtype = false;
+  std::vector<std::string_view> named;
   while (!text.empty()) {
     const std::size_t begin = text.find_first_not_of(" \t\r\n");
     if (begin == std::string_view::npos) break;
@@ -62,9 +67,10 @@ Result<Problem> parse_problem(std::string_view text) {
     }
     const std::string_view name = word.substr(0, equals);
     ATTUNE_TRY(set_field(problem, name, word.substr(equals + 1)));
-    has_output_dtype = has_output_dtype || name == "output_dtype";
+    if (names(named, name)) return invalid_argument(fmt::format("problem: {} is there twice", name));
+    named.push_back(name);
   }
-  if (!has_output_dtype) problem.output_dtype = problem.dtype;
+  if (!names(named, "output_dtype")) problem.output_dtype = problem.dtype;
   if (merges(problem.operation)) {
     if (problem.head_dim_v == 0) return invalid_argument("problem: head_dim_v=N is missing");
     return problem;

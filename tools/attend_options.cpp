@@ -1,5 +1,6 @@
 #include "codegen/names.h"
 #include "tools/attend.h"
+#include "tools/option_values.h"
 
 #include <fmt/format.h>
 
@@ -75,16 +76,19 @@ void add_options(CLI::App& command, AttendOptions& options) {
       ->check(CLI::IsMember({"none", "lower_triangular", "lower_triangular_from_bottom_right",
                              "lower_triangular_from_bottom_right_local", "local_from_bottom_right"}))
       ->capture_default_str();
-  command.add_option("--window-size", options.window_size, "Of lower_triangular_from_bottom_right_local");
-  command.add_option("--window-left", options.window_left, "Of local_from_bottom_right");
-  command.add_option("--window-right", options.window_right, "Of local_from_bottom_right");
+  command.add_option("--window-size", options.window_size, "Of lower_triangular_from_bottom_right_local")
+      ->check(any_integer<std::int64_t>());
+  command.add_option("--window-left", options.window_left, "Of local_from_bottom_right")
+      ->check(any_integer<std::int64_t>());
+  command.add_option("--window-right", options.window_right, "Of local_from_bottom_right")
+      ->check(any_integer<std::int64_t>());
   command.add_option("--scale", options.scale, "Factor of query * key; default K ** -0.5");
   command.add_option("--p", options.p, "Dropout probability")->capture_default_str();
   command.add_option("--seed", options.dropout.seed, "Of the dropout")
-      ->check(CLI::NonNegativeNumber)
+      ->check(integer_from<std::uint64_t>(0))
       ->capture_default_str();
   command.add_option("--offset", options.dropout.offset, "Calls that have drawn from the seed before")
-      ->check(CLI::NonNegativeNumber)
+      ->check(integer_from<std::uint64_t>(0))
       ->capture_default_str();
   command.add_option("--output-dtype", options.output_dtype, "Of the output; default the query's")
       ->check(CLI::IsMember({"f32", "f16", "bf16"}));

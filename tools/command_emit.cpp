@@ -157,7 +157,8 @@ Result<int> emit_all(const EmitOptions& options, bool as_json) {
 void add_emit(CLI::App& app, Session& session) {
   auto options = std::make_shared<EmitOptions>();
   CLI::App* command = app.add_subcommand("emit", "The source that the generator prints");
-  auto* problem = command->add_option("--problem", options->problem, "As for `attune explain`");
+  auto* problem =
+      command->add_option("--problem", options->problem, "As for `attune explain`, of one kernel");
   command->add_option("--arch", options->arch, "sm_90a, x86-64-v4, ... or native")->capture_default_str();
   command->add_option("-o,--output", options->output, "A file; else stdout")->needs(problem);
   auto* out = command->add_option("--out", options->folder, "The folder of --all");

@@ -2,6 +2,7 @@
 #include "tools/command.h"
 #include "tools/console.h"
 #include "tools/mask_picture.h"
+#include "tools/option_values.h"
 #include "tools/output_file.h"
 #include "tools/verify/bias_arguments.h"
 
@@ -120,12 +121,15 @@ void add_mask(CLI::App& app, Session& session) {
             option, [&arguments, name](const std::vector<std::int64_t>& list) { arguments[name] = list; },
             what)
         ->delimiter(',')
+        ->check(any_integer<std::int64_t>())
         ->expected(1)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   };
   const auto number = [&](const char* option, const char* name, const char* what) {
-    command->add_option_function<std::int64_t>(
-        option, [&arguments, name](std::int64_t value) { arguments[name] = value; }, what);
+    command
+        ->add_option_function<std::int64_t>(
+            option, [&arguments, name](std::int64_t value) { arguments[name] = value; }, what)
+        ->check(any_integer<std::int64_t>());
   };
   lens("--q-seqlen", "q_seqlen", "Queries of each sequence: 3,6,2");
   lens("--kv-seqlen", "kv_seqlen", "Keys of each sequence");
@@ -141,9 +145,9 @@ void add_mask(CLI::App& app, Session& session) {
   auto block_tables = std::make_shared<std::string>();
   command->add_option("--block-tables", *block_tables, "Pages of each sequence: \"0,1;2,3\"");
   command->add_option("--queries", options->queries, "Queries of a mask of whole attention")
-      ->check(CLI::NonNegativeNumber);
+      ->check(integer_from<std::int64_t>(0));
   command->add_option("--keys", options->keys, "Keys of a mask of whole attention; key rows of a paged one")
-      ->check(CLI::NonNegativeNumber);
+      ->check(integer_from<std::int64_t>(0));
   command->add_option("-o,--output", options->output, "Write the picture to this SVG file");
   command->footer(classes_text());
   command->callback([options, block_tables, &session] {

@@ -3,6 +3,7 @@
 #include "tools/command.h"
 #include "tools/console.h"
 #include "tools/device_option.h"
+#include "tools/option_values.h"
 #include "tools/table.h"
 #include "tools/verify/masks.h"
 #include "tools/verify/numerics.h"
@@ -149,13 +150,12 @@ void add_numerics(CLI::App* verify, Session& session) {
   auto options = std::make_shared<NumericsCommand>();
   CLI::App* command =
       verify->add_subcommand("numerics", "Random problems over the whole surface against float64");
-  command->add_option("--seed", options->seed, "Draws the same cases again")->capture_default_str();
-  command->add_option("--cases", options->cases, "How many")
-      ->check(CLI::PositiveNumber)
+  command->add_option("--seed", options->seed, "Draws the same cases again")
+      ->check(integer_from<std::uint64_t>(0))
       ->capture_default_str();
+  command->add_option("--cases", options->cases, "How many")->check(integer_from(1))->capture_default_str();
   command->add_flag("--backward", options->backward, "Gradients, in place of attention and merges");
-  command->add_option("--only", options->only, "Run this one of the cases alone")
-      ->check(CLI::NonNegativeNumber);
+  command->add_option("--only", options->only, "Run this one of the cases alone")->check(integer_from(0));
   command->add_option("--family", options->families, "Kernel families, in turns; default all of the device")
       ->delimiter(',')
       ->expected(1)

@@ -3,12 +3,16 @@
 #include "attune/attune.h"
 #include "tools/command.h"
 #include "tools/console.h"
+#include "tools/option_values.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include <cstdio>
 #include <exception>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace attune::tools {
 
@@ -53,6 +57,15 @@ int run(const Session& session) {
   }
 }
 
+/// What is wrong with the command line. The parser would say of a subcommand that it doesn't know that one is
+/// missing.
+std::string fault_of(const CLI::ParseError& error, const CLI::App& app) {
+  const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
+  const bool misses_subcommand = error.what() == std::string_view("A subcommand is required");
+  if (misses_subcommand && !unknown.empty()) return fmt::format("{} is no subcommand", unknown.front());
+  return error.what();
+}
+
 int main(int argc, char** argv) {
   CLI::App app{"Memory-efficient attention, compiled for the exact problem at first use.", "attune"};
   Session session;
@@ -74,12 +87,13 @@ int main(int argc, char** argv) {
   add_doctor(app, session);
   add_completion(app, session);
   add_manual(app, session);
+  refuse_empty_values(app);
 
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help and --version
-    return report(fmt::format("{}; try `attune --help`", error.what()), kUsage);
+    return report(fmt::format("{}; try `attune --help`", fault_of(error, app)), kUsage);
   }
   return run(session);
 }

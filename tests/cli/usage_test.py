@@ -23,6 +23,34 @@ class Usage(CommandTest):
             with self.subTest(arguments=arguments):
                 self.assert_fails(2, "try `attune --help`", *arguments)
 
+    def test_a_subcommand_that_is_none(self):
+        for command in ("attand",), ("cache", "prune-everything"), ("verify", "everything"):
+            self.assert_fails(2, f"{command[-1]} is no subcommand", *command)
+
+    def test_empty_values(self):
+        """As of a variable that a script has not set: never a 0 or the default."""
+        for arguments in (("attend", "in", "-o", ""), ("attend", "in", "-o", "out", "--scale", ""),
+                          ("explain", "--problem", ""),
+                          ("cache", "show", ""), ("cache", "prune", "--older-than", ""),
+                          ("cache", "unpack", "pack", "--into", ""), ("mask", "BlockDiagonalMask", "--via", "")):
+            with self.subTest(arguments=arguments):
+                self.assert_fails(2, "the value is empty", *arguments)
+        self.assert_fails(2, "--seed", "verify", "numerics", "--seed", "")
+
+    def test_integers(self):
+        beyond = 2**64
+        for arguments, limits in ((("attend", "in", "-o", "out", "--seed"), f"0 to {2**64 - 1}"),
+                                  (("attend", "in", "-o", "out", "--window-left"), f"{-2**63} to {2**63 - 1}"),
+                                  (("mask", "LowerTriangularMask", "--queries"), f"0 to {2**63 - 1}"),
+                                  (("mask", "BlockDiagonalMask", "--q-seqlen"), f"{-2**63} to {2**63 - 1}"),
+                                  (("verify", "numerics", "--seed"), f"0 to {2**64 - 1}"),
+                                  (("verify", "numerics", "--cases"), f"1 to {2**31 - 1}")):
+            for value in (beyond, "1.5", "many", "nan"):
+                with self.subTest(arguments=arguments, value=value):
+                    text = f"{arguments[-1]}: {value} is no integer from {limits}; try `attune --help`"
+                    self.assert_fails(2, text, *arguments, value)
+        self.assert_fails(2, "--cases: 0 is no integer from 1 to", "verify", "numerics", "--cases", 0)
+
     def test_json_may_stand_before_and_behind_the_subcommand(self):
         self.assertEqual(self.attune("--json", "devices").json(), self.attune("devices", "--json").json())
 

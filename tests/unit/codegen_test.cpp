@@ -176,6 +176,7 @@ TEST_CASE("a merge's text has no head_dim, and its output's dtype follows") {
 TEST_CASE("a problem's text with a mistake names the word") {
   const auto message = [](const char* text) { return parse_problem(text).failure().message; };
   CHECK(message("dtype=f8 head_dim=64") == "problem: 'f8' is no value of dtype");
+  CHECK(message("head_dim=64 dtype=f16 head_dim=32") == "problem: head_dim is there twice");
   CHECK(message("heads=4") == "problem: unknown field 'heads'");
   CHECK(message("head_dim=64x") == "problem: '64x' is no value of head_dim");
   CHECK(message("head_dim") == "problem: 'head_dim' is not name=value");
