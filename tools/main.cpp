@@ -8,8 +8,13 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <exception>
+#include <functional>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -45,9 +50,9 @@ int report(const std::string& message, int exit_code) {
 }
 
 /// The public API throws; everything else returns its failure.
-int run(const Session& session) {
+int run(const std::function<Result<int>()>& action) {
   try {
-    const Result<int> result = session.action();
+    const Result<int> result = action();
     if (!result.ok()) return report(result.failure().message, exit_code_of(result.failure().kind));
     return *result;
   } catch (const Error& error) {
@@ -66,7 +71,26 @@ std::string fault_of(const CLI::ParseError& error, const CLI::App& app) {
   return error.what();
 }
 
+/// What --help or --version prints; the parser reports it as an error.
+Result<int> help_or_version(const CLI::App& app, const CLI::ParseError& error) {
+  std::ostringstream text;
+  app.exit(error, text, text);
+  ATTUNE_TRY(print(text.str()));
+  return kOk;
+}
+
+/// A standard stream that is closed would be the number of the next file that is opened, a lock or a kernel,
+/// and what is printed would be written there. This one can't be written to, so printing fails.
+void occupy_closed_streams() {
+  int descriptor = 0;
+  do {
+    descriptor = ::open("/dev/null", O_RDONLY);
+  } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
+  if (descriptor >= 0) ::close(descriptor);
+}
+
 int main(int argc, char** argv) {
+  occupy_closed_streams();
   CLI::App app{"Memory-efficient attention, compiled for the exact problem at first use.", "attune"};
   Session session;
   app.set_version_flag("--version", "attune " ATTUNE_VERSION);
@@ -92,10 +116,10 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help and --version
+    if (error.get_exit_code() == 0) return run([&] { return help_or_version(app, error); });
     return report(fmt::format("{}; try `attune --help`", fault_of(error, app)), kUsage);
   }
-  return run(session);
+  return run(session.action);
 }
 
 }  // namespace

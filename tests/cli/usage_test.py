@@ -1,8 +1,9 @@
 """Help, version, and how the command line itself fails."""
 
+import os
 import subprocess
 
-from harness import COMMAND, CommandTest, environment, main
+from harness import COMMAND, CommandTest, Problem, environment, main, needs_cpu
 
 
 class Usage(CommandTest):
@@ -54,11 +55,25 @@ class Usage(CommandTest):
     def test_json_may_stand_before_and_behind_the_subcommand(self):
         self.assertEqual(self.attune("--json", "devices").json(), self.attune("devices", "--json").json())
 
-    def test_a_closed_stdout_is_a_failure(self):
+    def assert_cannot_print(self, *arguments, **process):
         with open("/dev/full", "w") as full:
-            process = subprocess.run([COMMAND, "devices"], stdout=full, stderr=subprocess.PIPE, text=True,
-                                     env=environment(), timeout=60, check=False)
+            process = subprocess.run([COMMAND, *map(str, arguments)], stdout=full, stderr=subprocess.PIPE, text=True,
+                                     env=environment(ATTUNE_CACHE_DIR=str(self.cache)), timeout=60, check=False,
+                                     **process)
         self.assertEqual((process.returncode, process.stderr), (3, "attune: cannot write to stdout\n"))
+
+    def test_a_full_stdout_is_a_failure(self):
+        for arguments in ("devices",), ("manual",), ("--help",), ("cache", "list", "--help"), ("--version",):
+            self.assert_cannot_print(*arguments)
+
+    @needs_cpu
+    def test_a_closed_stdout_is_a_failure(self):
+        """Nor is what is printed written to a file that got the number of the closed stream."""
+        source = Problem().write(self.folder / "in.safetensors")
+        for _ in ("compiled", "from the cache"):
+            self.assert_cannot_print("attend", source, "-o", self.folder / "out.safetensors",
+                                     preexec_fn=lambda: os.close(1))
+        self.assertEqual(self.attune("cache", "verify").out, "1 entries read, 0 defective\n")
 
 
 if __name__ == "__main__":
