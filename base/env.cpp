@@ -102,7 +102,7 @@ constexpr std::array kVariables{
         .fallback = "the embedded templates",
         .read_in = "runtime/engine_options.cpp"},
     EnvVariable{.name = "ATTUNE_THREADS",
-                .values = "a count, 1 or more",
+                .values = "a count, 1 to 4096",
                 .effect = "Threads that a call on the CPU uses.",
                 .fallback = "one for each CPU of the process",
                 .read_in = "runtime/cpu/cpu_backend.cpp"},

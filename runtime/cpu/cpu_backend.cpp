@@ -49,7 +49,7 @@ Result<int> wanted_threads() {
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), threads);
   if (error != std::errc() || end != text->data() + text->size() || threads < 1 || threads > kMaxThreads) {
     return invalid_argument(
-        fmt::format("ATTUNE_THREADS is '{}': give a number of threads from 1 to {}", *text, kMaxThreads));
+        fmt::format("ATTUNE_THREADS={}: expected a count from 1 to {}", *text, kMaxThreads));
   }
   return threads;
 }

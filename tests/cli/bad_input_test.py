@@ -123,6 +123,12 @@ class BadInput(CommandTest):
         self.refuse("--repeat", "--repeat", 0)
 
     @needs_cpu
+    def test_threads(self):
+        for threads in (0, -1, 4097, "many"):
+            self.assert_fails(2, f"ATTUNE_THREADS={threads}: expected a count from 1 to 4096", "attend", self.source,
+                              "-o", self.target, ATTUNE_THREADS=str(threads))
+
+    @needs_cpu
     def test_outputs_that_cannot_be_written(self):
         def refuse_output(code, text, target):
             self.assert_fails(code, text, "attend", self.source, "-o", target)

@@ -185,6 +185,18 @@ class OnTheCpu(unittest.TestCase):
             self.close(merged, inputs, atol=2e-2)
             torch.testing.assert_close(merged_lse.double().cpu(), exact(inputs)[1], atol=2e-3, rtol=0)
 
+    def test_beside_torch_compile(self):
+        """As docs/python.md has it: the compiler stops at the call, and what it makes of the rest fits any shape."""
+        attend = torch.compiler.disable(memory_efficient_attention)
+
+        def layer(query, key, value):
+            return attend(query * 2, key, value, LowerTriangularMask()) * 2
+
+        compiled = torch.compile(layer, backend="eager")
+        for len_q in (5, 9, 13):
+            inputs = tensors(8, self.device, len_q=len_q)
+            self.assertTrue(torch.equal(compiled(*inputs), layer(*inputs)))
+
     def test_repeated_calls(self):
         """Calls that differ in one thing, each twice, with other numbers in other memory: the second is a kept one."""
         wide = torch.randn(3, 2, 40, 3, 48, device=self.device)

@@ -212,9 +212,9 @@ def merge_attentions(
     """Combines attention over disjoint sets of keys: out = sum_i out_i exp(lse_i) / sum_i exp(lse_i) and lse = ln sum_i
     exp(lse_i), in one kernel. https://arxiv.org/abs/2402.05099 has the derivation.
 
-    attn_split: a list of [B, M, H, K] or [B, M, G, H, K], or one tensor [chunks, ...] of them; of one dtype, the last
-    stride 1. lse_split: a list of float32 [B, H, M] or [B, G, H, M], or one tensor [chunks, ...]; longer than M is
-    allowed. Lists and tensors may be mixed. A chunk whose lse is -inf counts for nothing, whatever its values.
+    attn_split: a list of [B, M, H, K], [B, M, K] or [B, M, G, H, K], or one tensor [chunks, ...] of them; of one dtype, the
+    last stride 1. lse_split: a list of float32 [B, H, M], [B, 1, M] or [B, G, H, M], or one tensor [chunks, ...]; longer
+    than M is allowed. Lists and tensors may be mixed. A chunk whose lse is -inf counts for nothing, whatever its values.
 
     Returns the output, in the chunks' dtype unless `output_dtype` says otherwise, and the lse, None without `write_lse`. Both
     are differentiable, but `write_lse` must then be true.
