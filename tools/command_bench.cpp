@@ -177,8 +177,7 @@ Result<void> check_choices_are_kept(runtime::Engine& engine) {
   if (store.mode() == cache::Mode::rw && store.writable()) return done();
   return environment_failure(
       "no later process would find the choice: set ATTUNE_CACHE_DIR, or HOME, to a folder that can be "
-      "written, and leave "
-      "ATTUNE_CACHE_MODE at rw");
+      "written, and leave ATTUNE_CACHE_MODE at rw");
 }
 
 Result<int> bench(const BenchOptions& options, bool as_json) {
