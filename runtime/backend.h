@@ -51,8 +51,8 @@ class Backend {
   /// Fails with environment while the stream is being captured into a graph. Asked before a kernel is
   /// compiled and loaded for a launch on it, unless that is allowed: load() leaves a capture unharmed.
   virtual Result<void> may_load(void* /*stream*/) { return done(); }
-  /// Loads an image that compile() returned, now or in another process. Fails with environment when it is
-  /// rejected.
+  /// Loads an image that compile() returned, now or in another process. Fails with invalid_argument when it
+  /// is rejected, and with environment when the device or the system fails.
   virtual Result<std::unique_ptr<Kernel>> load(std::span<const std::byte> image,
                                                const kernel::KernelSpec& spec) = 0;
   /// "NVIDIA H200 (sm_90a)", "x86-64-v4, 2 threads"

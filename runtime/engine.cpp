@@ -126,11 +126,13 @@ Result<std::shared_ptr<Kernel>> Engine::State::load(Backend& backend, const code
                                                     const std::string& candidate) {
   ATTUNE_ASSIGN(obtained, images.obtain(unit, candidate));
   auto kernel = backend.load(obtained->image, unit.spec);
-  if (!kernel.ok() && obtained->source == Source::disk) {
+  const auto refused = [&] { return !kernel.ok() && kernel.failure().kind == ErrorKind::invalid_argument; };
+  if (refused() && obtained->source == Source::disk) {
     log(LogLevel::warn, fmt::format("cached kernel {} in {} was refused ({}); looking elsewhere",
                                     unit.key.hex().substr(0, 12), obtained->layer, kernel.failure().message));
     kernel = load_another(backend, unit, candidate, obtained->layer);
   }
+  if (refused()) return environment_failure(kernel.failure().message);  // none of the caller's arguments
   if (!kernel.ok()) return kernel.failure();
   load_count.fetch_add(1, std::memory_order_relaxed);
   return std::shared_ptr<Kernel>(std::move(*kernel));

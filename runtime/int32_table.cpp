@@ -132,9 +132,9 @@ struct Int32Table::State {
   const DeviceCopy* upload(int index, void* stream) {
     const std::lock_guard lock(uploading);
     if (const DeviceCopy* copy = copy_on(index)) return copy;  // another thread was faster
-    retired().free_if_many(index);
     const void* data =
         take(runtime::cuda_upload(index, host.data(), host.size() * sizeof(std::int32_t), stream));
+    retired().free_if_many(index);  // not before the upload, which refuses a captured stream
     const auto* copy = new DeviceCopy{index, data, copies.load(std::memory_order_relaxed)};
     copies.store(copy, std::memory_order_release);
     return copy;

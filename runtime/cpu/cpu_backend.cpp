@@ -141,7 +141,7 @@ class CpuBackend final : public Backend {
     void* const entry = object.symbol(codegen::kEntryName);
     const auto scratch_bytes = reinterpret_cast<ScratchBytes>(object.symbol(codegen::kScratchName));
     if (entry == nullptr || scratch_bytes == nullptr) {
-      return environment_failure(
+      return invalid_argument(
           fmt::format("a CPU kernel of {} bytes lacks {} or {}: remove it from the cache", image.size(),
                       codegen::kEntryName, codegen::kScratchName));
     }

@@ -81,7 +81,7 @@ Result<SharedObject> SharedObject::load(std::span<const std::byte> image) {
   // No /proc, or a system that forbids executable memory files.
   std::string second_problem;
   if (void* handle = open_through_temporary_file(image, second_problem)) return SharedObject(handle, -1);
-  return environment_failure(
+  return invalid_argument(
       fmt::format("cannot load a CPU kernel of {} bytes: {}; through a temporary file: {}", image.size(),
                   problem, second_problem));
 }

@@ -11,7 +11,7 @@ namespace attune::runtime {
 
 class SharedObject {
  public:
-  /// Fails with environment when the bytes are no loadable shared object.
+  /// Fails with invalid_argument when the bytes are no loadable shared object.
   static Result<SharedObject> load(std::span<const std::byte> image);
 
   SharedObject(SharedObject&& other) noexcept

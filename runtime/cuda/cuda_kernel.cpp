@@ -21,62 +21,91 @@
 namespace attune::runtime {
 namespace {
 
-/// The image in the driver: one library for all contexts since CUDA 12.0, a module for each before.
+/// Does the driver say of the image's bytes that they are no kernel for it? Other failures, as of memory or
+/// of an earlier kernel, say nothing about them.
+bool refuses_image(CUresult result) {
+  switch (result) {
+    case CUDA_ERROR_INVALID_IMAGE:
+    case CUDA_ERROR_INVALID_SOURCE:
+    case CUDA_ERROR_NO_BINARY_FOR_GPU:
+    case CUDA_ERROR_NOT_FOUND:
+    case CUDA_ERROR_UNSUPPORTED_PTX_VERSION: return true;
+    default: return false;
+  }
+}
+
+/// The image in the driver: one library for all contexts since CUDA 12.0, a module for each before. Once a
+/// function was handed out it is never unloaded: work may be under way until the process ends.
 class LoadedImage {
  public:
   LoadedImage(const CudaDevice& device, std::span<const std::byte> image, int shared_bytes)
       : device_(device), image_(image.begin(), image.end()), shared_bytes_(shared_bytes) {}
+  LoadedImage(const LoadedImage&) = delete;
+  LoadedImage& operator=(const LoadedImage&) = delete;
+  ~LoadedImage() {
+    if (library_ == nullptr || used_) return;
+    const RelaxedCapture relaxed(*device_.driver);
+    device_.driver->cuLibraryUnload(library_);
+  }
 
-  /// The kernel's handle in the current context, resident and with its shared memory granted. Never unloaded:
-  /// work may be under way until the process ends.
+  /// The kernel's handle in the current context, resident and with its shared memory granted.
   Result<CUfunction> resolve() {
-    const Driver& driver = *device_.driver;
-    const RelaxedCapture relaxed(driver);
-    ATTUNE_ASSIGN(function, driver.cuLibraryLoadData != nullptr ? from_library() : from_module());
-    ATTUNE_TRY(driver.check(
-        driver.cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes_),
-        "granting the kernel its shared memory"));
-    if (driver.cuFuncLoad != nullptr)
-      ATTUNE_TRY(driver.check(driver.cuFuncLoad(function), "loading the kernel"));
+    const RelaxedCapture relaxed(*device_.driver);
+    ATTUNE_ASSIGN(function, device_.driver->cuLibraryLoadData != nullptr ? from_library() : from_module());
+    used_ = true;
     return function;
   }
 
  private:
   Result<CUfunction> from_library() {
     const Driver& driver = *device_.driver;
-    if (kernel_ == nullptr) {
-      CUlibrary library = nullptr;
-      ATTUNE_TRY(driver.check(
-          driver.cuLibraryLoadData(&library, image_.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
-          rejected().c_str()));
-      ATTUNE_TRY(driver.check(driver.cuLibraryGetKernel(&kernel_, library, codegen::kEntryName),
-                              "finding the kernel in its image"));
+    if (library_ == nullptr) {
+      ATTUNE_TRY(check_load(
+          driver.cuLibraryLoadData(&library_, image_.data(), nullptr, nullptr, 0, nullptr, nullptr, 0)));
       image_ = {};  // the driver keeps its own copy
     }
+    CUkernel kernel = nullptr;
+    ATTUNE_TRY(check_load(driver.cuLibraryGetKernel(&kernel, library_, codegen::kEntryName)));
     CUfunction function = nullptr;
-    ATTUNE_TRY(driver.check(driver.cuKernelGetFunction(&function, kernel_), rejected().c_str()));
+    ATTUNE_TRY(check_load(driver.cuKernelGetFunction(&function, kernel)));
+    ATTUNE_TRY(make_resident(function));
     return function;
   }
 
   Result<CUfunction> from_module() {
     const Driver& driver = *device_.driver;
     CUmodule module = nullptr;
-    ATTUNE_TRY(driver.check(driver.cuModuleLoadData(&module, image_.data()), rejected().c_str()));
+    ATTUNE_TRY(check_load(driver.cuModuleLoadData(&module, image_.data())));
     CUfunction function = nullptr;
-    ATTUNE_TRY(driver.check(driver.cuModuleGetFunction(&function, module, codegen::kEntryName),
-                            "finding the kernel in its image"));
-    return function;
+    auto ready = check_load(driver.cuModuleGetFunction(&function, module, codegen::kEntryName));
+    if (ready.ok()) ready = make_resident(function);
+    if (ready.ok()) return function;
+    driver.cuModuleUnload(module);
+    return ready.failure();
   }
 
-  std::string rejected() const {
-    return fmt::format("driver {} rejected a kernel image for {} on {}",
-                       cuda_version_text(device_.driver->version), device_.arch.target, device_.name);
+  Result<void> make_resident(CUfunction function) const {
+    const Driver& driver = *device_.driver;
+    ATTUNE_TRY(driver.check(
+        driver.cuFuncSetAttribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes_),
+        "granting the kernel its shared memory"));
+    return driver.cuFuncLoad == nullptr ? done() : check_load(driver.cuFuncLoad(function));
+  }
+
+  /// Fails with invalid_argument when the driver refuses the image.
+  Result<void> check_load(CUresult result) const {
+    if (!refuses_image(result)) return device_.driver->check(result, "loading a kernel");
+    const std::string rejected =
+        fmt::format("driver {} rejected a kernel image for {} on {}",
+                    cuda_version_text(device_.driver->version), device_.arch.target, device_.name);
+    return invalid_argument(device_.driver->check(result, rejected.c_str()).failure().message);
   }
 
   const CudaDevice& device_;
   std::vector<std::byte> image_;
   int shared_bytes_;
-  CUkernel kernel_ = nullptr;
+  CUlibrary library_ = nullptr;
+  bool used_ = false;
 };
 
 /// A context's function, found without a lock. Handles of destroyed contexts come back for new ones, ids

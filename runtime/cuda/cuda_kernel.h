@@ -21,8 +21,8 @@ struct CudaDevice {
   int multiprocessors = 0;
 };
 
-/// Loads a cubin and makes it resident, so that no later launch, and no capture, loads anything. Fails with
-/// environment when the driver rejects it.
+/// Loads a cubin and makes it resident, so that no later launch, and no capture, loads anything. Fails as
+/// Backend::load() does.
 Result<std::unique_ptr<Kernel>> load_cuda_kernel(const CudaDevice& device, std::span<const std::byte> image,
                                                  const kernel::KernelSpec& spec);
 

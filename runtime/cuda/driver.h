@@ -30,6 +30,7 @@
   X(cuThreadExchangeStreamCaptureMode, 10010) \
   X(cuStreamIsCapturing, 10000)               \
   X(cuModuleLoadData, 2000)                   \
+  X(cuModuleUnload, 2000)                     \
   X(cuModuleGetFunction, 2000)                \
   X(cuFuncSetAttribute, 9000)                 \
   X(cuLaunchKernel, 4000)                     \
@@ -53,6 +54,7 @@
   X(cuStreamGetId, 12000)          \
   X(cuTensorMapEncodeTiled, 12000) \
   X(cuLibraryLoadData, 12000)      \
+  X(cuLibraryUnload, 12000)        \
   X(cuLibraryGetKernel, 12000)     \
   X(cuKernelGetFunction, 12000)    \
   X(cuFuncLoad, 12040)

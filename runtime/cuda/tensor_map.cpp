@@ -39,7 +39,9 @@ Result<void> encode(const Driver& driver, CUtensorMapDataType type, int element_
       CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(row_bytes), CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return done();
-  return internal_failure(driver.check(result, "describing a tensor").failure().message);
+  auto described = driver.check(result, "describing a tensor");
+  if (result != CUDA_ERROR_INVALID_VALUE) return described;
+  return internal_failure(described.failure().message);  // check() lets no such tensor through
 }
 
 }  // namespace

@@ -332,6 +332,24 @@ TEST_CASE("a warmed call is captured; one that is not refuses and leaves the cap
   }
 }
 
+TEST_CASE("lists of lengths refuse a capture and leave it as it was, however many there were before") {
+  const PrimaryContext context;
+  const Stream stream;
+  const Tensor tensor(DType::f32, kHopper, {1, 300, 2, 32}), output(DType::f32, kHopper, {1, 300, 2, 32});
+  const auto attend = [&] {
+    memory_efficient_attention_forward(tensor.view(), tensor.view(), tensor.view(), output.view(), nullptr,
+                                       BlockDiagonalMask::from_seqlens({100, 150, 50}),
+                                       {.stream = stream.get(), .families = {Family::simt}});
+  };
+  const std::size_t before = stand_in::objects().allocations;
+  for (int call = 0; call < 200; ++call) {
+    attend();
+    CHECK(stand_in::objects().allocations < before + 150);  // given back, a bundle at a time
+    const Graph graph =
+        stream.capture([&] { CHECK_THROWS_WITH(attend(), doctest::Contains("is not on the GPU yet")); });
+  }
+}
+
 TEST_CASE("another thread allocates and loads while a stream is captured in the mode that forbids the most") {
   const PrimaryContext context;
   const Stream stream;

@@ -77,10 +77,13 @@ class Recording {
   std::vector<Launch> launches() const;
 };
 
-/// Makes an entry point return an error while the object lives: from its nth call on, of 1. One at a time.
+enum class Lasting { once, onwards };
+
+/// Makes an entry point return an error at its nth call from now on, the first being 1, or from that on while
+/// the object lives. One at a time.
 class Fault {
  public:
-  Fault(std::string entry_point, CUresult error, int nth = 1);
+  Fault(std::string entry_point, CUresult error, int nth = 1, Lasting lasting = Lasting::onwards);
   Fault(const Fault&) = delete;
   Fault& operator=(const Fault&) = delete;
   ~Fault();
@@ -88,12 +91,13 @@ class Fault {
   int failures() const;
 };
 
-/// What is alive.
+/// What is alive, and how this thread is left.
 struct Objects {
   std::size_t allocations = 0;
   std::size_t images = 0;  // loaded as modules or libraries
   std::size_t events = 0;
-  std::size_t entered_contexts = 0;  // by this thread
+  std::size_t entered_contexts = 0;
+  CUstreamCaptureMode capture_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
   bool operator==(const Objects&) const = default;
 };
 Objects objects();

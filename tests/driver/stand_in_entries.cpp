@@ -426,6 +426,12 @@ CUresult cuModuleLoadData(CUmodule* module, const void* bytes) {
   return CUDA_SUCCESS;
 }
 
+CUresult cuModuleUnload(CUmodule module) {
+  STAND_IN_ENTER(cuModuleUnload, context);
+  if (const CUresult met = driver.unsafe_in_capture(); met != CUDA_SUCCESS) return met;
+  return driver.modules.remove(module) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   STAND_IN_ENTER(cuModuleGetFunction, context);
   if (!driver.modules.has(module)) return CUDA_ERROR_INVALID_HANDLE;
@@ -440,6 +446,12 @@ CUresult cuLibraryLoadData(CUlibrary* library, const void* bytes, CUjit_option*,
   if (const CUresult read = read_image(bytes, loaded->image); read != CUDA_SUCCESS) return read;
   *library = driver.libraries.add(std::move(loaded));
   return CUDA_SUCCESS;
+}
+
+CUresult cuLibraryUnload(CUlibrary library) {
+  STAND_IN_ENTER(cuLibraryUnload, driver);
+  if (const CUresult met = driver.unsafe_in_capture(); met != CUDA_SUCCESS) return met;
+  return driver.libraries.remove(library) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
 }
 
 CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {

@@ -109,7 +109,11 @@ Entry::Entry(const char* name, Needs needs) {
   State& driver = state();
   lock_ = std::unique_lock(driver.mutex);
   if (driver.recording.on) driver.recording.calls.emplace_back(name);
-  if (driver.fault.entry_point == name && --driver.fault.calls_until <= 0) {
+  const bool watched = driver.fault.entry_point == name;
+  if (watched) --driver.fault.calls_until;
+  const bool due =
+      driver.fault.lasting == Lasting::once ? driver.fault.calls_until == 0 : driver.fault.calls_until <= 0;
+  if (watched && due) {
     ++driver.fault.failures;
     failure = driver.fault.error;
   } else if (needs != Needs::nothing && !driver.initialised) {
@@ -139,9 +143,13 @@ std::vector<Launch> Recording::launches() const {
   return state().recording.launches;
 }
 
-Fault::Fault(std::string entry_point, CUresult error, int nth) {
+Fault::Fault(std::string entry_point, CUresult error, int nth, Lasting lasting) {
   const std::lock_guard lock(state().mutex);
-  state().fault = {.entry_point = std::move(entry_point), .error = error, .calls_until = nth, .failures = 0};
+  state().fault = {.entry_point = std::move(entry_point),
+                   .error = error,
+                   .calls_until = nth,
+                   .lasting = lasting,
+                   .failures = 0};
 }
 
 Fault::~Fault() {
@@ -160,7 +168,8 @@ Objects objects() {
   return {.allocations = driver.allocations.size(),
           .images = driver.modules.size() + driver.libraries.size(),
           .events = driver.events.size(),
-          .entered_contexts = this_thread().contexts.size()};
+          .entered_contexts = this_thread().contexts.size(),
+          .capture_mode = this_thread().capture_mode};
 }
 
 TensorMap tensor_map(const void* opaque) {

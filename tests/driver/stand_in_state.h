@@ -111,6 +111,7 @@ struct State {
     std::string entry_point;
     CUresult error = CUDA_SUCCESS;
     int calls_until = 0;
+    Lasting lasting = Lasting::onwards;
     int failures = 0;
   } fault;
 

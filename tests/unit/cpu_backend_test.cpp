@@ -132,7 +132,7 @@ TEST_CASE("what is no kernel is rejected") {
   const auto refusal = [&](std::span<const std::byte> image) {
     const auto kernel = backend().load(image, unit_of(8).spec);
     REQUIRE_FALSE(kernel.ok());
-    CHECK(kernel.failure().kind == ErrorKind::environment);
+    CHECK(kernel.failure().kind == ErrorKind::invalid_argument);
     return kernel.failure().message;
   };
   const std::vector<std::byte> noise(5000, std::byte{0x5a});
