@@ -53,8 +53,14 @@ class Table:
         return int(np.gcd.reduce(self._host)) if self.on_host else 1
 
     def to(self, device: Any) -> Table:
-        """The same numbers on `device`."""
-        return Table(self.name, self._host if self.on_host else self.value, device)
+        """The same numbers on `device`, in the same framework or, on a GPU, in torch."""
+        if not self.on_host:
+            return Table(self.name, self.value, device)
+        if self._home() is None:
+            return Table(self.name, self._host, device)
+        import torch
+
+        return Table(self.name, torch.from_numpy(self._host), device)
 
     def cumulated(self, name: str) -> Table:
         """[0, n0, n0 + n1, ...] of lengths, where they are."""

@@ -138,6 +138,7 @@ class OnTheCpu(unittest.TestCase):
             lambda numbers: BlockDiagonalMask.from_seqlens(numbers, device=torch.device(self.device)),
             lambda numbers: BlockDiagonalMask.from_seqlens(torch.tensor(numbers, device=self.device)),
             lambda numbers: BlockDiagonalMask.from_seqlens(numbers).to(torch.device(self.device)),
+            lambda numbers: BlockDiagonalMask.from_seqlens(torch.tensor(numbers)).to(self.device),
             lambda numbers: BlockDiagonalMask.from_tensor_list(
                 [torch.zeros(1, n, 2, device=self.device) for n in numbers]
             )[0],
