@@ -14,6 +14,9 @@ from attune.ops import (
 )
 from support import assert_close, assert_gradients_close, random_inputs
 
+if np.lib.NumpyVersion(np.__version__) < "2.1.0":
+    raise unittest.SkipTest(f"NumPy {np.__version__} lends nothing through DLPack 1.0, 2.1 does")
+
 
 class Producer:
     """Lends a NumPy array through DLPack: what any other framework looks like from outside."""
