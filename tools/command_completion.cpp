@@ -2,16 +2,22 @@
 #include "tools/command.h"
 #include "tools/command_tree.h"
 
+#include <nlohmann/json.hpp>
+
 #include <memory>
 
 namespace attune::tools {
 namespace {
 
-Result<int> complete(const CLI::App& app, const std::string& shell) {
-  const CommandInfo root = command_tree(app);
-  ATTUNE_TRY(print(shell == "bash"  ? bash_completion(root)
-                   : shell == "zsh" ? zsh_completion(root)
-                                    : fish_completion(root)));
+std::string script_of(const CommandInfo& root, const std::string& shell) {
+  return shell == "bash"  ? bash_completion(root)
+         : shell == "zsh" ? zsh_completion(root)
+                          : fish_completion(root);
+}
+
+/// The text, or a JSON object that has it under this name.
+Result<int> print_as(const char* name, const std::string& text, bool as_json) {
+  ATTUNE_TRY(as_json ? print_json({{name, text}}) : print(text));
   return kOk;
 }
 
@@ -23,16 +29,16 @@ void add_completion(CLI::App& app, Session& session) {
   command->add_option("SHELL", *shell, "Which one's")
       ->required()
       ->check(CLI::IsMember({"bash", "zsh", "fish"}));
-  command->callback(
-      [&app, shell, &session] { session.action = [&app, shell] { return complete(app, *shell); }; });
+  command->callback([&app, shell, &session] {
+    session.action = [&app, shell, &session] {
+      return print_as("script", script_of(command_tree(app), *shell), session.json);
+    };
+  });
 }
 
 void add_manual(CLI::App& app, Session& session) {
   app.add_subcommand("manual", "Print the man page")->callback([&app, &session] {
-    session.action = [&app]() -> Result<int> {
-      ATTUNE_TRY(print(manual(command_tree(app))));
-      return kOk;
-    };
+    session.action = [&app, &session] { return print_as("manual", manual(command_tree(app)), session.json); };
   });
 }
 

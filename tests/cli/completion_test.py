@@ -50,6 +50,11 @@ class Printed(CommandTest):
             self.assertIn(f"\\fB{name}\\fR", manual)
         self.assertIn("0 ok, 1 wrong result, 2 usage, 3 environment", manual)
 
+    def test_json(self):
+        self.assertEqual(self.attune_json("manual"), {"manual": self.attune("manual").out})
+        for shell in ("bash", "zsh", "fish"):
+            self.assertEqual(self.attune_json("completion", shell), {"script": self.attune("completion", shell).out})
+
     def test_unknown_shell(self):
         self.assert_fails(2, "{bash,zsh,fish}", "completion", "csh")
 
