@@ -113,7 +113,8 @@ std::string text_of(DType dtype) {
 }
 
 std::string text_of(Device device) {
-  return device.type == DeviceType::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
+  if (device == Device{}) return "cpu";
+  return fmt::format("{}:{}", device.type == DeviceType::cpu ? "cpu" : "cuda", device.index);
 }
 
 std::string shape_text(const TensorView& tensor) {

@@ -158,6 +158,8 @@ TEST_CASE_FIXTURE(Fixture, "the output's dtype is its own") {
 TEST_CASE_FIXTURE(Fixture, "devices") {
   key.device = {DeviceType::cuda, 1};
   CHECK(message() == "query is on cpu but key is on cuda:1: all should be on the same device");
+  key.device = {DeviceType::cpu, 5};
+  CHECK(message() == "query is on cpu but key is on cpu:5: all should be on the same device");
   key.device = {static_cast<DeviceType>(9), 0};
   CHECK(message() == "key: unknown device (type 9, index 0)");
   key.device = {DeviceType::cuda, -1};
