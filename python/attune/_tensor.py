@@ -214,6 +214,10 @@ _NUMPY = Framework(_numpy_empty)
 
 
 def _numpy_view(name: str, array: np.ndarray, dtypes: Tuple[str, ...]) -> View:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: a masked array's mask would be ignored; pass its data, and hide keys by attn_bias"
+        )
     if not array.dtype.isnative:
         raise ValueError(
             f"{name}: its bytes are in foreign order; convert it with astype(dtype.newbyteorder('='))"

@@ -61,6 +61,10 @@ class WrongCalls(unittest.TestCase):
             self.value,
         )
 
+    def test_masked_arrays(self):
+        masked = np.ma.masked_array(self.key, self.key > 0)
+        self.refuses(TypeError, "key: a masked array's mask would be ignored", self.query, masked, self.value)
+
     def test_tensors_that_do_not_fit(self):
         query, key, value = self.query, self.key, self.value
         self.refuses(ValueError, "query: rank 2", query[0, 0], key, value)
