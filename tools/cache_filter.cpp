@@ -1,6 +1,8 @@
 #include "tools/cache_filter.h"
 
 #include "base/size.h"
+#include "codegen/arch.h"
+#include "codegen/names.h"
 #include "tools/cache_entries.h"
 #include "tools/console.h"
 
@@ -25,6 +27,12 @@ Result<void> read_option(const std::string& text, std::optional<Value>& value, P
   ATTUNE_ASSIGN(parsed, parse(text));
   value = parsed;
   return done();
+}
+
+template <typename Enum>
+CLI::Validator is_name_of() {
+  const auto& names = codegen::EnumNames<Enum>::kValues;
+  return CLI::IsMember(std::vector<std::string>(names.begin(), names.end()));
 }
 
 /// What entries are sorted by: numbers descend, so that the largest and the longest unused come first.
@@ -58,16 +66,20 @@ std::vector<CachedKernel> cached_kernels(const cache::Store& store) {
 
 void CacheFilter::add_options(CLI::App& command) {
   const auto names = [&](const char* option, std::vector<std::string>& values, const char* what) {
-    command.add_option(option, values, what)
+    return command.add_option(option, values, what)
         ->delimiter(',')
         ->expected(1)
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   };
-  names("--target", targets_, "Only kernels for these: sm_90a,x86-64-v4");
-  names("--family", families_, "Only these families: mma,sm90");
+  names("--target", targets_, "Only kernels for these: sm_90a,x86-64-v4")->check([](const std::string& name) {
+    const auto arch = codegen::arch_from_name(name);
+    return arch.ok() ? "" : arch.failure().message;
+  });
+  names("--family", families_, "Only these families: mma,sm90")->check(is_name_of<kernel::Family>());
   names("--candidate", candidates_, "Only these candidates");
-  names("--operation", operations_, "Only these operations: forward,grad_query");
-  names("--dtype", dtypes_, "Only kernels for these types: f16,bf16");
+  names("--operation", operations_, "Only these operations: forward,grad_query")
+      ->check(is_name_of<kernel::Operation>());
+  names("--dtype", dtypes_, "Only kernels for these types: f16,bf16")->check(is_name_of<kernel::DType>());
   command.add_option("--unused-for", unused_for_,
                      "Only those last used so long ago or longer: 90s, 5min, 3h, 12d");
   command.add_option("--used-within", used_within_, "Only those used since");

@@ -94,6 +94,11 @@ class FullCache(CommandTest):
             with self.subTest(options=options):
                 self.assertEqual(sorted(self.listed(*options)), head_dims)
         self.assertRegex(self.attune("cache", "list", "--dtype", "f16").out, r"(?m)^1 of 2 kernels, ")
+        for option, wrong, text in (("--family", "mma,flash", "flash not in {cpu,simt,mma,sm90,merge,rows}"),
+                                    ("--operation", "backward", "backward not in {forward,"),
+                                    ("--dtype", "fp16", "fp16 not in {f32,f16,bf16}"),
+                                    ("--target", "sm_10", "unknown architecture 'sm_10'")):
+            self.assert_fails(2, f"{option}: {text}", "cache", "list", option, wrong)
 
         self.corrupt_first()
         entry, = self.attune_json("cache", "list", "--defective")["entries"]

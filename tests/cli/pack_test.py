@@ -105,7 +105,7 @@ class Pack(PackTest):
         self.attune("cache", "pack", self.pack, "--arch", f"sm_80,{native_arch()}")
         self.assertEqual(len(self.attune_json("cache", "unpack", self.pack, "--list")["entries"]), 2)
         self.assert_fails(2, "no kernel to pack in", "cache", "pack", self.pack, "--arch", "sm_80")
-        self.assert_fails(2, "is ambiguous", "cache", "pack", self.pack, "")
+        self.assert_fails(2, "KEY: the value is empty", "cache", "pack", self.pack, "")
 
     def test_a_defect_stops_it(self):
         path = self.entries()[0]
