@@ -43,6 +43,7 @@
 #include "attune/cuda/score_bias.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/tile.cuh"
+#include "attune/cuda/warpgroup.cuh"
 #include "attune/num.h"
 #include "attune/params.h"
 #include "attune/semantics.h"
@@ -282,7 +283,7 @@ class Sm90Producer {
 // ---- A consumer warpgroup ----
 
 template <KernelSpec S>
-class Sm90Consumer {
+class Sm90Consumer : WarpgroupThread {
   using Memory = Sm90Memory<S>;
   using Schedule = Sm90Schedule<S>;
   static constexpr i32 kGroups = S.block_m / kGroupRows;
@@ -325,16 +326,6 @@ class Sm90Consumer {
   }
 
  private:
-  static ATTUNE_DEVICE u32 thread() {
-    return threadIdx.x % kWarpgroup;
-  }
-  static ATTUNE_DEVICE u32 lane() {
-    return threadIdx.x % 32;
-  }
-  static ATTUNE_DEVICE bool elected() {
-    return thread() == 0;
-  }
-
   ATTUNE_DEVICE Sm90Work current_work() const {
     const ptx::Word4 word = ptx::ld_shared_word4(memory_.work(group_, query_at_.stage));
     return {word.x, word.y, word.z, word.w};

@@ -129,8 +129,7 @@ class GradBiasMma : KeyRowScores<S> {
         float sum = 0.0f;
 #pragma unroll
         for (i32 n = 0; n < S.tile_n; ++n) sum += sums_[i][n][half * 2] + sums_[i][n][half * 2 + 1];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        sum = quad_sum(sum);
         ptx::st_shared_b32(sum_address(row_of(i, half * 2), sharer()), bits_of(sum));
       }
     }

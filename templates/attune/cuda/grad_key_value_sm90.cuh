@@ -37,6 +37,7 @@
 #include "attune/cuda/ptx_wgmma.cuh"
 #include "attune/cuda/score_bias.cuh"
 #include "attune/cuda/tile.cuh"
+#include "attune/cuda/warpgroup.cuh"
 #include "attune/num.h"
 #include "attune/params.h"
 #include "attune/semantics.h"
@@ -161,7 +162,7 @@ ATTUNE_DEVICE void hide_invisible(float (&score)[S.block_m / 2], const ForwardPa
 }
 
 template <KernelSpec S>
-class Sm90Consumer {
+class Sm90Consumer : WarpgroupThread {
   using Memory = Sm90Memory<S>;
   using Schedule = Sm90Schedule<S>;
   using Shared = GradKeyValueSm90Shared;
@@ -214,24 +215,12 @@ class Sm90Consumer {
   }
 
  private:
-  static ATTUNE_DEVICE u32 thread() {
-    return threadIdx.x % kWarpgroup;
-  }
-  static ATTUNE_DEVICE u32 lane() {
-    return threadIdx.x % 32;
-  }
-  static ATTUNE_DEVICE bool elected() {
-    return thread() == 0;
-  }
-
   // Read again where they are needed: registers are for accumulators.
   ATTUNE_DEVICE Sm90Work work() const {
-    const ptx::Word4 w = ptx::ld_shared_word4(memory_.work());
-    return {w.x, w.y, w.z, w.w};
+    return work_of(memory_);
   }
   ATTUNE_DEVICE Sm90Step this_step() const {
-    const ptx::Word4 w = ptx::ld_shared_word4(memory_.step(query_at_));
-    return {w.x, w.y, w.z, w.w};
+    return step_at(memory_, query_at_);
   }
   ATTUNE_DEVICE Sm90Part part() const {
     return part_of(memory_);
@@ -240,19 +229,6 @@ class Sm90Consumer {
   /// This thread's first; the second is 8 further down.
   ATTUNE_DEVICE i32 first_key(const Sm90Work& work) const {
     return work.begin + static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16 + lane() / 4);
-  }
-
-  ATTUNE_DEVICE u32 key_tile() const {
-    return memory_.base;
-  }
-  ATTUNE_DEVICE u32 value_tile() const {
-    return memory_.base + Memory::kShared.key_bytes;
-  }
-  ATTUNE_DEVICE u32 query_tile() const {
-    return queries_.tile(query_at_);
-  }
-  ATTUNE_DEVICE u32 grad_output_tile() const {
-    return queries_.tile(query_at_) + Memory::kShared.query_bytes;
   }
 
   ATTUNE_DEVICE void clear() {
@@ -266,9 +242,10 @@ class Sm90Consumer {
     Scores score;
     Scores gradient;
     queries_.wait(query_at_);
-    if constexpr (Schedule::kVarlen) clear_foreign_queries<S>(query_tile(), this_step().rows);
-    multiply_rows(score, key_tile(), query_tile());
-    multiply_rows(gradient, value_tile(), grad_output_tile());
+    if constexpr (Schedule::kVarlen)
+      clear_foreign_queries<S>(memory_.query_tile(query_at_), this_step().rows);
+    multiply_scores(score, memory_.key_tile(), memory_.query_tile(query_at_));
+    multiply_scores(gradient, memory_.value_tile(), memory_.grad_output_tile(query_at_));
     const KeptKeyRows<S> kept = kept_pairs();
     ptx::wgmma_wait_group<1>();
     ptx::pin(score);
@@ -282,7 +259,7 @@ class Sm90Consumer {
     pack_operand(grad_score, gradient);
     pack_operand(probability, score);
     publish(grad_score);
-    multiply_columns(grad_value_, probability, grad_output_tile());
+    multiply_columns<S.dtype>(grad_value_, probability, memory_.grad_output_tile(query_at_));
     await_bias_gradient<S>(p_);
     ptx::fence_proxy_async();
     ptx::bar_sync(kExchange, kThreads);
@@ -291,7 +268,7 @@ class Sm90Consumer {
     multiply_sums(sums);
     ptx::wgmma_wait_group<1>();
     ptx::pin(grad_value_);
-    multiply_columns(grad_key_, grad_score, query_tile());
+    multiply_columns<S.dtype>(grad_key_, grad_score, memory_.query_tile(query_at_));
     ptx::wgmma_wait_group<1>();
     ptx::pin(sums);
     send(sums);
@@ -303,31 +280,8 @@ class Sm90Consumer {
   }
 
   /// This warpgroup's rows of K Q^T or V dO^T; asynchronous.
-  ATTUNE_DEVICE void multiply_rows(Scores& d, u32 rows, u32 columns) const {
-    const u64 row = ptx::wgmma_descriptor(rows + group_ * kPanelBytes<kGroupRows>);
-    const u64 column = ptx::wgmma_descriptor(columns);
-    ptx::pin(d);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (i32 k = 0; k < kDimSteps; ++k) {
-      const u64 row_k = row + static_cast<u64>(k / 4 * (kPanelBytes<kKeys> >> 4) + k % 4 * 2);
-      const u64 column_k = column + static_cast<u64>(k / 4 * (kPanelBytes<kQueries> >> 4) + k % 4 * 2);
-      ptx::Wgmma<kQueries>::template multiply<S.dtype>(d, row_k, column_k, k > 0);
-    }
-    ptx::wgmma_commit_group();
-  }
-
-  /// dV += P^T dO or dK += dS^T Q; asynchronous.
-  ATTUNE_DEVICE void multiply_columns(Gradient& d, const Operand& operand, u32 tile) const {
-    const u64 columns = ptx::wgmma_descriptor(tile, kPanelBytes<kQueries>);
-    ptx::pin(d);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (i32 k = 0; k < kQueries / 16; ++k) {
-      ptx::Wgmma<kDim>::template multiply<S.dtype, ptx::Major::mn>(
-          d, operand[k], columns + static_cast<u64>(k * (kPanelBytes<16> >> 4)), true);
-    }
-    ptx::wgmma_commit_group();
+  ATTUNE_DEVICE void multiply_scores(Scores& d, u32 rows, u32 columns) const {
+    multiply_rows<S.dtype, kKeys, kDimSteps>(d, rows + group_ * kPanelBytes<kGroupRows>, columns);
   }
 
   /// This warpgroup's part of dQ = dS K; asynchronous.
@@ -335,7 +289,7 @@ class Sm90Consumer {
     const u32 first_row = kSplitColumns ? 0 : group_ * kPanelBytes<kGroupRows>;
     const u32 first_column = kSplitColumns ? group_ * kPanelBytes<kKeys> : 0;
     const u64 score = ptx::wgmma_descriptor(memory_.scores(buffer_) + first_row);
-    const u64 key = ptx::wgmma_descriptor(key_tile() + first_column, kPanelBytes<kKeys>);
+    const u64 key = ptx::wgmma_descriptor(memory_.key_tile() + first_column, kPanelBytes<kKeys>);
     ptx::pin(d);
     ptx::wgmma_fence();
 #pragma unroll
@@ -479,12 +433,12 @@ class Sm90Consumer {
       grad_key_[e] *= p_.backward.forward.scale;
       if constexpr (kDropout) grad_value_[e] *= p_.backward.forward.dropout.rescale;
     }
-    write_rows(key_tile(), grad_key_);
-    write_rows(value_tile(), grad_value_);
+    write_rows(memory_.key_tile(), grad_key_);
+    write_rows(memory_.value_tile(), grad_value_);
     ptx::bar_sync(kGroup + group_, kWarpgroup);
     const BackwardParams& p = p_.backward;
-    store_rows<S.head_dim>(tile, key_tile(), p.grad_key, p.grad_key_strides);
-    store_rows<S.head_dim_v>(tile, value_tile(), p.grad_value, p.grad_value_strides);
+    store_rows<S.head_dim>(tile, memory_.key_tile(), p.grad_key, p.grad_key_strides);
+    store_rows<S.head_dim_v>(tile, memory_.value_tile(), p.grad_value, p.grad_value_strides);
     ptx::fence_proxy_async();
     keys_.release(key_at_);  // by every thread: each has read from the tile
   }

@@ -145,24 +145,22 @@ class Sm90Producer {
 
   /// By the first lane.
   ATTUNE_DEVICE void load_keys_of(const Sm90Work& work) const {
-    const u32 tile = keys_.tile(key_at_);
     const u32 full = keys_.full(key_at_);
     const ptx::BoxOrigin origin{0, work.begin, work.head / p_.heads_per_key_head, work.batch};
     ptx::st_shared_word4(memory_.work(), {work.begin, work.head, work.batch, work.steps});
     ptx::mbarrier_arrive_expect_tx(full, Memory::KeyRing::kBytes);
-    load_panels<kPanels, kKeys>(tile, p_.key, full, origin, ptx::kEvictFirst);
-    load_panels<kPanels, kKeys>(tile + Memory::kShared.key_bytes, p_.value, full, origin, ptx::kEvictFirst);
+    load_panels<kPanels, kKeys>(memory_.key_tile(), p_.key, full, origin, ptx::kEvictFirst);
+    load_panels<kPanels, kKeys>(memory_.value_tile(), p_.value, full, origin, ptx::kEvictFirst);
   }
 
   ATTUNE_DEVICE void load_queries(const Sm90Step& step, i32 batch) const {
     if (!first_lane()) return;
-    const u32 tile = queries_.tile(query_at_);
     const u32 full = queries_.full(query_at_);
     const ptx::BoxOrigin origin{0, step.begin, step.head, batch};
     ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, step.rows});
     ptx::mbarrier_arrive_expect_tx(full, 2 * Memory::kShared.query_bytes);
-    load_panels<kPanels, kQueries>(tile, p_.query, full, origin, ptx::kEvictLast);
-    load_panels<kPanels, kQueries>(tile + Memory::kShared.query_bytes, p_.grad_output, full, origin,
+    load_panels<kPanels, kQueries>(memory_.query_tile(query_at_), p_.query, full, origin, ptx::kEvictLast);
+    load_panels<kPanels, kQueries>(memory_.grad_output_tile(query_at_), p_.grad_output, full, origin,
                                    ptx::kEvictLast);
   }
 

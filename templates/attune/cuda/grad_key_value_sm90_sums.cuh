@@ -11,6 +11,18 @@ ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
   return p.backward.turns + 1 + static_cast<u32>(number);
 }
 
+/// Waits for the turn of the next step, and lets its stage go. By a whole warp.
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Turn next_turn(Sm90Memory<S> memory, typename Sm90Memory<S>::QueryCursor& at) {
+  const auto queries = memory.queries();
+  queries.wait(at);
+  const Sm90Turn turn = turn_at<S>(memory, at);
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) queries.release(at);
+  at.advance();
+  return turn;
+}
+
 /// Sees to it that the tile of keys before has added before this one does: ahead of the step where it can.
 template <KernelSpec S>
 class Sm90Watcher {
@@ -19,15 +31,10 @@ class Sm90Watcher {
       : p_(params), memory_(memory) {}
 
   ATTUNE_DEVICE void run() {
-    const auto queries = memory_.queries();
     typename Sm90Memory<S>::QueryCursor at(0);
     u32 allowed = 0;
     while (true) {
-      queries.wait(at);
-      const Sm90Turn turn = turn_at<S>(memory_, at);
-      __syncwarp();
-      if (lane() == 0) queries.release(at);
-      at.advance();
+      const Sm90Turn turn = next_turn<S>(memory_, at);
       if (turn.mine == 0) return;
       // Halves of wide heads' columns are added one after the other, else both parts at once.
       for (u32 part = 0; part < (shares_columns(S) ? kTurnParts : 1); ++part) {
@@ -60,15 +67,10 @@ class Sm90TurnPasser {
       : p_(params), memory_(memory) {}
 
   ATTUNE_DEVICE void run() {
-    const auto queries = memory_.queries();
     typename Sm90Memory<S>::QueryCursor at(0);
     u32 parts = 0;
     while (true) {
-      queries.wait(at);
-      const Sm90Turn turn = turn_at<S>(memory_, at);
-      __syncwarp();
-      if (lane() == 0) queries.release(at);
-      at.advance();
+      const Sm90Turn turn = next_turn<S>(memory_, at);
       if (turn.mine == 0) return;
       for (u32 part = 0; part < kTurnParts; ++part, ++parts) {
         ptx::mbarrier_wait(memory_.added(parts), parts / GradKeyValueSm90Shared::added_barriers(S) % 2);

@@ -36,6 +36,12 @@ struct Sm90Memory {
     return {base + kShared.bias_offset,
             base + kShared.barrier_offset + KeyRing::kBarrierBytes + QueryRing::kBarrierBytes};
   }
+  ATTUNE_DEVICE u32 key_tile() const { return base; }
+  ATTUNE_DEVICE u32 value_tile() const { return base + kShared.key_bytes; }
+  ATTUNE_DEVICE u32 query_tile(const QueryCursor& at) const { return queries().tile(at); }
+  ATTUNE_DEVICE u32 grad_output_tile(const QueryCursor& at) const {
+    return query_tile(at) + kShared.query_bytes;
+  }
   /// The work item that comes with a tile of keys, the part of them, and its window.
   ATTUNE_DEVICE u32 work() const { return base + kShared.work_offset; }
   ATTUNE_DEVICE u32 part() const { return work() + 16; }
@@ -117,6 +123,12 @@ struct Sm90Work {
   i32 steps;  // negative: no more work
 };
 
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Work work_of(Sm90Memory<S> memory) {
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.work());
+  return {w.x, w.y, w.z, w.w};
+}
+
 /// The keys [first, last) of a tile, all that some query of their block sees. In a tile of packed sequences
 /// keys of several blocks may lie: it is worked on once for each.
 struct Sm90Part {
@@ -139,6 +151,12 @@ struct Sm90Step {
   i32 masked;  // is any of its pairs invisible?
   i32 rows;    // queries that the block has from the first on
 };
+
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Step step_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.step(at));
+  return {w.x, w.y, w.z, w.w};
+}
 
 /// When a tile of keys adds to the sums of a tile of queries: tiles of keys are counted from 1.
 struct Sm90Turn {

@@ -27,7 +27,7 @@ namespace attune::kernel {
 
 /// Warpgroup 0 or 1.
 template <KernelSpec S, i32 Group>
-class Sm90WideConsumer {
+class Sm90WideConsumer : WarpgroupThread {
   using Memory = Sm90Memory<S>;
   using Schedule = Sm90Schedule<S>;
   using Shared = GradKeyValueSm90Shared;
@@ -76,38 +76,14 @@ class Sm90WideConsumer {
   }
 
  private:
-  static ATTUNE_DEVICE u32 thread() {
-    return threadIdx.x % kWarpgroup;
-  }
-  static ATTUNE_DEVICE u32 lane() {
-    return threadIdx.x % 32;
-  }
-  static ATTUNE_DEVICE bool elected() {
-    return thread() == 0;
-  }
-
   // Read again where they are needed: registers are for accumulators.
   ATTUNE_DEVICE Sm90Work work() const {
-    const ptx::Word4 w = ptx::ld_shared_word4(memory_.work());
-    return {w.x, w.y, w.z, w.w};
+    return work_of(memory_);
   }
   ATTUNE_DEVICE Sm90Step this_step() const {
-    const ptx::Word4 w = ptx::ld_shared_word4(memory_.step(query_at_));
-    return {w.x, w.y, w.z, w.w};
+    return step_at(memory_, query_at_);
   }
 
-  ATTUNE_DEVICE u32 key_tile() const {
-    return memory_.base;
-  }
-  ATTUNE_DEVICE u32 value_tile() const {
-    return memory_.base + Memory::kShared.key_bytes;
-  }
-  ATTUNE_DEVICE u32 query_tile() const {
-    return queries_.tile(query_at_);
-  }
-  ATTUNE_DEVICE u32 grad_output_tile() const {
-    return queries_.tile(query_at_) + Memory::kShared.query_bytes;
-  }
   /// P and dS have two tiles each: who writes one has seen everyone past the one before.
   ATTUNE_DEVICE u32 probabilities(u32 buffer) const {
     return memory_.scores(buffer);
@@ -128,7 +104,7 @@ class Sm90WideConsumer {
     {
       Scores score;
       await_queries();
-      multiply_rows(score);
+      multiply_scores(score);
       ptx::wgmma_wait_group<0>();
       ptx::pin(score);
       take(score, carried, buffer_);
@@ -144,14 +120,14 @@ class Sm90WideConsumer {
     // Read before a barrier: one thread lets the stage go for all.
     float* target = sums_target();
     if constexpr (Group == 0) {
-      multiply_columns(grad_value_, probabilities(buffer_), grad_output_tile());
+      multiply_columns(grad_value_, probabilities(buffer_), memory_.grad_output_tile(query_at_));
       await(1);
     } else {
       await(0);
-      multiply_columns(grad_value_, probabilities(buffer_), grad_output_tile());
+      multiply_columns(grad_value_, probabilities(buffer_), memory_.grad_output_tile(query_at_));
       make_gradients(carried);
     }
-    multiply_columns(grad_key_, gradients(buffer_), query_tile());
+    multiply_columns(grad_key_, gradients(buffer_), memory_.query_tile(query_at_));
     const auto done = query_at_;
     query_at_.advance();
     {
@@ -160,7 +136,7 @@ class Sm90WideConsumer {
       Scores score;
       if constexpr (HasNext) {
         await_queries();
-        multiply_rows(score);
+        multiply_scores(score);
       }
       ptx::wgmma_wait_group<HasNext ? 1 : 0>();
       ptx::pin(sums);
@@ -191,7 +167,8 @@ class Sm90WideConsumer {
 
   ATTUNE_DEVICE void await_queries() const {
     queries_.wait(query_at_);
-    if constexpr (Schedule::kVarlen) clear_foreign_queries<S>(query_tile(), this_step().rows);
+    if constexpr (Schedule::kVarlen)
+      clear_foreign_queries<S>(memory_.query_tile(query_at_), this_step().rows);
   }
 
   /// S^T becomes P^T at once; dP^T is kept.
@@ -205,18 +182,10 @@ class Sm90WideConsumer {
   }
 
   /// K Q^T or V dO^T; asynchronous.
-  ATTUNE_DEVICE void multiply_rows(Scores& d) const {
-    const u64 row = ptx::wgmma_descriptor(Group == 0 ? key_tile() : value_tile());
-    const u64 column = ptx::wgmma_descriptor(Group == 0 ? query_tile() : grad_output_tile());
-    ptx::pin(d);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (i32 k = 0; k < kDimSteps; ++k) {
-      const u64 row_k = row + static_cast<u64>(k / 4 * (kPanelBytes<kKeys> >> 4) + k % 4 * 2);
-      const u64 column_k = column + static_cast<u64>(k / 4 * (kPanelBytes<kQueries> >> 4) + k % 4 * 2);
-      ptx::Wgmma<kQueries>::template multiply<S.dtype>(d, row_k, column_k, k > 0);
-    }
-    ptx::wgmma_commit_group();
+  ATTUNE_DEVICE void multiply_scores(Scores& d) const {
+    multiply_rows<S.dtype, kKeys, kDimSteps>(
+        d, Group == 0 ? memory_.key_tile() : memory_.value_tile(),
+        Group == 0 ? memory_.query_tile(query_at_) : memory_.grad_output_tile(query_at_));
   }
 
   /// This warpgroup's columns of dV += P^T dO or dK += dS^T Q; asynchronous.
@@ -239,7 +208,7 @@ class Sm90WideConsumer {
   template <i32 Half>
   ATTUNE_DEVICE void multiply_sums(Sums<Half>& d) const {
     const u64 score = ptx::wgmma_descriptor(gradients(buffer_));
-    const u64 key = ptx::wgmma_descriptor(key_tile() + (kFirst / kHalf + Half) * kPanelBytes<kKeys>);
+    const u64 key = ptx::wgmma_descriptor(memory_.key_tile() + (kFirst / kHalf + Half) * kPanelBytes<kKeys>);
     ptx::pin(d);
     ptx::wgmma_fence();
 #pragma unroll
@@ -360,12 +329,12 @@ class Sm90WideConsumer {
     const Sm90Work tile = work();
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
-    write_columns(key_tile(), grad_key_);
-    write_columns(value_tile(), grad_value_);
+    write_columns(memory_.key_tile(), grad_key_);
+    write_columns(memory_.value_tile(), grad_value_);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     const BackwardParams& p = p_.backward;
-    store_columns<valid(S.head_dim)>(tile, key_tile(), p.grad_key, p.grad_key_strides);
-    store_columns<valid(S.head_dim_v)>(tile, value_tile(), p.grad_value, p.grad_value_strides);
+    store_columns<valid(S.head_dim)>(tile, memory_.key_tile(), p.grad_key, p.grad_key_strides);
+    store_columns<valid(S.head_dim_v)>(tile, memory_.value_tile(), p.grad_value, p.grad_value_strides);
     ptx::fence_proxy_async();
     keys_.release(key_at_);  // by every thread: each has read from the tile
   }
