@@ -315,8 +315,7 @@ class ForwardMma {
         for (i32 n = 0; n < kKeySteps * 2; ++n) {
           largest = fmaxf(largest, fmaxf(scores[m][n][half * 2], scores[m][n][half * 2 + 1]));
         }
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+        largest = quad_max(largest);
         const float before = row_max_[m][half];
         row_max_[m][half] = fmaxf(before, largest * scale2);
         const float shift = safe_max(row_max_[m][half]);

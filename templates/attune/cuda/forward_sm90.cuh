@@ -598,11 +598,6 @@ class Sm90Consumer : WarpgroupThread {
     }
   }
 
-  static ATTUNE_DEVICE float quad_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-  }
-
   /// The exact way: relative to the running maximum. O and the sums then owe `factor_`.
   ATTUNE_DEVICE void exponentiate() {
     const float scale2 = positive_scale2();
