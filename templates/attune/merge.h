@@ -62,6 +62,13 @@ ATTUNE_HD constexpr i64 offset_of(const MergeRow& row, const Strides& strides) {
          row.head * strides.head;
 }
 
+ATTUNE_HD constexpr const Chunk& chunk_of(const MergeParams& p, i32 chunk) {
+  return p.chunk[chunk];
+}
+ATTUNE_HD constexpr const Chunk& chunk_of(const GradMergeParams& p, i32 chunk) {
+  return p.chunk[chunk].chunk;
+}
+
 /// Where the merged LSE of a row goes.
 template <typename Params>
 ATTUNE_HD constexpr i64 lse_offset(const Params& p, const MergeRow& row) {

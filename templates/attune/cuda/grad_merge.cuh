@@ -37,7 +37,7 @@ class GradMerge {
 #pragma unroll 1
     for (i32 chunk = 0; chunk < p_.chunks; chunk += S.stages) {
       Values values;
-      load_values(values, lses, chunk);
+      Lanes::load_chunks(values, lses, p_, row_, chunk);
       load_lses(next, chunk + S.stages);
       give_back(values, lses, chunk);
 #pragma unroll
@@ -85,17 +85,6 @@ class GradMerge {
       if (chunk + i >= p_.chunks || lse_ == neg_inf()) continue;
       const Chunk& source = p_.chunk[chunk + i].chunk;
       lses[i] = source.lse[offset_of(row_, source.lse_strides)];
-    }
-  }
-
-  /// Chunks that saw no key are not read: their values are 0.
-  ATTUNE_DEVICE void load_values(Values& values, const Lses& lses, i32 chunk) const {
-#pragma unroll
-    for (i32 i = 0; i < S.stages; ++i) {
-      Lanes::clear(values[i]);
-      if (lses[i] == neg_inf()) continue;
-      const Chunk& source = p_.chunk[chunk + i].chunk;
-      Lanes::template load<S.dtype>(values[i], source.output, offset_of(row_, source.output_strides));
     }
   }
 

@@ -5,6 +5,8 @@
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/vector.cuh"
 #include "attune/merge.h"
+#include "attune/num.h"
+#include "attune/params.h"
 #include "attune/spec.h"
 
 namespace attune::kernel {
@@ -63,6 +65,19 @@ struct MergeLanes {
       if (!exists(c)) continue;
       store4<T, S.copy_bytes>(destination + column_of(c) * size_of(T), scale4(row[c], factor),
                               S.head_dim_v - column_of(c));
+    }
+  }
+
+  /// Of the row in the chunks from `chunk` on. One that saw no key is not read: its values are 0.
+  template <typename Params>
+  static ATTUNE_DEVICE void load_chunks(Row (&rows)[S.stages], const float (&lses)[S.stages],
+                                        const Params& params, const MergeRow& row, i32 chunk) {
+#pragma unroll
+    for (i32 i = 0; i < S.stages; ++i) {
+      clear(rows[i]);
+      if (lses[i] == neg_inf()) continue;
+      const Chunk& source = chunk_of(params, chunk + i);
+      load<S.dtype>(rows[i], source.output, offset_of(row, source.output_strides));
     }
   }
 
