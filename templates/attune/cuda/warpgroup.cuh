@@ -18,8 +18,8 @@ class WarpgroupThread {
   static ATTUNE_DEVICE bool elected() { return thread() == 0; }
 };
 
-/// d = A B^T over `Steps` k16 steps, asynchronous: A is 64 rows of a tile of `RowsA`, from the address `a` on,
-/// B the tile at `b`, of as many rows as d has columns.
+/// d = A B^T over `Steps` k16 steps, asynchronous: A is 64 rows of a tile of `RowsA`, from the address `a`
+/// on, B the tile at `b`, of as many rows as d has columns.
 template <DType T, i32 RowsA, i32 Steps, i32 N>
 ATTUNE_DEVICE void multiply_rows(float (&d)[N], u32 a, u32 b) {
   const u64 row = ptx::wgmma_descriptor(a);
