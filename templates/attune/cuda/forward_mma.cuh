@@ -18,6 +18,7 @@
 #pragma once
 
 #include "attune/blocks.h"
+#include "attune/cuda/mma_tile.cuh"
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/score_bias.cuh"
 #include "attune/cuda/shared.h"
@@ -187,12 +188,8 @@ class ForwardMma {
         row_sum_[m][half] = 0.0f;
         rounded_sum_[m][half] = 0.0f;
       }
-#pragma unroll
-      for (i32 n = 0; n < kValuePairs * 2; ++n) {
-#pragma unroll
-        for (i32 e = 0; e < 4; ++e) output_[m][n][e] = 0.0f;
-      }
     }
+    clear(output_);
   }
 
   /// Without a bias the softmax below takes the maximum before it scales, which needs a positive factor. A
@@ -229,14 +226,7 @@ class ForwardMma {
   /// scores = Q K^T, unscaled.
   ATTUNE_DEVICE void multiply_query_key(Scores& scores) {
     const u32 origin = tile_ + QueryTile::offset(lane() % 8 + lane() / 16 * 8, lane() / 8 % 2);
-#pragma unroll
-    for (i32 m = 0; m < S.tile_m; ++m) {
-#pragma unroll
-      for (i32 n = 0; n < kKeySteps * 2; ++n) {
-#pragma unroll
-        for (i32 e = 0; e < 4; ++e) scores[m][n][e] = 0.0f;
-      }
-    }
+    clear(scores);
 #pragma unroll
     for (i32 step = 0; step < kDimSteps; ++step) {
       QueryFragments& query = query_[kKeepQuery ? step : 0];
@@ -388,14 +378,7 @@ class ForwardMma {
 #pragma unroll
     for (i32 step = 0; step < kKeySteps; ++step) {
       u32 probability[S.tile_m][4];
-#pragma unroll
-      for (i32 m = 0; m < S.tile_m; ++m) {
-#pragma unroll
-        for (i32 r = 0; r < 4; ++r) {
-          const float(&s)[4] = scores[m][step * 2 + r / 2];
-          probability[m][r] = pack<S.dtype>(s[r % 2 * 2], s[r % 2 * 2 + 1]);
-        }
-      }
+      pack_fragments<S.dtype>(probability, scores, step);
 #pragma unroll
       for (i32 pair = 0; pair < kValuePairs; ++pair) {
         u32 value[4];

@@ -99,9 +99,6 @@ class GradKeyValueMma : KeyRowScores<S> {
   /// The slot, computed anew where it is asked for: kept through the walk it would occupy registers.
   ATTUNE_DEVICE KeySlot slot_now() const { return key_slot_of<S>(p_, ptx::opaque(blockIdx.x)); }
 
-  static ATTUNE_DEVICE i64 key_head_offset(const KeySlot& slot, const Strides& strides) {
-    return slot.batch * strides.batch + slot.group * strides.group + slot.head * strides.head;
-  }
   ATTUNE_DEVICE i32 column_group() const { return part_ * kSharers + sharer(); }
 
   // ---- The walk ----
@@ -302,7 +299,7 @@ class GradKeyValueMma : KeyRowScores<S> {
   static ATTUNE_DEVICE void store(const KeySlot& slot, const float (&sums)[S.tile_m][Share::kPairs * 2][4],
                                   u32 tile, void* tensor, const Strides& strides) {
     if (tensor == nullptr) return;
-    u16* rows = static_cast<u16*>(tensor) + key_head_offset(slot, strides) + slot.begin * strides.seq;
+    u16* rows = static_cast<u16*>(tensor) + head_offset(slot, strides) + slot.begin * strides.seq;
     store_rows<S.dtype, Tile, Share, HeadDim, S.copy_bytes>(
         sums, tile, warp_row(), slot.part * kSharers + sharer(), rows, strides.seq, slot.end - slot.begin);
   }

@@ -1,6 +1,7 @@
-// Products of tiles on mma.m16n8k16 for the kernels of the backward pass: of rows with rows (Q K^T), and of
-// what a warp holds in fragments with the columns of a tile (P^T dO). Tiles are swizzled (tile.cuh); a lane
-// carries the address of its part of the tile's first matrices, and everything else is an offset from there.
+// Products of tiles on mma.m16n8k16: of rows with rows (Q K^T), and of what a warp holds in fragments with
+// the columns of a tile (P^T dO). Tiles are swizzled (tile.cuh); a lane carries the address of its part of
+// the tile's first matrices, and everything else is an offset from there. (Forward issues its own: it may
+// keep the fragments of its queries.)
 #pragma once
 
 #include "attune/cuda/ptx.cuh"
