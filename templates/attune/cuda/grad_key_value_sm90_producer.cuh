@@ -75,14 +75,7 @@ class Sm90Producer {
     const auto load_keys = [&] {
       keys_.acquire(key_at_);
       if (first_lane()) {
-        if constexpr (Schedule::kUneven) {
-          const i32 sums_row = first_sum_row(p_.backward, block) - block.q_begin;
-          ptx::st_shared_word4(memory_.part(), {keys.begin, keys.end, ends, sums_row});
-        }
-        if constexpr (Schedule::kVarlen) {
-          const i32 shift = block.k_begin - block.q_begin;
-          ptx::st_shared_word4(memory_.window(), {window.lower + shift, window.upper + shift, 0, 0});
-        }
+        announce_part(block, keys, window, ends);
         load_keys_of(work);
       }
       key_at_.advance();
@@ -91,13 +84,10 @@ class Sm90Producer {
     const i32 key_block = work.begin / kKeys;
     const i32 first = Schedule::first_step(range, key_block, p_.key_blocks);
     i32 m = first;
-    // The tile of keys before has no later first step, so that its last says where it adds. A part without
-    // steps may be no block's, of which the tables say nothing.
+    // A part without steps may be no block's, of which the tables say nothing.
     i32 end_before = 0;
     if (Schedule::kOrdered && key_block > 0 && work.steps > 0) {
-      const i32 begin = work.begin - kKeys;
-      const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, place);
-      end_before = Schedule::steps(seen_part<S>(tile, window), window).last;
+      end_before = end_of_tile_before(work, place, window);
     }
     const i32 first_head = work.head * p_.sharing;
     Sm90Step step{0, first_head, 0, 0};
@@ -126,6 +116,26 @@ class Sm90Producer {
         if (m == first) ++step.head;
       }
     }
+  }
+
+  /// By the first lane.
+  ATTUNE_DEVICE void announce_part(const Block& block, const KeySegment& keys, const Window& window,
+                                   bool ends) const {
+    if constexpr (Schedule::kUneven) {
+      const i32 sums_row = first_sum_row(p_.backward, block) - block.q_begin;
+      ptx::st_shared_word4(memory_.part(), {keys.begin, keys.end, ends, sums_row});
+    }
+    if constexpr (Schedule::kVarlen) {
+      const i32 shift = block.k_begin - block.q_begin;
+      ptx::st_shared_word4(memory_.window(), {window.lower + shift, window.upper + shift, 0, 0});
+    }
+  }
+
+  /// Where the tile of keys before ends to add: it has no later first step.
+  ATTUNE_DEVICE i32 end_of_tile_before(const Sm90Work& work, i32 place, const Window& window) const {
+    const i32 begin = work.begin - kKeys;
+    const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, place);
+    return Schedule::steps(seen_part<S>(tile, window), window).last;
   }
 
   ATTUNE_DEVICE i32 turn_number(i32 batch, i32 head, i32 tile) const {
