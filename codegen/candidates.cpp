@@ -16,14 +16,8 @@ constexpr unsigned kAll = bit(DType::f32) | bit(DType::f16) | bit(DType::bf16);
 constexpr unsigned kF32 = bit(DType::f32);
 constexpr unsigned kHalf = bit(DType::f16) | bit(DType::bf16);
 constexpr int kNewest = 999;
-constexpr unsigned kUnpaged = kEveryFeature & ~static_cast<unsigned>(kPaged);
+
 constexpr auto kForward = Operation::forward;
-constexpr unsigned kFewTiles = 1u << static_cast<int>(Extent::few_tiles);
-constexpr unsigned kFewQueries = 1u << static_cast<int>(Extent::few_queries);
-constexpr unsigned kUneven = kWindow | kVarlen;
-constexpr unsigned kMasks = kWindow | kVarlen | kPaged;
-constexpr unsigned kNoBias = kMasks | kDropout;
-constexpr unsigned kNoDropout = kMasks | kBias;
 constexpr auto kMerge = Operation::merge;
 constexpr auto kDelta = Operation::delta;
 constexpr auto kGradQuery = Operation::grad_query;
@@ -31,15 +25,24 @@ constexpr auto kGradKeyValue = Operation::grad_key_value;
 constexpr auto kGradBias = Operation::grad_bias;
 constexpr auto kRoundQuery = Operation::round_query;
 constexpr auto kGradMerge = Operation::grad_merge;
+
+constexpr unsigned kUnpaged = kEveryFeature & ~kPaged;
+constexpr unsigned kUneven = kWindow | kVarlen;
+constexpr unsigned kMasks = kUneven | kPaged;
+constexpr unsigned kNoBias = kMasks | kDropout;
+constexpr unsigned kNoDropout = kMasks | kBias;
 constexpr unsigned kPlainDropout = kWindow | kDropout;
-constexpr unsigned kSums = kAtomic | kOrdered;
 constexpr unsigned kPlainScores = kEveryFeature & ~(kBias | kDropout);
+constexpr unsigned kSums = kAtomic | kOrdered;
+
+constexpr unsigned kFewTiles = 1u << static_cast<int>(Extent::few_tiles);
+constexpr unsigned kFewQueries = 1u << static_cast<int>(Extent::few_queries);
 
 // The first row that fits wins, so rows go from the most specific to the most general. Why a row has its
 // tiles is measured in bench/results/.
 // clang-format off
 constexpr Candidate kCandidates[] = {
-    // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes
+    // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes; sm90: query_stages query_registers ping_pong extents
     {"sm90_128x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
     {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},

@@ -59,6 +59,12 @@ std::vector<const Candidate*> contenders_of(Family family, const Problem& proble
   return found;
 }
 
+/// Is it in a set of bits 1 << value?
+template <typename Enum>
+bool in_set(unsigned set, Enum value) {
+  return (set >> static_cast<int>(value) & 1u) != 0;
+}
+
 std::string compute_capability(int sm) {
   return fmt::format("{}.{}", sm / 10, sm % 10);
 }
@@ -70,6 +76,37 @@ std::vector<const Candidate*> rows_of(Family family, Operation operation) {
     if (row.family == family && row.operation == operation) rows.push_back(&row);
   }
   return rows;
+}
+
+void append(std::vector<std::string>& texts, const std::vector<std::string>& more) {
+  texts.insert(texts.end(), more.begin(), more.end());
+}
+
+/// What sm90's gradients of key and value leave to mma's.
+std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
+  std::vector<std::string> lacks;
+  const bool varlen = problem.blocks == kernel::Blocks::varlen;
+  const int wider = std::max(problem.head_dim, problem.head_dim_v);
+  const bool window = (features_of(problem) & kWindow) != 0;
+  if (wider > 128 &&
+      (problem.bias == kernel::Bias::boolean || (problem.bias != kernel::Bias::none && window))) {
+    lacks.push_back("no kernels with a boolean bias tensor, or one and a window, above head_dim 128");
+  }
+  if (wider > 192 && problem.bias != kernel::Bias::none) {
+    lacks.push_back("no kernels with a bias tensor above head_dim 192");
+  }
+  if (wider > 128 && problem.dropout == kernel::Dropout::on) {
+    lacks.push_back("no kernels with dropout above head_dim 128");
+  }
+  if (varlen && problem.dropout == kernel::Dropout::on) {
+    lacks.push_back(
+        "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
+        "groups of 32");
+  }
+  if (problem.query_gradient == QueryGradient::apart) {
+    lacks.push_back("adds up the query's gradient: not for calls without it");
+  }
+  return lacks;
 }
 
 /// What the sm90 family leaves to mma, besides features.
@@ -94,30 +131,7 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
         "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0, pages "
         "and where sequences begin in them multiples of 8 keys");
   }
-  if (problem.operation == Operation::grad_key_value) {
-    const bool varlen = problem.blocks == kernel::Blocks::varlen;
-    const int wider = std::max(problem.head_dim, problem.head_dim_v);
-    const bool window = (features_of(problem) & kWindow) != 0;
-    if (wider > 128 &&
-        (problem.bias == kernel::Bias::boolean || (problem.bias != kernel::Bias::none && window))) {
-      lacks.push_back("no kernels with a boolean bias tensor, or one and a window, above head_dim 128");
-    }
-    if (wider > 192 && problem.bias != kernel::Bias::none) {
-      lacks.push_back("no kernels with a bias tensor above head_dim 192");
-    }
-    if (wider > 128 && problem.dropout == kernel::Dropout::on) {
-      lacks.push_back("no kernels with dropout above head_dim 128");
-    }
-    if (varlen && problem.dropout == kernel::Dropout::on) {
-      lacks.push_back(
-          "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
-          "groups "
-          "of 32");
-    }
-    if (problem.query_gradient == QueryGradient::apart) {
-      lacks.push_back("adds up the query's gradient: not for calls without it");
-    }
-  }
+  if (problem.operation == Operation::grad_key_value) append(lacks, sm90_key_value_lacks(problem));
   return lacks;
 }
 
@@ -136,8 +150,7 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
     lacks.push_back(fmt::format("is for compute capability {} and before, this GPU has {}",
                                 compute_capability(newest), compute_capability(arch.sm)));
   }
-  if (none(
-          [&](const Candidate* row) { return (row->dtypes >> static_cast<int>(problem.dtype) & 1u) != 0; })) {
+  if (none([&](const Candidate* row) { return in_set(row->dtypes, problem.dtype); })) {
     lacks.push_back(fmt::format("no {} kernels", name_of(problem.dtype)));
   }
   for (const auto& [feature, name] : {std::pair{kVarlen, "packed sequences"},
@@ -158,10 +171,7 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
       lacks.push_back(fmt::format("{} {} is outside 1 to {}", name, value, widest));
     }
   }
-  if (rows.front()->family == Family::sm90) {
-    const auto more = sm90_lacks(problem);
-    lacks.insert(lacks.end(), more.begin(), more.end());
-  }
+  if (rows.front()->family == Family::sm90) append(lacks, sm90_lacks(problem));
   return lacks;
 }
 
@@ -223,9 +233,8 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
 
 bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (row.operation != problem.operation || backend_of(row.family) != arch.backend) return false;
-  if ((row.dtypes >> static_cast<int>(problem.dtype) & 1u) == 0) return false;
+  if (!in_set(row.dtypes, problem.dtype) || !in_set(row.extents, problem.extent)) return false;
   if ((features_of(problem) & ~row.features) != 0) return false;
-  if ((row.extents >> static_cast<int>(problem.extent) & 1u) == 0) return false;
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
   if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
