@@ -14,8 +14,8 @@
 #include "attune/tensor.h"
 #include "attune/version.h"
 
-#include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -38,16 +38,21 @@ struct ATTUNE_EXPORT DropoutState {
 /// Thread-safe.
 class Generator {
  public:
-  explicit Generator(std::uint64_t seed = 0) : seed_(seed) {}
+  explicit Generator(std::uint64_t seed = 0) : state_{seed, 0} {}
   void manual_seed(std::uint64_t seed) {
-    seed_ = seed;
-    offset_ = 0;
+    const std::lock_guard lock(mutex_);
+    state_ = {seed, 0};
   }
-  DropoutState next() { return {seed_, offset_++}; }
+  DropoutState next() {
+    const std::lock_guard lock(mutex_);
+    const DropoutState now = state_;
+    ++state_.offset;
+    return now;
+  }
 
  private:
-  std::atomic<std::uint64_t> seed_;
-  std::atomic<std::uint64_t> offset_{0};
+  std::mutex mutex_;
+  DropoutState state_;
 };
 
 struct AttentionOptions {
