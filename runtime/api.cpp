@@ -132,14 +132,20 @@ Attention allocate_and_run(const TensorView& query, const TensorView& key, const
 
 // ---- Backward ----
 
-/// The arguments of the backward calls, which all take the same.
+/// The arguments of the backward calls that do not run, which all take the same.
 runtime::BackwardCall check_backward(const TensorView& grad_output, const TensorView& output,
                                      const TensorView& lse, const TensorView& query, const TensorView& key,
                                      const TensorView& value, const GradientViews& gradients,
                                      const AttentionBias& bias, const AttentionOptions& options,
-                                     const BackwardOptions& backward, bool runs) {
+                                     const BackwardOptions& backward) {
   return take(runtime::check_backward(
-      {grad_output, output, lse, query, key, value, gradients, bias, options, backward, runs}));
+      {grad_output, output, lse, query, key, value, gradients, bias, options, backward, /*runs=*/false}));
+}
+
+runtime::BackwardPlan plan_of(const runtime::BackwardCall& call) {
+  runtime::BackwardPlan plan;
+  take(engine().plan(call, plan));
+  return plan;
 }
 
 void check_workspace(const BackwardOptions& backward, std::size_t needed) {
@@ -256,8 +262,8 @@ void memory_efficient_attention_forward(const TensorView& query, const TensorVie
                                         const TensorView& value, const MutableTensorView& output,
                                         const MutableTensorView* lse, const AttentionBias& bias,
                                         const AttentionOptions& options) {
-  const runtime::Call call =
-      take(runtime::check({query, key, value, &output, lse, lse != nullptr, bias, options}));
+  runtime::Call call;
+  take(runtime::check({query, key, value, &output, lse, lse != nullptr, bias, options}, call));
   take(engine().run(call));
 }
 
@@ -289,15 +295,18 @@ void memory_efficient_attention_backward(const TensorView& grad_output, const Te
                                          const TensorView& key, const TensorView& value,
                                          const GradientViews& gradients, const AttentionBias& bias,
                                          const AttentionOptions& options, const BackwardOptions& backward) {
-  runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients, bias,
-                                              options, backward, /*runs=*/true);
-  const std::size_t bytes = take(engine().plan(call)).workspace_bytes;
+  runtime::BackwardCall call;
+  take(runtime::check_backward(
+      {grad_output, output, lse, query, key, value, gradients, bias, options, backward,
+       /*runs=*/true},
+      call));
+  const runtime::BackwardPlan plan = plan_of(call);
   if (backward.workspace != nullptr) {
-    check_workspace(backward, bytes);
-    return take(engine().run(call));
+    check_workspace(backward, plan.workspace_bytes);
+    return take(engine().run(call, plan));
   }
   constexpr std::size_t kFloat = sizeof(float);
-  const auto floats = static_cast<std::int64_t>((bytes + kFloat - 1) / kFloat);
+  const auto floats = static_cast<std::int64_t>((plan.workspace_bytes + kFloat - 1) / kFloat);
   const Temporary workspace(DType::f32, query.device, {floats}, options.stream);
   call.workspace = workspace.view().data;
   take(engine().run(call));
@@ -311,8 +320,8 @@ Gradients memory_efficient_attention_backward(const TensorView& grad_output, con
   if (backward.bias_gradient && !bias.tensor) {
     raise(invalid_argument("bias_gradient: the bias has no tensor whose gradient could be computed"));
   }
-  check_backward(grad_output, output, lse, query, key, value, {}, bias, options, backward,
-                 /*runs=*/false);  // before anything is allocated
+  check_backward(grad_output, output, lse, query, key, value, {}, bias, options,
+                 backward);  // before anything is allocated
   const auto like = [&](const TensorView& tensor) {
     return Tensor(tensor.dtype, tensor.device, shape_of(tensor), options.stream);
   };
@@ -334,18 +343,19 @@ std::size_t backward_workspace_bytes(const TensorView& grad_output, const Tensor
                                      const TensorView& value, const GradientViews& gradients,
                                      const AttentionBias& bias, const AttentionOptions& options,
                                      const BackwardOptions& backward) {
-  const runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients,
-                                                    bias, options, backward, /*runs=*/false);
-  return take(engine().plan(call)).workspace_bytes;
+  const runtime::BackwardCall call =
+      check_backward(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
+  return plan_of(call).workspace_bytes;
 }
 
 void prepare_backward(const TensorView& grad_output, const TensorView& output, const TensorView& lse,
                       const TensorView& query, const TensorView& key, const TensorView& value,
                       const GradientViews& gradients, const AttentionBias& bias,
                       const AttentionOptions& options, const BackwardOptions& backward) {
-  const runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients,
-                                                    bias, options, backward, /*runs=*/false);
-  for (const auto& step : take(engine().plan(call))) {
+  const runtime::BackwardCall call =
+      check_backward(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
+  const runtime::BackwardPlan plan = plan_of(call);
+  for (const auto& step : plan) {
     take(engine().prepare(step.problem, call.device, call.stream));
   }
 }
@@ -445,10 +455,10 @@ std::string explain_backward(const TensorView& grad_output, const TensorView& ou
                              const TensorView& query, const TensorView& key, const TensorView& value,
                              const GradientViews& gradients, const AttentionBias& bias,
                              const AttentionOptions& options, const BackwardOptions& backward) {
-  const runtime::BackwardCall call = check_backward(grad_output, output, lse, query, key, value, gradients,
-                                                    bias, options, backward, /*runs=*/false);
+  const runtime::BackwardCall call =
+      check_backward(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
   const codegen::Arch& arch = take(runtime::backend_of(call.device))->arch();
-  const runtime::BackwardPlan plan = take(engine().plan(call));
+  const runtime::BackwardPlan plan = plan_of(call);
   nlohmann::json kernels = nlohmann::json::array();
   for (const auto& step : plan) {
     kernels.push_back(runtime::to_json(take(engine().explain(step.problem, arch, call.device))));

@@ -50,8 +50,9 @@ kernel::Strides contiguous_rows(const kernel::ForwardParams& p, i64 columns) {
 /// The launch of one operation on the call's parameters.
 class Planner {
  public:
-  Planner(const BackwardCall& call, const BackwardParams& params, bool stores_bias_gradient)
-      : call_(call), params_(params), stores_bias_gradient_(stores_bias_gradient) {}
+  Planner(const BackwardCall& call, const BackwardParams& params, bool stores_bias_gradient,
+          BackwardPlan& plan)
+      : call_(call), params_(params), stores_bias_gradient_(stores_bias_gradient), plan_(plan) {}
 
   BackwardPlan::Step& add(Operation operation) {
     BackwardPlan::Step& step = plan_.steps[plan_.count++];
@@ -78,8 +79,6 @@ class Planner {
     }
   }
 
-  BackwardPlan& plan() { return plan_; }
-
  private:
   BackwardPlan::Step& add_key_value(HeadExtents heads, QueryGradient query_gradient) {
     BackwardPlan::Step& step = add(Operation::grad_key_value);
@@ -93,7 +92,7 @@ class Planner {
   const BackwardCall& call_;
   const BackwardParams& params_;
   const bool stores_bias_gradient_;
-  BackwardPlan plan_;
+  BackwardPlan& plan_;
 };
 
 }  // namespace
@@ -134,7 +133,7 @@ std::vector<Problem> problems_of_pass(const Problem& forward, const codegen::Arc
   return problems;
 }
 
-Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch) {
+Result<void> plan_of(const BackwardCall& call, const codegen::Arch& arch, BackwardPlan& plan) {
   BackwardParams params = call.params;
   const kernel::ForwardParams& forward = params.forward;
   const bool wants_key_value = params.grad_key != nullptr || params.grad_value != nullptr;
@@ -172,7 +171,7 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
         "memory_efficient_attention_backward: the workspace would be larger than any memory");
   }
 
-  Planner planner(call, params, stores_bias_gradient);
+  Planner planner(call, params, stores_bias_gradient, plan);
   planner.add(Operation::delta);
   if (call.copies_grad_output) {
     params.grad_output = params.grad_output_copy;
@@ -182,10 +181,9 @@ Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch
   planner.add_key_value(query_gradient);
   if (params.grad_query != nullptr) planner.add(sums ? Operation::round_query : Operation::grad_query);
   if (params.grad_bias != nullptr && !stores_bias_gradient) planner.add(Operation::grad_bias);
-  BackwardPlan& plan = planner.plan();
   if (plan.main == plan.count) plan.main = plan.count - 1;
   plan.workspace_bytes = static_cast<std::size_t>(pieces.bytes());
-  return std::move(plan);
+  return done();
 }
 
 }  // namespace attune::runtime

@@ -54,9 +54,9 @@ struct BackwardPlan {
 /// Where grad_output lies for the kernels after delta.
 kernel::Strides read_grad_output_strides(const BackwardCall& call);
 
-/// The launches of a call on an architecture, with pointers into call.workspace (none where it is null).
-/// Fails with invalid_argument when the workspace would be larger than any memory.
-Result<BackwardPlan> plan_of(const BackwardCall& call, const codegen::Arch& arch);
+/// Into a new plan: the launches of a call on an architecture, with pointers into call.workspace (none where
+/// it is null). Fails with invalid_argument when the workspace would be larger than any memory.
+Result<void> plan_of(const BackwardCall& call, const codegen::Arch& arch, BackwardPlan& plan);
 
 /// The problem of one operation of a backward pass: of the forward pass's traits those that its kernel looks
 /// at.

@@ -13,6 +13,7 @@ struct BoxAxes {
   kernel::i64 rows = 0, row_stride = 0;
   kernel::i64 heads = 0, head_stride = 0;
   kernel::i64 batch = 0, batch_stride = 0;
+  bool operator==(const BoxAxes&) const = default;
 };
 
 /// Groups and heads as one axis.

@@ -137,6 +137,12 @@ Result<kernel::DType> output_dtype_of(const Arguments& a) {
 }  // namespace
 
 Result<Call> check(const Arguments& a) {
+  Call call;
+  ATTUNE_TRY(check(a, call));
+  return call;
+}
+
+Result<void> check(const Arguments& a, Call& call) {
   ATTUNE_TRY(check_kind("query", a.query));
   ATTUNE_TRY(check_rank("query", a.query));
   ATTUNE_TRY(check_like(a.query, "key", a.key));
@@ -158,7 +164,6 @@ Result<Call> check(const Arguments& a) {
   ATTUNE_ASSIGN(families, families_of(a.options));
   ATTUNE_ASSIGN(output_dtype, output_dtype_of(a));
 
-  Call call;
   call.device = a.query.device;
   call.stream = a.options.stream;
   kernel::ForwardParams& params = call.params;
@@ -223,7 +228,7 @@ Result<Call> check(const Arguments& a) {
   if (boxes_suit && dense) {
     call.problem.extent = codegen::extent_of(query.batch * query.groups * query.heads, query.len);
   }
-  return call;
+  return done();
 }
 
 }  // namespace attune::runtime

@@ -24,8 +24,10 @@ struct Arguments {
   bool output_like_query = false;  // in its type, when output is null, whatever the options say
 };
 
-/// Fails with invalid_argument or unsupported; the message says what, where and what to try. Where an output
-/// is given, the bias's tables are on the device when it returns.
+/// Into a new call, which is copied nowhere on its way. Fails with invalid_argument or unsupported; the
+/// message says what, where and what to try. Where an output is given, the bias's tables are on the device
+/// when it returns.
+Result<void> check(const Arguments& arguments, Call& call);
 Result<Call> check(const Arguments& arguments);
 
 struct BackwardArguments {
@@ -43,6 +45,7 @@ struct BackwardArguments {
 };
 
 /// Likewise. The workspace is the caller's; its size is checked once the plan is known.
+Result<void> check_backward(const BackwardArguments& arguments, BackwardCall& call);
 Result<BackwardCall> check_backward(const BackwardArguments& arguments);
 
 struct MergeArguments {

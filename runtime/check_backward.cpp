@@ -165,14 +165,21 @@ Result<void> check_workspace(const BackwardOptions& options) {
 }  // namespace
 
 Result<BackwardCall> check_backward(const BackwardArguments& a) {
-  ATTUNE_ASSIGN(forward, check({.query = a.query,
-                                .key = a.key,
-                                .value = a.value,
-                                .bias = a.bias,
-                                .options = a.options,
-                                .places_tables = a.runs,
-                                .output_like_query = true}));
   BackwardCall call;
+  ATTUNE_TRY(check_backward(a, call));
+  return call;
+}
+
+Result<void> check_backward(const BackwardArguments& a, BackwardCall& call) {
+  Call forward;
+  ATTUNE_TRY(check({.query = a.query,
+                    .key = a.key,
+                    .value = a.value,
+                    .bias = a.bias,
+                    .options = a.options,
+                    .places_tables = a.runs,
+                    .output_like_query = true},
+                   forward));
   call.problem = forward.problem;
   call.device = forward.device;
   call.stream = forward.stream;
@@ -253,7 +260,7 @@ Result<BackwardCall> check_backward(const BackwardArguments& a) {
   const bool boxes_suit = shared_alike && aligned && bias_fits && boxes_fit(p.forward) &&
                           output_boxes_fit(p.forward, read_grad_output_strides(call));
   call.problem.boxes = boxes_suit ? 1 : 0;
-  return call;
+  return done();
 }
 
 }  // namespace attune::runtime

@@ -252,7 +252,12 @@ Result<void> Engine::run(const GradMergeCall& call) {
 }
 
 Result<void> Engine::run(const BackwardCall& call) {
-  ATTUNE_ASSIGN(plan, this->plan(call));
+  BackwardPlan plan;
+  ATTUNE_TRY(this->plan(call, plan));
+  return run(call, plan);
+}
+
+Result<void> Engine::run(const BackwardCall& call, const BackwardPlan& plan) {
   std::array<const ReadyKernel*, std::tuple_size_v<decltype(plan.steps)>> kernels{};
   for (std::size_t i = 0; i < plan.count; ++i) {
     ATTUNE_ASSIGN(ready, state_->ready(plan.steps[i].problem, call.device, call.stream));
@@ -266,9 +271,9 @@ Result<void> Engine::run(const BackwardCall& call) {
   return done();
 }
 
-Result<BackwardPlan> Engine::plan(const BackwardCall& call) {
+Result<void> Engine::plan(const BackwardCall& call, BackwardPlan& plan) {
   ATTUNE_ASSIGN(arch, state_->arch_of(call.device));
-  return plan_of(call, *arch);
+  return plan_of(call, *arch, plan);
 }
 
 Result<void> Engine::prepare(const codegen::Problem& problem, Device device, void* stream) {

@@ -67,8 +67,10 @@ class Engine {
   Result<void> run(const GradMergeCall& call);
   /// Launches every kernel of the pass, or none: all are loaded before the first is launched.
   Result<void> run(const BackwardCall& call);
-  /// The launches of a backward call on its device, and the workspace that they need.
-  Result<BackwardPlan> plan(const BackwardCall& call);
+  /// Likewise, as it was planned with the call's workspace.
+  Result<void> run(const BackwardCall& call, const BackwardPlan& plan);
+  /// Into a new plan: the launches of a backward call on its device, and the workspace that they need.
+  Result<void> plan(const BackwardCall& call, BackwardPlan& plan);
   /// Compiles and loads without launching. While `stream` is captured it is as EngineOptions::capture says.
   Result<void> prepare(const codegen::Problem& problem, Device device, void* stream = nullptr);
   /// Looks up or compiles for an architecture that need not be here; stores, does not load. For `attune

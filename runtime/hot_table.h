@@ -31,7 +31,7 @@ class HotTable {
     const Slots& slots = *current_.load(std::memory_order_acquire);
     for (std::uint64_t i = hash(problem);; ++i) {
       const ReadyKernel* ready = slots.entries[i & slots.mask].load(std::memory_order_acquire);
-      if (ready == nullptr || ready->problem == problem) return ready;
+      if (ready == nullptr || std::memcmp(&ready->problem, &problem, sizeof problem) == 0) return ready;
     }
   }
 
@@ -56,11 +56,12 @@ class HotTable {
   };
 
   static std::uint64_t hash(const codegen::Problem& problem) {
-    // A problem is padding-free ints; multiply and fold mixes them well enough for a table at half load.
-    std::uint32_t words[sizeof(codegen::Problem) / sizeof(std::uint32_t)];
-    std::memcpy(words, &problem, sizeof words);
+    // A problem is padding-free ints, taken two at a time; multiply and fold mixes them well enough for a
+    // table at half load.
+    std::uint64_t words[(sizeof(codegen::Problem) + sizeof(std::uint64_t) - 1) / sizeof(std::uint64_t)]{};
+    std::memcpy(words, &problem, sizeof problem);
     std::uint64_t h = 0x9e3779b97f4a7c15u;
-    for (const std::uint32_t word : words) {
+    for (const std::uint64_t word : words) {
       h = (h ^ word) * 0xff51afd7ed558ccdu;
       h ^= h >> 32;
     }

@@ -141,9 +141,8 @@ class CpuBackend final : public Backend {
     void* const entry = object.symbol(codegen::kEntryName);
     const auto scratch_bytes = reinterpret_cast<ScratchBytes>(object.symbol(codegen::kScratchName));
     if (entry == nullptr || scratch_bytes == nullptr) {
-      return invalid_argument(
-          fmt::format("a CPU kernel of {} bytes lacks {} or {}: remove it from the cache", image.size(),
-                      codegen::kEntryName, codegen::kScratchName));
+      return invalid_argument(fmt::format("a CPU kernel of {} bytes lacks {} or {}: remove it from the cache",
+                                          image.size(), codegen::kEntryName, codegen::kScratchName));
     }
     return std::unique_ptr<Kernel>(
         std::make_unique<CpuKernel>(std::move(object), entry, scratch_bytes(), spec, pool_));
