@@ -76,8 +76,8 @@ class RecentMaps {
   }
 
  private:
-  static constexpr std::size_t kSets = 16;
-  static constexpr std::size_t kWays = 4;
+  static constexpr std::size_t kSets = 8;
+  static constexpr std::size_t kWays = 8;  // a pass has as many maps, which even spacing may bring together
   struct Made {
     Described described;  // data null: none yet
     kernel::TensorMap map{};
