@@ -21,7 +21,8 @@
 //
 // grad_key_value may also add its share of dQ to float32 sums in memory (QueryGradient::atomic): that saves
 // computing P a second time, and costs the order of summation, unless tiles of keys take turns to add
-// (QueryGradient::ordered). round_query then makes the result of the sums.
+// (QueryGradient::ordered). round_query then makes the result of the sums. On Hopper it may store dBias, too
+// (stores_bias_gradient in spec.h).
 #pragma once
 
 #include "attune/blocks.h"
@@ -137,8 +138,8 @@ ATTUNE_HD constexpr KeySlot key_slot_of(const BackwardParams& p, Number number) 
   KeySlot slot;
   slot.part = static_cast<i32>(number % parts);
   number /= parts;
-  slot.begin =
-      static_cast<i32>(number % tiles) * S.block_n;  // under a causal mask the first keys are the longest
+  // Under a causal mask the first keys are the longest: they start first.
+  slot.begin = static_cast<i32>(number % tiles) * S.block_n;
   slot.end = min(slot.begin + S.block_n, p.forward.len_k);
   number /= tiles;
   slot.head = static_cast<i32>(number % heads);

@@ -22,20 +22,12 @@ enum class DType : i32 { f32, f16, bf16 };
 enum class Edge : i32 { open, bounded };      // does the window have a bound on this side?
 enum class Blocks : i32 { dense, varlen };    // a block per batch entry, or sequences packed on one axis
 enum class Keys : i32 { contiguous, paged };  // a block's keys are neighbours, or behind a table of pages
-enum class Bias : i32 {
-  none,
-  f32,
-  f16,
-  bf16,
-  boolean
-};  // a tensor added to the scores, or one that hides keys
+/// A tensor added to the scores, or one that hides keys.
+enum class Bias : i32 { none, f32, f16, bf16, boolean };
 enum class Dropout : i32 { off, on };
 enum class Lse : i32 { skip, write };
-enum class QueryGradient : i32 {
-  apart,
-  atomic,
-  ordered
-};  // does grad_key_value add to float32 sums of it, and in the same order in every run?
+/// Does grad_key_value add to float32 sums of it, and in the same order in every run?
+enum class QueryGradient : i32 { apart, atomic, ordered };
 
 struct KernelSpec {
   Operation operation = Operation::forward;
@@ -56,9 +48,9 @@ struct KernelSpec {
   i32 block_n = 0;  // keys of one tile
   i32 block_v = 0;  // columns of the result that one block computes: all, or less where those are too many
   i32 tile_m = 0;   // register tile: query rows (simt), query vectors (cpu), m16 fragments (mma)
-  i32 tile_n = 0;   // register tile: key columns or value columns (simt, cpu)
+  i32 tile_n = 0;   // register tile: key columns or value columns (simt, cpu), n8 fragments (mma's gradients)
   i32 warps = 0;    // GPU: warps of a block
-  i32 stages = 0;   // GPU: key/value tiles in flight
+  i32 stages = 0;   // GPU: tiles in flight, of what a block walks over; merge: chunks
   i32 query_stages = 0;     // sm90: query tiles in flight of each warpgroup
   i32 query_registers = 0;  // sm90: 1 keeps the queries in registers
   i32 ping_pong = 0;        // sm90: 1 has warpgroups take turns to issue products
