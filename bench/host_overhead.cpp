@@ -7,6 +7,7 @@
 #include "attune/attune_c.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/raise.h"
+#include "tests/support/c_tensor.h"
 
 #include <algorithm>
 #include <chrono>
@@ -20,6 +21,8 @@
 #include <vector>
 
 namespace {
+
+using attune::test::c_tensor;
 
 constexpr int kRounds = 50;
 constexpr int kCallsPerRound =
@@ -37,20 +40,6 @@ double median_us(attune::Device device, const std::function<void()>& call) {
   }
   std::ranges::nth_element(rounds, rounds.begin() + kRounds / 2);
   return rounds[kRounds / 2];
-}
-
-attune_tensor c_tensor(const attune::Tensor& tensor) {
-  const attune::MutableTensorView& view = tensor.view();
-  attune_tensor c{view.data,
-                  static_cast<int32_t>(view.dtype),
-                  static_cast<int32_t>(view.device.type),
-                  view.device.index,
-                  view.rank,
-                  {},
-                  {}};
-  std::ranges::copy(view.shape, c.shape);
-  std::ranges::copy(view.strides, c.strides);
-  return c;
 }
 
 /// Of the same call, in a workspace that is there.

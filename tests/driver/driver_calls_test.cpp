@@ -7,6 +7,7 @@
 #include "tests/driver/old_driver.h"
 #include "tests/driver/stand_in.h"
 #include "tests/gpu/driver_objects.h"
+#include "tests/support/c_tensor.h"
 #include "tests/unit/allocations.h"
 
 #include <doctest/doctest.h>
@@ -285,19 +286,6 @@ TEST_CASE("allocated results and workspaces are given back") {
 TEST_CASE("a call that the C ABI keeps launches what the C++ call does") {
   const Kind kind{"mma", Family::mma, DType::f16, 64};
   const Example example(kind);
-  const auto c_tensor = [](const Tensor& tensor) {
-    const MutableTensorView& view = tensor.view();
-    attune_tensor c{view.data,
-                    static_cast<int32_t>(view.dtype),
-                    static_cast<int32_t>(view.device.type),
-                    view.device.index,
-                    view.rank,
-                    {},
-                    {}};
-    std::ranges::copy(view.shape, c.shape);
-    std::ranges::copy(view.strides, c.strides);
-    return c;
-  };
   const attune_tensor query = c_tensor(example.query), key = c_tensor(example.key),
                       value = c_tensor(example.value), output = c_tensor(example.output),
                       lse = c_tensor(example.lse);
