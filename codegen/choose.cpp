@@ -95,9 +95,6 @@ std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   if (wider > 192 && problem.bias != kernel::Bias::none) {
     lacks.push_back("no kernels with a bias tensor above head_dim 192");
   }
-  if (wider > 128 && problem.dropout == kernel::Dropout::on) {
-    lacks.push_back("no kernels with dropout above head_dim 128");
-  }
   if (varlen && problem.dropout == kernel::Dropout::on) {
     lacks.push_back(
         "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "

@@ -50,6 +50,8 @@ class Sm90WideConsumer : WarpgroupThread {
   using Sums = float[min(kColumns - Half * kHalf, kHalf) / 2];
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
   static constexpr bool kHasSecondHalf = kColumns > kHalf;
+  static constexpr bool kDropout = S.dropout == Dropout::on;
+  static constexpr u32 kDroppedSign = 0x8000;  // of a 16-bit number
 
  public:
   ATTUNE_DEVICE Sm90WideConsumer(const GradKeyValueSm90Params& params, Memory memory)
@@ -105,9 +107,10 @@ class Sm90WideConsumer : WarpgroupThread {
       Scores score;
       await_queries();
       multiply_scores(score);
+      const KeptKeyRows<S> kept = kept_pairs();
       ptx::wgmma_wait_group<0>();
       ptx::pin(score);
-      take(score, carried, buffer_);
+      take(score, kept, carried, buffer_);
     }
 #pragma unroll 1
     for (i32 left = steps; left > 1; --left) step<true>(carried);
@@ -134,9 +137,11 @@ class Sm90WideConsumer : WarpgroupThread {
       Sums<0> sums;
       multiply_sums<0>(sums);
       Scores score;
+      KeptKeyRows<S> kept;
       if constexpr (HasNext) {
         await_queries();
         multiply_scores(score);
+        kept = kept_pairs();
       }
       ptx::wgmma_wait_group<HasNext ? 1 : 0>();
       ptx::pin(sums);
@@ -150,7 +155,7 @@ class Sm90WideConsumer : WarpgroupThread {
         if constexpr (HasNext) {
           ptx::wgmma_wait_group<1>();
           ptx::pin(score);
-          take(score, carried, buffer_ ^ 1);
+          take(score, kept, carried, buffer_ ^ 1);
         }
         ptx::wgmma_wait_group<0>();
         ptx::pin(rest);
@@ -158,7 +163,7 @@ class Sm90WideConsumer : WarpgroupThread {
       } else if constexpr (HasNext) {
         ptx::wgmma_wait_group<0>();
         ptx::pin(score);
-        take(score, carried, buffer_ ^ 1);
+        take(score, kept, carried, buffer_ ^ 1);
       }
     }
     if constexpr (kOrdered && !kHasSecondHalf) announce_sums();
@@ -172,9 +177,9 @@ class Sm90WideConsumer : WarpgroupThread {
   }
 
   /// S^T becomes P^T at once; dP^T is kept.
-  ATTUNE_DEVICE void take(Scores& score, Scores& carried, u32 buffer) {
+  ATTUNE_DEVICE void take(Scores& score, const KeptKeyRows<S>& kept, Scores& carried, u32 buffer) {
     if constexpr (Group == 0) {
-      make_probabilities(score, buffer);
+      make_probabilities(score, kept, buffer);
     } else {
 #pragma unroll
       for (i32 e = 0; e < kQueries / 2; ++e) carried[e] = score[e];
@@ -221,8 +226,9 @@ class Sm90WideConsumer : WarpgroupThread {
 
   // ---- Scores ----
 
-  /// P^T of S^T, for both warpgroups.
-  ATTUNE_DEVICE void make_probabilities(Scores& score, u32 buffer) {
+  /// P^T of S^T, for both warpgroups. What rounding takes from it goes along, in the place of the dS^T that it
+  /// is to become: all have multiplied with the one before.
+  ATTUNE_DEVICE void make_probabilities(Scores& score, const KeptKeyRows<S>& kept, u32 buffer) {
     const float scale2 = p_.backward.forward.scale * kLog2e;
     if constexpr (S.bias != Bias::none) {
       const i32 key = static_cast<i32>(thread() / 32 * 16);
@@ -232,13 +238,19 @@ class Sm90WideConsumer : WarpgroupThread {
     const Sm90Step step = this_step();
     const i32 first_key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
     if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key, step.begin);
-    Packed packed;
+    Packed rounded;
+    Packed rest;
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; e += 2) {
-      packed[e / 8][e / 2 % 4] =
-          pack<S.dtype>(ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1]));
+      const float2 exact{ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1])};
+      u32& pair = rounded[e / 8][e / 2 % 4];
+      pair = pack<S.dtype>(exact.x, exact.y);
+      const float2 whole = widen_pair(pair);
+      rest[e / 8][e / 2 % 4] = pack<S.dtype>(exact.x - whole.x, exact.y - whole.y);
+      if constexpr (kDropout) drop(pair, rest[e / 8][e / 2 % 4], kept.kept(e), kept.kept(e + 1));
     }
-    show(packed, probabilities(buffer));
+    store(rest, gradients(buffer));
+    show(rounded, probabilities(buffer));
   }
 
   /// dS^T of dP^T, for both warpgroups.
@@ -247,14 +259,19 @@ class Sm90WideConsumer : WarpgroupThread {
     Packed packed;
 #pragma unroll
     for (i32 k = 0; k < kQueries / 16; ++k) {
+      u32 rest[4];
       ptx::ldmatrix_x4_trans(packed[k], score_row(probabilities(buffer_)) + k * kPanelBytes<16>);
+      ptx::ldmatrix_x4_trans(rest, score_row(gradients(buffer_)) + k * kPanelBytes<16>);
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
         const i32 e = k * 8 + i * 2;
         const float2 delta = ptx::ld_shared_float2(numbers + e / 4 * 32);
-        packed[k][i] =
-            pack<S.dtype>(widen(S.dtype, static_cast<u16>(packed[k][i])) * (gradient[e] - delta.x),
-                          widen(S.dtype, static_cast<u16>(packed[k][i] >> 16)) * (gradient[e + 1] - delta.y));
+        u32& pair = packed[k][i];
+        const float2 whole = widen_pair(pair);
+        const float2 small = widen_pair(rest[i]);
+        pair = pack<S.dtype>(
+            (whole.x + small.x) * less_delta(gradient[e], delta.x, (pair & kDroppedSign) != 0),
+            (whole.y + small.y) * less_delta(gradient[e + 1], delta.y, (pair & kDroppedSign << 16) != 0));
       }
     }
     await_bias_gradient<S>(p_);  // of the other buffer, which is the next to be written
@@ -268,17 +285,51 @@ class Sm90WideConsumer : WarpgroupThread {
     return tile + panel_offset<kQueries>(row, static_cast<i32>(thread() / 32 * 2 + lane() / 8 % 2));
   }
 
-  /// To shared memory, with queries as rows; the other warpgroup may go on.
-  ATTUNE_DEVICE void show(const Packed& packed, u32 tile) const {
+  /// To shared memory, with queries as rows.
+  static ATTUNE_DEVICE void store(const Packed& packed, u32 tile) {
     const u32 origin = score_row(tile);
 #pragma unroll
     for (i32 k = 0; k < kQueries / 16; ++k) {
       const u32(&d)[4] = packed[k];
       ptx::stmatrix_x4_trans(origin + k * kPanelBytes<16>, d[0], d[1], d[2], d[3]);
     }
+  }
+
+  /// The same; the other warpgroup may go on.
+  ATTUNE_DEVICE void show(const Packed& packed, u32 tile) const {
+    store(packed, tile);
     ptx::fence_proxy_async();
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     ptx::bar_arrive(kShown + Group, kThreads);
+  }
+
+  static ATTUNE_DEVICE float2 widen_pair(u32 pair) {
+    return {widen(S.dtype, static_cast<u16>(pair)), widen(S.dtype, static_cast<u16>(pair >> 16))};
+  }
+
+  // ---- Dropout ----
+
+  /// Drawn by the warpgroup of P, while its product runs.
+  ATTUNE_DEVICE KeptKeyRows<S> kept_pairs() const {
+    if constexpr (!kDropout || Group != 0) return {};
+    const Sm90Step step = this_step();
+    const Sm90Work tile = work();
+    const u32 pair = thread() / 64;
+    const i32 key = tile.begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
+    return {p_.backward.forward.dropout, tile.batch, step.head, step.begin, key, memory_.drawn(pair), kDrawn + pair};
+  }
+
+  /// Of a pair of P that is dropped, dV sees -0, whose sign tells the other warpgroup; the number itself goes
+  /// as what is left of it. Survivors are scaled up in finish().
+  static ATTUNE_DEVICE void drop(u32& pair, u32& rest, bool keeps_low, bool keeps_high) {
+    const u32 dropped = (keeps_low ? 0u : 0xffffu) | (keeps_high ? 0u : 0xffff0000u);
+    rest = (rest & ~dropped) | (pair & dropped);
+    pair = (pair & ~dropped) | (kDroppedSign * 0x10001u & dropped);
+  }
+
+  ATTUNE_DEVICE float less_delta(float gradient, float delta, bool dropped) const {
+    if constexpr (!kDropout) return gradient - delta;
+    return dropped ? -delta : fmaf(gradient, p_.backward.forward.dropout.rescale, -delta);
   }
 
   /// What the other warpgroup shows.
@@ -328,7 +379,10 @@ class Sm90WideConsumer : WarpgroupThread {
     ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
     const Sm90Work tile = work();
 #pragma unroll
-    for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] *= p_.backward.forward.scale;
+    for (i32 e = 0; e < kColumns / 2; ++e) {
+      grad_key_[e] *= p_.backward.forward.scale;
+      if constexpr (kDropout) grad_value_[e] *= p_.backward.forward.dropout.rescale;
+    }
     write_columns(memory_.key_tile(), grad_key_);
     write_columns(memory_.value_tile(), grad_value_);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
@@ -386,7 +440,7 @@ template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
-  static_assert(S.bias != Bias::boolean && S.dropout == Dropout::off);
+  static_assert(S.bias != Bias::boolean && (S.blocks == Blocks::dense || S.dropout == Dropout::off));
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(shares_columns(S) && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);

@@ -263,7 +263,7 @@ struct GradKeyValueSm90Shared {
         added_offset(staged_offset + 8 * kWarpgroups * sum_buffers),
         allowed_offset(added_offset + 8 * static_cast<i32>(added_barriers(s))),
         drawn_offset(allowed_offset + 16),
-        end(drawn_offset + (s.dropout == Dropout::on ? 2 * kWarpgroups * kDrawnBytes : 0)) {}
+        end(drawn_offset + (s.dropout == Dropout::on ? s.block_n / 32 * kDrawnBytes : 0)) {}
   constexpr i32 bytes() const { return end; }
 
   /// For two parts of the sums of more steps than may be added before the first of them is passed on: a stage
