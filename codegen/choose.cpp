@@ -85,17 +85,7 @@ void append(std::vector<std::string>& texts, const std::vector<std::string>& mor
 /// What sm90's gradients of key and value leave to mma's.
 std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
-  const bool varlen = problem.blocks == kernel::Blocks::varlen;
-  const int wider = std::max(problem.head_dim, problem.head_dim_v);
-  const bool window = (features_of(problem) & kWindow) != 0;
-  if (wider > 128 &&
-      (problem.bias == kernel::Bias::boolean || (problem.bias != kernel::Bias::none && window))) {
-    lacks.push_back("no kernels with a boolean bias tensor, or one and a window, above head_dim 128");
-  }
-  if (wider > 192 && problem.bias != kernel::Bias::none) {
-    lacks.push_back("no kernels with a bias tensor above head_dim 192");
-  }
-  if (varlen && problem.dropout == kernel::Dropout::on) {
+  if (problem.blocks == kernel::Blocks::varlen && problem.dropout == kernel::Dropout::on) {
     lacks.push_back(
         "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
         "groups of 32");

@@ -67,7 +67,8 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
   p.sharing = kernel::sharing_heads(backward);
   p.heads_per_key_head = static_cast<int>(p.heads / key.heads);
   if (spec.bias != kernel::Bias::none) {
-    ATTUNE_TRY(add_bias(driver, spec, forward, p.heads * p.sharing, kernel::Sm90Shared::kPanelRowBytes, p));
+    const int row_bytes = kernel::GradKeyValueSm90Shared(spec).bias_row_bytes;
+    ATTUNE_TRY(add_bias(driver, spec, forward, p.heads * p.sharing, row_bytes, p));
   }
   if (backward.grad_bias != nullptr) {
     ATTUNE_TRY(encode_bias(driver, spec.bias, backward.grad_bias, forward.len_k, bias_gradient_axes(backward),

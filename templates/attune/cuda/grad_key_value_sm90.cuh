@@ -109,11 +109,9 @@ ATTUNE_DEVICE void await_bias_gradient(const GradKeyValueSm90Params& p) {
 // ---- Scores ----
 
 /// Scores S^T in base 2, with their bias. `key` is the warp's first in the tile.
-template <KernelSpec S, typename Ring>
-ATTUNE_DEVICE void add_bias(float (&score)[S.block_m / 2], const Ring& biases, typename Ring::Cursor& at,
-                            i32 key, bool one_row, float scale2) {
-  biases.wait(at);
-  const KeyRowBiasTile<S> bias(biases.tile(at), key, one_row, static_cast<i32>(threadIdx.x % 32));
+template <KernelSpec S>
+ATTUNE_DEVICE void add_bias(float (&score)[S.block_m / 2], u32 tile, i32 key, bool one_row, float scale2) {
+  const KeyRowBiasTile<S> bias(tile, key, one_row, static_cast<i32>(threadIdx.x % 32));
 #pragma unroll
   for (i32 k = 0; k < S.block_m / 16; ++k) {
     float element[8];
@@ -121,8 +119,6 @@ ATTUNE_DEVICE void add_bias(float (&score)[S.block_m / 2], const Ring& biases, t
 #pragma unroll
     for (i32 e = 0; e < 8; ++e) score[k * 8 + e] = with_bias<S.bias>(score[k * 8 + e] * scale2, element[e]);
   }
-  biases.release(at);
-  at.advance();
 }
 
 /// Scores S^T in base 2, less the LSE of their queries, with which a stage's numbers begin.
@@ -308,7 +304,10 @@ class Sm90Consumer : WarpgroupThread {
     const float scale2 = p_.backward.forward.scale * kLog2e;
     if constexpr (S.bias != Bias::none) {
       const i32 key = static_cast<i32>(group_ * kGroupRows + thread() / 32 * 16);
-      add_bias<S>(score, biases_, bias_at_, key, p_.bias_rows == 1, scale2);
+      biases_.wait(bias_at_);
+      add_bias<S>(score, biases_.tile(bias_at_), key, p_.bias_rows == 1, scale2);
+      biases_.release(bias_at_);
+      bias_at_.advance();
     }
     subtract_lse<S>(score, memory_.numbers(query_at_), scale2);
     const Sm90Step step = this_step();

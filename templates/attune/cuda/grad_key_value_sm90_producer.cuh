@@ -104,8 +104,8 @@ class Sm90Producer {
       }
       load_queries(step, work.batch);
       if (number == 0) load_keys();
-      if constexpr (S.bias != Bias::none) load_bias(work, step);
       load_numbers(step, work.batch);
+      if constexpr (S.bias != Bias::none) load_bias(work, step);
       query_at_.advance();
       if constexpr (Schedule::kOrdered) {  // all heads at one tile, then at the next (ADR 9)
         if (++step.head < first_head + p_.sharing) continue;

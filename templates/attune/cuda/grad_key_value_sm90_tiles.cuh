@@ -23,7 +23,7 @@ struct Sm90Memory {
   static constexpr GradKeyValueSm90Shared kShared{S};
   using KeyRing = Ring<1, 2 * kShared.key_bytes>;             // keys, then values
   using QueryRing = Ring<S.stages, 2 * kShared.query_bytes>;  // queries, then output gradients
-  using BiasRing = Ring<1, kShared.bias_bytes>;
+  using BiasRing = Ring<kShared.bias_stages, kShared.bias_bytes>;
   using QueryCursor = typename QueryRing::Cursor;
 
   u32 base;
@@ -281,7 +281,7 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
     ptx::st_shared_release(memory.allowed(), 0);
     if constexpr (S.bias != Bias::none) {
       ptx::prefetch_tensormap(params.bias);
-      memory.biases().init((shares_columns(S) ? 1 : GradKeyValueSm90Shared::kWarpgroups) * kWarpgroup);
+      memory.biases().init(GradKeyValueSm90Shared::kWarpgroups * (shares_columns(S) ? 1 : kWarpgroup));
     }
     ptx::fence_mbarrier_init();
   }

@@ -74,7 +74,6 @@ class Sm90WideConsumer : WarpgroupThread {
       }
       key_at_.advance();
     }
-    if constexpr (Group == 1) await_bias_gradient<S>(p_);
   }
 
  private:
@@ -88,10 +87,10 @@ class Sm90WideConsumer : WarpgroupThread {
 
   /// P and dS have two tiles each: who writes one has seen everyone past the one before.
   ATTUNE_DEVICE u32 probabilities(u32 buffer) const {
-    return memory_.scores(buffer);
+    return memory_.scores(2 * buffer);
   }
   ATTUNE_DEVICE u32 gradients(u32 buffer) const {
-    return memory_.scores(2 + buffer);
+    return memory_.scores(2 * buffer + 1);
   }
 
   ATTUNE_DEVICE void clear() {
@@ -167,6 +166,7 @@ class Sm90WideConsumer : WarpgroupThread {
       }
     }
     if constexpr (kOrdered && !kHasSecondHalf) announce_sums();
+    if constexpr (S.bias != Bias::none) make_room_for_bias();
     buffer_ ^= 1;
   }
 
@@ -226,13 +226,16 @@ class Sm90WideConsumer : WarpgroupThread {
 
   // ---- Scores ----
 
-  /// P^T of S^T, for both warpgroups. What rounding takes from it goes along, in the place of the dS^T that it
-  /// is to become: all have multiplied with the one before.
+  /// P^T of S^T, for both warpgroups. What rounding takes from it goes along, in the place of the dS^T that
+  /// it is to become: all have multiplied with the one before.
   ATTUNE_DEVICE void make_probabilities(Scores& score, const KeptKeyRows<S>& kept, u32 buffer) {
     const float scale2 = p_.backward.forward.scale * kLog2e;
     if constexpr (S.bias != Bias::none) {
       const i32 key = static_cast<i32>(thread() / 32 * 16);
-      add_bias<S>(score, memory_.biases(), bias_at_, key, p_.bias_rows == 1, scale2);
+      memory_.biases().wait(bias_at_);
+      add_bias<S>(score, memory_.biases().tile(bias_at_), key, p_.bias_rows == 1, scale2);
+      ptx::bar_sync(kGroup + Group, kWarpgroup);  // all have read where P is to stand
+      bias_at_.advance();
     }
     subtract_lse<S>(score, memory_.numbers(query_at_), scale2);
     const Sm90Step step = this_step();
@@ -274,9 +277,16 @@ class Sm90WideConsumer : WarpgroupThread {
             (whole.y + small.y) * less_delta(gradient[e + 1], delta.y, (pair & kDroppedSign << 16) != 0));
       }
     }
-    await_bias_gradient<S>(p_);  // of the other buffer, which is the next to be written
     show(packed, gradients(buffer_));
     store_bias_gradient<S>(p_, gradients(buffer_), work().begin, this_step(), work().batch);
+  }
+
+  /// The bias of the step after next comes to where P and dS of this one were.
+  ATTUNE_DEVICE void make_room_for_bias() {
+    if constexpr (Group == 1) await_bias_gradient<S>(p_);
+    auto place = bias_at_;
+    place.stage = buffer_;
+    if (elected()) memory_.biases().release(place);
   }
 
   /// Of 8x8 matrices that are transposed on their way: this lane's row.
@@ -316,7 +326,8 @@ class Sm90WideConsumer : WarpgroupThread {
     const Sm90Work tile = work();
     const u32 pair = thread() / 64;
     const i32 key = tile.begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
-    return {p_.backward.forward.dropout, tile.batch, step.head, step.begin, key, memory_.drawn(pair), kDrawn + pair};
+    return {p_.backward.forward.dropout, tile.batch,   step.head, step.begin, key,
+            memory_.drawn(pair),         kDrawn + pair};
   }
 
   /// Of a pair of P that is dropped, dV sees -0, whose sign tells the other warpgroup; the number itself goes
@@ -440,7 +451,7 @@ template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
-  static_assert(S.bias != Bias::boolean && (S.blocks == Blocks::dense || S.dropout == Dropout::off));
+  static_assert(S.blocks == Blocks::dense || (S.dropout == Dropout::off && S.bias == Bias::none));
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(shares_columns(S) && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);

@@ -168,7 +168,7 @@ class KeyRowBiasTile {
   static constexpr i32 kBytes = size_of(S.bias);
 
  public:
-  static constexpr i32 kRowBytes = 128;  // of a panel
+  static constexpr i32 kRowBytes = GradKeyValueSm90Shared(S).bias_row_bytes;
   static constexpr i32 kPanelBytes = S.block_m * kRowBytes;
   static constexpr i32 kPanelKeys = kRowBytes / kBytes;
   static constexpr i32 kPanels = S.block_n / kPanelKeys;
@@ -176,11 +176,10 @@ class KeyRowBiasTile {
 
   /// For a lane of the warp whose 16 keys begin at `key` of the tile; or all queries have the first's.
   ATTUNE_DEVICE KeyRowBiasTile(u32 tile, i32 key, bool one_row, i32 lane)
-      : query_bytes_(one_row ? 0 : kRowBytes), odd_query_(one_row ? 0 : kRowBytes | kChunkBytes) {
+      : query_bytes_(one_row ? 0 : kRowBytes), odd_query_(one_row ? 0 : kOddQuery) {
     const i32 first = kBytes == 2 ? key + lane / 8 % 2 * 8 : key + lane / 4;
     const i32 query = one_row ? 0 : kBytes == 2 ? lane / 16 * 8 + lane % 8 : lane % 4 * 2;
     const i32 bytes = first % kPanelKeys * kBytes;
-    using Panel = SwizzledTile<kRowBytes / kChunkBytes>;
     origin_ = tile + static_cast<u32>(first / kPanelKeys * kPanelBytes) +
               Panel::offset(query, bytes / kChunkBytes) + static_cast<u32>(bytes % kChunkBytes);
   }
@@ -211,6 +210,10 @@ class KeyRowBiasTile {
   }
 
  private:
+  using Panel = SwizzledTile<kRowBytes / kChunkBytes>;
+  /// Two rows of 64 bytes are twisted alike.
+  static constexpr u32 kOddQuery = kRowBytes | (Panel::kGroup == 8 ? kChunkBytes : 0);
+
   u32 origin_;
   const u32 query_bytes_;  // from one query to the next
   const u32 odd_query_;    // what changes from an even query to the next

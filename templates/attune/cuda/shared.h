@@ -209,10 +209,11 @@ constexpr bool shares_columns(const KernelSpec& s) {
 }
 
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
-/// queries with the gradient of their output; a tile of the bias tensor; two tiles of score gradients, which
-/// warpgroups exchange, and two of probabilities where the head dim is wide; else float32 sums on their way
-/// to memory; for each stage two numbers of every query, two barriers and what it holds; the work item, where
-/// and when the sums go, a barrier for them, and what each two warps tell each other of dropout.
+/// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange. Where
+/// the head dim is wide, each has one of probabilities before it, and both are first of all a tile of the
+/// bias tensor; else there is a tile for that, and float32 sums on their way to memory. For each stage two
+/// numbers of every query, two barriers and what it holds; the work item, where and when the sums go, a
+/// barrier for them, and what each two warps tell each other of dropout.
 struct GradKeyValueSm90Shared {
   static constexpr i32 kWarpgroups = 2;
   static constexpr i32 kGroupRows = 64;    // keys of a warpgroup, and queries whose sums it sends
@@ -225,7 +226,9 @@ struct GradKeyValueSm90Shared {
   i32 sum_bytes;    // of one warpgroup
   i32 sum_buffers;  // of one warpgroup: two leave sums the time to wait for their turn
   i32 query_offset;
-  i32 bias_bytes;  // of a tile
+  i32 bias_row_bytes;  // of a panel
+  i32 bias_bytes;      // of a tile's place
+  i32 bias_stages;
   i32 bias_offset;
   i32 score_offset;
   i32 sum_offset;
@@ -249,13 +252,15 @@ struct GradKeyValueSm90Shared {
         sum_bytes(shares_columns(s) ? 0 : kGroupRows * Sm90Shared::kPanelElements * 4),
         sum_buffers(s.query_gradient == QueryGradient::ordered && has_room(s) ? 2 : 1),
         query_offset(2 * key_bytes),
-        bias_bytes(s.block_m * s.block_n * size_of(s.bias)),
+        bias_row_bytes(min(Sm90Shared::kPanelRowBytes, s.block_n * size_of(s.bias))),
+        bias_bytes(shares_columns(s) ? 2 * score_bytes : s.block_m * s.block_n * size_of(s.bias)),
+        bias_stages(shares_columns(s) ? 2 : 1),
         bias_offset(query_offset + s.stages * 2 * query_bytes),
-        score_offset(bias_offset + bias_bytes),
+        score_offset(bias_offset + (shares_columns(s) ? 0 : bias_bytes)),
         sum_offset(score_offset + (shares_columns(s) ? 4 : 2) * score_bytes),
         number_offset(sum_offset + kWarpgroups * sum_buffers * sum_bytes),
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
-        step_offset(barrier_offset + 16 * (s.stages + 2)),
+        step_offset(barrier_offset + 16 * (1 + s.stages + bias_stages)),
         work_offset(step_offset + 16 * s.stages),
         turn_offset(work_offset + 48),
         target_offset(turn_offset + 16 * s.stages),
