@@ -85,10 +85,8 @@ void append(std::vector<std::string>& texts, const std::vector<std::string>& mor
 /// What sm90's gradients of key and value leave to mma's.
 std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
-  if (problem.blocks == kernel::Blocks::varlen && problem.dropout == kernel::Dropout::on) {
-    lacks.push_back(
-        "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
-        "groups of 32");
+  if (problem.keys == kernel::Keys::paged && problem.query_gradient == QueryGradient::ordered) {
+    lacks.push_back("adds up the query's gradient in a fixed order where keys lie in theirs: not in pages");
   }
   if (problem.query_gradient == QueryGradient::apart) {
     lacks.push_back("adds up the query's gradient: not for calls without it");
@@ -108,7 +106,8 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
   if (problem.output_dtype != problem.dtype && !writes_f32) {
     lacks.push_back("the output should have the inputs' dtype, or be float32");
   }
-  if (problem.blocks == kernel::Blocks::varlen && problem.bias != kernel::Bias::none) {
+  if (problem.operation == Operation::forward && problem.blocks == kernel::Blocks::varlen &&
+      problem.bias != kernel::Bias::none) {
     lacks.push_back(
         "no kernels with a bias tensor of packed sequences: their columns begin anywhere, the copy "
         "engine's at multiples of 16 bytes");

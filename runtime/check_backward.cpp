@@ -20,6 +20,9 @@ using kernel::i32;
 constexpr std::size_t kMaxTensors =
     13;  // query, key, value, bias, output, grad_output, two lse, four gradients
 
+/// Of pages: sm90 counts entries, a warp's at a time, in 32 bits.
+constexpr kernel::i64 kMostTableEntries = (kernel::i64{1} << 31) - 32;
+
 /// The memory of everything that the call has been found to read or write so far.
 class Known {
  public:
@@ -257,7 +260,9 @@ Result<void> check_backward(const BackwardArguments& a, BackwardCall& call) {
   const bool shared_alike = call.key_heads == call.value_heads;  // by the same heads of the query
   const bool bias_fits =
       call.problem.bias == kernel::Bias::none || bias_boxes_fit(p.forward, call.problem.bias);
-  const bool boxes_suit = shared_alike && aligned && bias_fits && boxes_fit(p.forward) &&
+  const kernel::Sequences& sequences = p.forward.sequences;
+  const bool table_fits = kernel::i64{sequences.count} * sequences.table_width < kMostTableEntries;
+  const bool boxes_suit = shared_alike && aligned && bias_fits && table_fits && boxes_fit(p.forward) &&
                           output_boxes_fit(p.forward, read_grad_output_strides(call));
   call.problem.boxes = boxes_suit ? 1 : 0;
   return done();

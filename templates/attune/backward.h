@@ -183,8 +183,9 @@ ATTUNE_HD constexpr i64 places(const ForwardParams& p) {
 
 /// What of the rows [begin, end) is in a place (of batch entry `batch`, where the problem is dense); empty
 /// where nothing is. Tables that are wrong are clamped as in key_row().
-template <KernelSpec S>
-ATTUNE_HD constexpr KeySegment segment_at(const ForwardParams& p, i32 batch, i32 begin, i32 end, i64 place) {
+template <KernelSpec S, typename Place>
+ATTUNE_HD constexpr KeySegment segment_at(const ForwardParams& p, i32 batch, i32 begin, i32 end,
+                                          Place place) {
   if constexpr (S.blocks == Blocks::dense) {
     return {block_of<S>(p, batch), begin, end, begin};
   } else if constexpr (S.keys == Keys::contiguous) {

@@ -322,19 +322,29 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
     CHECK(choose(problem, hopper)->spec.family == Family::sm90);
   }
 
-  problem.blocks = kernel::Blocks::varlen;
-  problem.keys = kernel::Keys::paged;
   problem.dropout = kernel::Dropout::on;
+  for (const auto bias : {kernel::Bias::none, kernel::Bias::f32, kernel::Bias::boolean}) {
+    problem.bias = bias;
+    for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
+      problem.head_dim_v = problem.head_dim;
+      CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty());
+    }
+  }
+
+  problem.keys = kernel::Keys::paged;
+  problem.head_dim = problem.head_dim_v = 256;
+  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
+  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/true) == kernel::QueryGradient::apart);
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
+        std::vector<std::string>{
+            "adds up the query's gradient in a fixed order where keys lie in theirs: not in pages"});
+
   problem.query_gradient = kernel::QueryGradient::apart;
   problem.boxes = 0;
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
         std::vector<std::string>{
-            "no kernels with paged keys",
             "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0, "
             "pages and where sequences begin in them multiples of 8 keys",
-            "no kernels with dropout above head_dim 128",
-            "no kernels with dropout of packed sequences: their keys begin anywhere, random bits come for "
-            "groups of 32",
             "adds up the query's gradient: not for calls without it"});
 }
 

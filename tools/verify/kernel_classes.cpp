@@ -171,7 +171,7 @@ std::optional<KernelClass> random_class(Random& random, const Combination& drawn
     Problem problem = random_forward(random, drawn, head_dim, head_dim_v);
     problem.families = codegen::only(drawn.family);
     if (pass == Pass::backward) problem = backward_of(problem, drawn.family);
-    if (has_kernel(problem) && (pass == Pass::forward || has_kernel(forward_of(problem)))) {
+    if (has_kernel(problem) && (pass == Pass::forward || codegen::choose(forward_of(problem), arch).ok())) {
       const bool deterministic = problem.query_gradient == QueryGradient::apart ||
                                  codegen::query_gradient_of(problem, arch, true) == QueryGradient::ordered;
       return KernelClass{problem, drawn.family, drawn.mask, deterministic};

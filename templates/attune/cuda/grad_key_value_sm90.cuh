@@ -19,7 +19,8 @@
 // Where tiles take turns to add (ADR 9), one more warp watches for them.
 //
 // Tiles of packed sequences are rows of the tensors: one is worked on once for every block that has keys in
-// it, and what lies beside the block's becomes 0 in shared memory. A tile of a bias tensor comes for each
+// it, and what lies beside the block's becomes 0 in shared memory. Pages are such rows, too: their blocks are
+// what the table says. A tile of a bias tensor comes for each
 // tile of queries; its gradient is the exchanged tile of dS, which the copy engine stores.
 //
 // Registers of one thread:    producer  consumer    S + dP, or dS + P + dQ, beside dK + dV
@@ -135,18 +136,18 @@ ATTUNE_DEVICE void subtract_lse(float (&score)[S.block_m / 2], u32 numbers, floa
   }
 }
 
-/// Scores S^T of pairs that do not see each other become -inf. `key` is this thread's first, its second is 8
-/// further down; `query` is the tile's first.
+/// Scores S^T of pairs that do not see each other become -inf. The thread's second key is 8 further down.
 template <KernelSpec S>
 ATTUNE_DEVICE void hide_invisible(float (&score)[S.block_m / 2], const ForwardParams& p, Sm90Memory<S> memory,
-                                  i32 first_key, i32 query) {
+                                  i32 first_key, const Sm90Step& step) {
   const Window rows = window_of_rows<S>(p, memory);
   const Sm90Part keys = S.blocks == Blocks::varlen ? part_of<S>(memory) : Sm90Part{0, p.len_k, 1, 0};
-  query += static_cast<i32>(threadIdx.x % 4 * 2);
+  const i32 query = step.begin + static_cast<i32>(threadIdx.x % 4 * 2);
+  const i32 last = hides_foreign_queries(S) ? step.begin + step.rows : p.len_q;
 #pragma unroll
   for (i32 half = 0; half < 2; ++half) {
     const i32 key = first_key + half * 8;
-    const QueryRange seeing = visiting_queries<S>(rows, p.len_q, key, key + 1);
+    const QueryRange seeing = visiting_queries<S>(rows, last, key, key + 1);
     const i32 begin = seeing.begin - query;
     const i32 end = keys.first <= key && key < keys.last ? seeing.end - query : 0;
 #pragma unroll
@@ -155,6 +156,24 @@ ATTUNE_DEVICE void hide_invisible(float (&score)[S.block_m / 2], const ForwardPa
       if (i < begin || i >= end) score[e / 2 * 4 + half * 2 + e % 2] = neg_inf();
     }
   }
+}
+
+/// Draws what is kept of a tile's pairs; `pair` is that of two warps.
+template <KernelSpec S>
+ATTUNE_DEVICE KeptKeyRows<S> kept_pairs(const DropoutParams& p, Sm90Memory<S> memory,
+                                        const typename Sm90Memory<S>::QueryCursor& at, u32 pair) {
+  if constexpr (S.dropout == Dropout::off) return {};
+  const Sm90Step step = step_at(memory, at);
+  const Sm90Work tile = work_of(memory);
+  const i32 key = tile.begin + static_cast<i32>(pair * kDropoutGroup);
+  const Sm90Sequence from = S.blocks == Blocks::varlen ? sequence_of(memory) : Sm90Sequence{tile.batch, 0, 0};
+  return {p,
+          from.index,
+          step.head,
+          step.begin - from.first_query,
+          key - from.first_key,
+          memory.drawn(pair),
+          kDrawn + pair};
 }
 
 template <KernelSpec S>
@@ -242,7 +261,7 @@ class Sm90Consumer : WarpgroupThread {
       clear_foreign_queries<S>(memory_.query_tile(query_at_), this_step().rows);
     multiply_scores(score, memory_.key_tile(), memory_.query_tile(query_at_));
     multiply_scores(gradient, memory_.value_tile(), memory_.grad_output_tile(query_at_));
-    const KeptKeyRows<S> kept = kept_pairs();
+    const auto kept = kept_pairs(p_.backward.forward.dropout, memory_, query_at_, group_ * 2 + thread() / 64);
     ptx::wgmma_wait_group<1>();
     ptx::pin(score);
     make_probabilities(score);
@@ -311,7 +330,7 @@ class Sm90Consumer : WarpgroupThread {
     }
     subtract_lse<S>(score, memory_.numbers(query_at_), scale2);
     const Sm90Step step = this_step();
-    if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key(work()), step.begin);
+    if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key(work()), step);
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; ++e) score[e] = ptx::ex2_approx_ftz(score[e]);
   }
@@ -336,16 +355,6 @@ class Sm90Consumer : WarpgroupThread {
   }
 
   // ---- Dropout ----
-
-  /// Drawn while the first products run.
-  ATTUNE_DEVICE KeptKeyRows<S> kept_pairs() const {
-    if constexpr (!kDropout) return {};
-    const Sm90Step step = this_step();
-    const Sm90Work tile = work();
-    const u32 pair = threadIdx.x / 64 - kWarpgroup / 64;
-    return {p_.backward.forward.dropout, tile.batch,   step.head, step.begin, first_key(tile),
-            memory_.drawn(pair),         kDrawn + pair};
-  }
 
   /// Survivors are scaled up in finish().
   static ATTUNE_DEVICE void drop(Scores& probability, const KeptKeyRows<S>& kept) {
@@ -492,8 +501,8 @@ class Sm90Consumer : WarpgroupThread {
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
-  static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
-  static_assert(S.blocks == Blocks::dense || (S.dropout == Dropout::off && S.bias == Bias::none));
+  static_assert(S.query_gradient != QueryGradient::apart);
+  static_assert(S.query_gradient != QueryGradient::ordered || S.keys == Keys::contiguous);
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
   static_assert((S.block_m == 64 && wider_dim(S) <= 128) || (S.block_m == 128 && wider_dim(S) <= 64));

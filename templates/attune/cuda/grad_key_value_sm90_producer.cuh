@@ -52,7 +52,7 @@ class Sm90Producer {
     if constexpr (!Schedule::kVarlen) {
       produce_part(work, segment_at<S>(p, work.batch, work.begin, end, 0), 0, true);
     } else {
-      const i32 count = p.sequences.count;
+      const auto count = static_cast<i32>(places<S>(p));
       i32 place = next_place<S>(p, work.begin, end, 0);
 #pragma unroll 1
       do {
@@ -104,8 +104,10 @@ class Sm90Producer {
       }
       load_queries(step, work.batch);
       if (number == 0) load_keys();
+      // Room for the bias comes before that for the next queries, or after it.
+      if constexpr (S.bias != Bias::none && !shares_columns(S)) load_bias(work, step);
       load_numbers(step, work.batch);
-      if constexpr (S.bias != Bias::none) load_bias(work, step);
+      if constexpr (S.bias != Bias::none && shares_columns(S)) load_bias(work, step);
       query_at_.advance();
       if constexpr (Schedule::kOrdered) {  // all heads at one tile, then at the next (ADR 9)
         if (++step.head < first_head + p_.sharing) continue;
@@ -126,8 +128,12 @@ class Sm90Producer {
       ptx::st_shared_word4(memory_.part(), {keys.begin, keys.end, ends, sums_row});
     }
     if constexpr (Schedule::kVarlen) {
-      const i32 shift = block.k_begin - block.q_begin;
+      const i32 first_key = keys.begin - keys.key;
+      const i32 shift = first_key - block.q_begin;
       ptx::st_shared_word4(memory_.window(), {window.lower + shift, window.upper + shift, 0, 0});
+      if constexpr (S.dropout == Dropout::on) {
+        ptx::st_shared_word4(memory_.sequence(), {block.index, block.q_begin, first_key, 0});
+      }
     }
   }
 

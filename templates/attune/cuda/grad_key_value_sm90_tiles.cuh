@@ -42,10 +42,11 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 grad_output_tile(const QueryCursor& at) const {
     return query_tile(at) + kShared.query_bytes;
   }
-  /// The work item that comes with a tile of keys, the part of them, and its window.
+  /// The work item that comes with a tile of keys, the part of them, its window and its sequence.
   ATTUNE_DEVICE u32 work() const { return base + kShared.work_offset; }
   ATTUNE_DEVICE u32 part() const { return work() + 16; }
   ATTUNE_DEVICE u32 window() const { return work() + 32; }
+  ATTUNE_DEVICE u32 sequence() const { return work() + 48; }
   /// What a stage holds.
   ATTUNE_DEVICE u32 step(const QueryCursor& at) const { return base + kShared.step_offset + at.stage * 16; }
   /// The LSE of a stage's queries, then their delta.
@@ -144,6 +145,19 @@ ATTUNE_DEVICE Sm90Part part_of(Sm90Memory<S> memory) {
   return {w.x, w.y, w.z, w.w};
 }
 
+/// Where dropout of packed sequences counts from.
+struct Sm90Sequence {
+  i32 index;
+  i32 first_query;  // rows
+  i32 first_key;
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE Sm90Sequence sequence_of(Sm90Memory<S> memory) {
+  const ptx::Word4 w = ptx::ld_shared_word4(memory.sequence());
+  return {w.x, w.y, w.z};
+}
+
 /// A tile of queries: its first and their head over all groups.
 struct Sm90Step {
   i32 begin;
@@ -169,6 +183,12 @@ template <KernelSpec S>
 ATTUNE_DEVICE Sm90Turn turn_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
   const ptx::Word4 w = ptx::ld_shared_word4(memory.turn(at));
   return {w.x, w.y, w.z};
+}
+
+/// Queries past the end of their block have an LSE of +inf, which makes their probabilities 0; but a bias
+/// tensor may hold anything there, NaN too, where they are another sequence's.
+constexpr bool hides_foreign_queries(const KernelSpec& s) {
+  return s.blocks == Blocks::varlen && s.bias != Bias::none;
 }
 
 /// Tiles of queries [first, last) that see keys of a tile; those of [clear_first, clear_last) see all.
@@ -218,6 +238,7 @@ struct Sm90Schedule {
       pair = first + rest % width;
       key_block = falling ? p.key_blocks - 1 - rest / width : rest / width;
     }
+    if constexpr (kVarlen) return {key_block * S.block_n, pair, 0, 0};
     return {key_block * S.block_n, pair % p.heads, pair / p.heads, 0};
   }
 
@@ -231,8 +252,7 @@ struct Sm90Schedule {
     steps.first = max(visiting.begin, 0) / S.block_m;
     steps.last = max(ceil_div(visiting.end, S.block_m), steps.first);
     steps.clear_first = ceil_div(max(clear.begin, 0), S.block_m);
-    // Queries past the end have probability 0 without a mask, keys past it have not.
-    steps.clear_last = clear.end == len_q ? steps.last : clear.end / S.block_m;
+    steps.clear_last = clear.end == len_q && !hides_foreign_queries(S) ? steps.last : clear.end / S.block_m;
     if (keys.end - keys.begin < S.block_n) steps.clear_last = 0;
     return steps;
   }

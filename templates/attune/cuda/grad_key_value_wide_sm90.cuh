@@ -9,12 +9,15 @@
 //        +--------+
 //
 // Each product of scores is computed once. P and dS cross shared memory, [queries][keys], and are operands of
-// dV += P^T dO, dK += dS^T Q and dQ = dS K from there. The next scores are multiplied while sums of dQ, in
-// halves of 64 columns, leave: from registers, as there is no room to stage them, and in the registers' order
-// (fragments, backward.h), so that a warp adds 512 neighbouring bytes at a time. Where tiles take turns to
-// add (ADR 9), each half has turns of its own, and two more warps watch for them and pass them on.
+// dV += P^T dO, dK += dS^T Q and dQ = dS K from there. What rounding takes from P crosses, too, in the place
+// of the dS that is made of both; before either a tile of a bias tensor has come to their place. The next
+// scores are multiplied while sums of dQ, in halves of 64 columns, leave: from registers, as there is no room
+// to stage them, and in the registers' order (fragments, backward.h), so that a warp adds 512 neighbouring
+// bytes at a time. Where tiles take turns to add (ADR 9), each half has turns of its own, and two more warps
+// watch for them and pass them on.
 //
-// Of tensors of different head dims a warpgroup may have no column: it then multiplies zeros.
+// Of tensors of different head dims a warpgroup may have no column: it then multiplies zeros. At head dim 128
+// this kernel computes what the other has no shared memory for, a float32 bias tensor with dropout.
 //
 // Registers of one thread:   producer  consumer   S or dP + half of dQ, beside dK + dV
 //   head dim 256,  64 x 64   24        240        32 + 32, beside 64 + 64
@@ -44,7 +47,6 @@ class Sm90WideConsumer : WarpgroupThread {
   static constexpr i32 valid(i32 head_dim) { return max(min(head_dim - kFirst, kColumns), 0); }
 
   using Scores = float[kQueries / 2];  // element e: key half e / 2 % 2, queries e / 4 * 8 + e % 2
-  using Packed = u32[kQueries / 16][4];
   using Gradient = float[kColumns / 2];
   template <i32 Half>
   using Sums = float[min(kColumns - Half * kHalf, kHalf) / 2];
@@ -106,7 +108,7 @@ class Sm90WideConsumer : WarpgroupThread {
       Scores score;
       await_queries();
       multiply_scores(score);
-      const KeptKeyRows<S> kept = kept_pairs();
+      const KeptKeyRows<S> kept = kept_pairs(query_at_);
       ptx::wgmma_wait_group<0>();
       ptx::pin(score);
       take(score, kept, carried, buffer_);
@@ -121,8 +123,10 @@ class Sm90WideConsumer : WarpgroupThread {
   ATTUNE_DEVICE void step(Scores& carried) {
     // Read before a barrier: one thread lets the stage go for all.
     float* target = sums_target();
+    KeptKeyRows<S> kept;
     if constexpr (Group == 0) {
       multiply_columns(grad_value_, probabilities(buffer_), memory_.grad_output_tile(query_at_));
+      if constexpr (HasNext && kDropout) kept = next_kept_pairs();
       await(1);
     } else {
       await(0);
@@ -136,11 +140,9 @@ class Sm90WideConsumer : WarpgroupThread {
       Sums<0> sums;
       multiply_sums<0>(sums);
       Scores score;
-      KeptKeyRows<S> kept;
       if constexpr (HasNext) {
         await_queries();
         multiply_scores(score);
-        kept = kept_pairs();
       }
       ptx::wgmma_wait_group<HasNext ? 1 : 0>();
       ptx::pin(sums);
@@ -240,44 +242,49 @@ class Sm90WideConsumer : WarpgroupThread {
     subtract_lse<S>(score, memory_.numbers(query_at_), scale2);
     const Sm90Step step = this_step();
     const i32 first_key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
-    if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key, step.begin);
-    Packed rounded;
-    Packed rest;
+    if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key, step);
 #pragma unroll
-    for (i32 e = 0; e < kQueries / 2; e += 2) {
-      const float2 exact{ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1])};
-      u32& pair = rounded[e / 8][e / 2 % 4];
-      pair = pack<S.dtype>(exact.x, exact.y);
-      const float2 whole = widen_pair(pair);
-      rest[e / 8][e / 2 % 4] = pack<S.dtype>(exact.x - whole.x, exact.y - whole.y);
-      if constexpr (kDropout) drop(pair, rest[e / 8][e / 2 % 4], kept.kept(e), kept.kept(e + 1));
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      u32 rounded[4];
+      u32 rest[4];
+#pragma unroll
+      for (i32 i = 0; i < 4; ++i) {
+        const i32 e = k * 8 + i * 2;
+        const float2 exact{ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1])};
+        rounded[i] = pack<S.dtype>(exact.x, exact.y);
+        const float2 whole = widen_pair(rounded[i]);
+        rest[i] = pack<S.dtype>(exact.x - whole.x, exact.y - whole.y);
+        if constexpr (kDropout) drop(rounded[i], rest[i], kept.kept(e), kept.kept(e + 1));
+      }
+      store(gradients(buffer), k, rest);
+      store(probabilities(buffer), k, rounded);
     }
-    store(rest, gradients(buffer));
-    show(rounded, probabilities(buffer));
+    announce();
   }
 
   /// dS^T of dP^T, for both warpgroups.
   ATTUNE_DEVICE void make_gradients(const Scores& gradient) const {
     const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
-    Packed packed;
 #pragma unroll
     for (i32 k = 0; k < kQueries / 16; ++k) {
+      u32 packed[4];
       u32 rest[4];
-      ptx::ldmatrix_x4_trans(packed[k], score_row(probabilities(buffer_)) + k * kPanelBytes<16>);
-      ptx::ldmatrix_x4_trans(rest, score_row(gradients(buffer_)) + k * kPanelBytes<16>);
+      ptx::ldmatrix_x4_trans(packed, score_row(probabilities(buffer_), k));
+      ptx::ldmatrix_x4_trans(rest, score_row(gradients(buffer_), k));
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
         const i32 e = k * 8 + i * 2;
         const float2 delta = ptx::ld_shared_float2(numbers + e / 4 * 32);
-        u32& pair = packed[k][i];
+        u32& pair = packed[i];
         const float2 whole = widen_pair(pair);
         const float2 small = widen_pair(rest[i]);
         pair = pack<S.dtype>(
             (whole.x + small.x) * less_delta(gradient[e], delta.x, (pair & kDroppedSign) != 0),
             (whole.y + small.y) * less_delta(gradient[e + 1], delta.y, (pair & kDroppedSign << 16) != 0));
       }
+      store(gradients(buffer_), k, packed);
     }
-    show(packed, gradients(buffer_));
+    announce();
     store_bias_gradient<S>(p_, gradients(buffer_), work().begin, this_step(), work().batch);
   }
 
@@ -289,25 +296,20 @@ class Sm90WideConsumer : WarpgroupThread {
     if (elected()) memory_.biases().release(place);
   }
 
-  /// Of 8x8 matrices that are transposed on their way: this lane's row.
-  static ATTUNE_DEVICE u32 score_row(u32 tile) {
+  /// Of the k-th 16 queries' 8x8 matrices, which are transposed on their way: this lane's row.
+  static ATTUNE_DEVICE u32 score_row(u32 tile, i32 k) {
     const u32 row = lane() / 16 * 8 + lane() % 8;
-    return tile + panel_offset<kQueries>(row, static_cast<i32>(thread() / 32 * 2 + lane() / 8 % 2));
+    const i32 chunk = static_cast<i32>(thread() / 32 * 2 + lane() / 8 % 2);
+    return tile + panel_offset<kQueries>(row, chunk) + k * kPanelBytes<16>;
   }
 
   /// To shared memory, with queries as rows.
-  static ATTUNE_DEVICE void store(const Packed& packed, u32 tile) {
-    const u32 origin = score_row(tile);
-#pragma unroll
-    for (i32 k = 0; k < kQueries / 16; ++k) {
-      const u32(&d)[4] = packed[k];
-      ptx::stmatrix_x4_trans(origin + k * kPanelBytes<16>, d[0], d[1], d[2], d[3]);
-    }
+  static ATTUNE_DEVICE void store(u32 tile, i32 k, const u32 (&d)[4]) {
+    ptx::stmatrix_x4_trans(score_row(tile, k), d[0], d[1], d[2], d[3]);
   }
 
-  /// The same; the other warpgroup may go on.
-  ATTUNE_DEVICE void show(const Packed& packed, u32 tile) const {
-    store(packed, tile);
+  /// What was stored is there; the other warpgroup may go on.
+  static ATTUNE_DEVICE void announce() {
     ptx::fence_proxy_async();
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     ptx::bar_arrive(kShown + Group, kThreads);
@@ -319,15 +321,18 @@ class Sm90WideConsumer : WarpgroupThread {
 
   // ---- Dropout ----
 
-  /// Drawn by the warpgroup of P, while its product runs.
-  ATTUNE_DEVICE KeptKeyRows<S> kept_pairs() const {
-    if constexpr (!kDropout || Group != 0) return {};
-    const Sm90Step step = this_step();
-    const Sm90Work tile = work();
-    const u32 pair = thread() / 64;
-    const i32 key = tile.begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
-    return {p_.backward.forward.dropout, tile.batch,   step.head, step.begin, key,
-            memory_.drawn(pair),         kDrawn + pair};
+  /// Drawn by the warpgroup of P.
+  ATTUNE_DEVICE KeptKeyRows<S> kept_pairs(const typename Memory::QueryCursor& at) const {
+    if constexpr (Group != 0) return {};
+    return kernel::kept_pairs(p_.backward.forward.dropout, memory_, at, thread() / 64);
+  }
+
+  /// The next tile's, while the other warpgroup makes dS: this one holds neither scores nor sums then.
+  ATTUNE_DEVICE KeptKeyRows<S> next_kept_pairs() const {
+    auto next = query_at_;
+    next.advance();
+    queries_.wait(next);
+    return kept_pairs(next);
   }
 
   /// Of a pair of P that is dropped, dV sees -0, whose sign tells the other warpgroup; the number itself goes
@@ -450,10 +455,10 @@ class Sm90WideConsumer : WarpgroupThread {
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
-  static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
-  static_assert(S.blocks == Blocks::dense || (S.dropout == Dropout::off && S.bias == Bias::none));
+  static_assert(S.query_gradient != QueryGradient::apart);
+  static_assert(S.query_gradient != QueryGradient::ordered || S.keys == Keys::contiguous);
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
-  static_assert(shares_columns(S) && wider_dim(S) <= 256);
+  static_assert(shares_columns(S) && 64 < wider_dim(S) && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);

@@ -107,6 +107,10 @@ ATTUNE_DEVICE u32 ld_shared_u8(u32 address) {
   return byte;
 }
 
+ATTUNE_DEVICE void st_shared_u8(u32 address, u32 byte) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(address), "r"(byte) : "memory");
+}
+
 /// 2 bytes; the address is a multiple of 2.
 ATTUNE_DEVICE u16 ld_shared_u16(u32 address) {
   u16 word;

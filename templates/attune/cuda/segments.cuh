@@ -9,26 +9,27 @@
 
 namespace attune::kernel {
 
-/// Number of a place; 64 bits where every entry of a table of pages is one.
-template <Keys K>
+/// Number of a place; 64 bits where every entry of a table of pages is one, unless the host has seen that 32
+/// are enough.
+template <bool Many>
 struct PlaceNumber {
   using Type = i32;
 };
 template <>
-struct PlaceNumber<Keys::paged> {
+struct PlaceNumber<true> {
   using Type = i64;
 };
+template <KernelSpec S>
+using Place = typename PlaceNumber<S.keys == Keys::paged && S.family != Family::sm90>::Type;
 
 /// The first place from `from` on of which the rows [begin, end) hold a key, the same in all lanes; places()
 /// when there is none.
 template <KernelSpec S>
-ATTUNE_DEVICE auto next_place(const ForwardParams& p, i32 begin, i32 end,
-                              typename PlaceNumber<S.keys>::Type from) {
-  using Place = decltype(from);
-  const auto count = static_cast<Place>(places<S>(p));
+ATTUNE_DEVICE Place<S> next_place(const ForwardParams& p, i32 begin, i32 end, Place<S> from) {
+  const auto count = static_cast<Place<S>>(places<S>(p));
 #pragma unroll 1
   for (; from < count; from += 32) {
-    const Place place = from + static_cast<Place>(threadIdx.x % 32);
+    const Place<S> place = from + static_cast<Place<S>>(threadIdx.x % 32);
     bool holds = false;
     if (place < count) {
       const KeySegment segment = segment_at<S>(p, 0, begin, end, place);

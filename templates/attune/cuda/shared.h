@@ -203,9 +203,10 @@ constexpr i32 wider_dim(const KernelSpec& s) {
   return max(s.head_dim, s.head_dim_v);
 }
 
-/// Do its warpgroups share out columns, and not keys?
+/// Do its warpgroups share out columns, and not keys? A tile has no more of these than one multiplies, then.
 constexpr bool shares_columns(const KernelSpec& s) {
-  return s.family == Family::sm90 && wider_dim(s) > 128;
+  return s.family == Family::sm90 && s.operation == Operation::grad_key_value &&
+         s.block_n == Sm90Shared::kGroupRows;
 }
 
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
@@ -262,7 +263,7 @@ struct GradKeyValueSm90Shared {
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
         step_offset(barrier_offset + 16 * (1 + s.stages + bias_stages)),
         work_offset(step_offset + 16 * s.stages),
-        turn_offset(work_offset + 48),
+        turn_offset(work_offset + 64),
         target_offset(turn_offset + 16 * s.stages),
         staged_offset(target_offset + 32 * kWarpgroups * sum_buffers),
         added_offset(staged_offset + 8 * kWarpgroups * sum_buffers),
