@@ -16,9 +16,9 @@
 //
 // The softmax is blind: softmax(s) is the same relative to any reference, not only to the maximum, until
 // something overflows. So only masked tiles and the first look for a maximum; later ones are exponentiated
-// relative to the reference as it stands, and what overflows shows in the sums, which exist anyway. A
-// warpgroup that sees its bet lost (a sum beyond kSumLimit) multiplies the tile again, which is still there,
-// and takes it, and the next kWary, the exact way.
+// relative to the reference as it stands, and what overflows shows in the sums, which exist anyway. A warp
+// that sees its bet lost (a sum beyond kSumLimit) multiplies its rows of the tile again, which is still
+// there, and takes it and all that follow the exact way. Other warps need not wait for it, nor hear of it.
 //
 // A tile of a bias tensor comes with its tile of keys, on the same barrier, and is let go with it.
 //
@@ -62,13 +62,16 @@ class Sm90Consumer : WarpgroupThread {
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kCalls = S.dropout == Dropout::on ? kKeys / kDropoutGroup : 1;  // of Philox for a row
   static constexpr bool kDrawsFirst = S.dropout == Dropout::on && kGroups == 2;
+  // A lost bet's product needs registers, which masks of dropout and 256 columns of O leave none of.
+  static constexpr bool kBets = S.dropout == Dropout::off || kDimV <= 192;
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
   static constexpr bool kStaged = S.output_dtype == S.dtype;
   static constexpr bool kAdditive = S.bias != Bias::none && S.bias != Bias::boolean;
-  static constexpr float kSumLimit = 1024.0f;            // of a thread's share of a row in one tile
-  static constexpr i32 kWary = 16;                       // tiles taken the exact way after a lost bet
+  // Of a thread's share of a row in one tile: float16 holds 2^16; with bfloat16 it is float32's sums of
+  // values that must not overflow, and the larger they may be the more data the bet is won on.
+  static constexpr float kSumLimit = S.dtype == DType::f16 ? 0x1p15f : 0x1p20f;
   enum NamedBarrier : u32 { kTurn = 1, kEpilogue = 5 };  // of each warpgroup; 0 is __syncthreads
 
   using Scores = float[kKeys / 2];  // element e: row half e / 2 % 2, columns e / 4 * 8 + e % 2
@@ -149,7 +152,6 @@ class Sm90Consumer : WarpgroupThread {
 #pragma unroll 1
     for (; n >= own_last; --n) skip(n > first);
     if (own_first < own_last) {
-      if constexpr (kVarlen) foreign_keys_ = max((n + 1) * kKeys - len_k(), 0);
       if constexpr (kDrawsFirst) draw(n * kKeys);
       keys_.wait(key_at_);
       multiply_query_key();
@@ -157,14 +159,15 @@ class Sm90Consumer : WarpgroupThread {
       ptx::pin(scores_);
       probabilities(n, n < clear_first || n >= clear_last, true);
       pack_probabilities();
+      clear_foreign_values(n);
       i32 trust = clear_last;  // tiles from here on are taken the exact way
 #pragma unroll 1
       for (--n; n >= own_first; --n) {
         const bool masked = n < clear_first || n >= clear_last;
-        const bool exact = masked || n >= trust;
-        if (step(n, masked, exact) && !exact) trust = n - kWary;
+        const bool exact = !kBets || masked || n >= trust;
+        if (step(n, masked, exact) && !exact) trust = 0;
       }
-      await_value();
+      values_.wait(value_at_);
       multiply_probability_value();
       finish_value();
     }
@@ -193,7 +196,7 @@ class Sm90Consumer : WarpgroupThread {
     keys_.wait(key_at_);
     await_turn();
     multiply_query_key();
-    await_value();
+    values_.wait(value_at_);
     multiply_probability_value();
     pass_turn();
     ptx::wgmma_wait_group<1>();
@@ -205,19 +208,14 @@ class Sm90Consumer : WarpgroupThread {
     return moved;
   }
 
-  /// The last keys of a tile may belong to another sequence. Their weights are 0, but 0 times NaN is not:
-  /// their values become 0.
-  ATTUNE_DEVICE void await_value() {
+  /// The last keys of a block's last tile may belong to another sequence. Their weights are 0, but 0 times
+  /// NaN is not: their values become 0.
+  ATTUNE_DEVICE void clear_foreign_values(i32 n) const {
+    const i32 foreign = (n + 1) * kKeys - len_k();
+    if (!kVarlen || foreign <= 0) return;
     values_.wait(value_at_);
-    if constexpr (kVarlen) {
-      if (foreign_keys_ > 0) clear_foreign_values();
-      foreign_keys_ = 0;
-    }
-  }
-
-  ATTUNE_DEVICE void clear_foreign_values() const {
     constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
-    const i32 chunks = foreign_keys_ * kRowChunks;
+    const i32 chunks = foreign * kRowChunks;
 #pragma unroll 1
     for (i32 panel = 0; panel < Memory::kShared.panels_v; ++panel) {
       const u32 end = values_.tile(value_at_) + (panel + 1) * kKeys * Sm90Shared::kPanelRowBytes;
@@ -230,8 +228,10 @@ class Sm90Consumer : WarpgroupThread {
     ptx::bar_sync(kEpilogue + group_, kWarpgroup);
   }
 
+  /// By each warp: it may have multiplied again, or read the bias, later than the others.
   ATTUNE_DEVICE void release_key() {
-    if (elected()) keys_.release(key_at_);
+    __syncwarp();
+    if (lane() == 0) keys_.release(key_at_);
     key_at_.advance();
   }
   ATTUNE_DEVICE void release_value() {
@@ -286,6 +286,27 @@ class Sm90Consumer : WarpgroupThread {
     ptx::wgmma_commit_group();
   }
 
+  /// S = Q K^T of this warp's 16 rows alone: a product of the warpgroup would take all its warps.
+  ATTUNE_DEVICE void multiply_again() {
+    u32 query[4], key[2];
+    const u32 row = thread() / 32 * 16 + lane() % 16;
+    const u32 key_row = lane() % 8;
+#pragma unroll
+    for (i32 e = 0; e < kKeys / 2; ++e) scores_[e] = 0.0f;
+#pragma unroll 1
+    for (i32 k = 0; k < kDimSteps; ++k) {
+      const auto chunk = static_cast<i32>(k * 2 + lane() / 16);
+      const auto key_chunk = static_cast<i32>(k * 2 + lane() / 8 % 2);
+      ptx::ldmatrix_x4(query, queries_.tile(query_at_) + panel_offset<kGroupRows>(row, chunk));
+      const u32 keys = keys_.tile(key_at_) + panel_offset<kKeys>(key_row, key_chunk);
+#pragma unroll
+      for (i32 n = 0; n < kKeys / 8; ++n) {
+        ptx::ldmatrix_x2(key, keys + n * kPanelBytes<8>);
+        ptx::mma_m16n8k16<S.dtype>(reinterpret_cast<float(&)[4]>(scores_[n * 4]), query, key[0], key[1]);
+      }
+    }
+  }
+
   /// O += P V; asynchronous.
   ATTUNE_DEVICE void multiply_probability_value() {
     const u64 value = ptx::wgmma_descriptor(values_.tile(value_at_), kKeys * 128);
@@ -305,16 +326,12 @@ class Sm90Consumer : WarpgroupThread {
   /// would cost registers. Does O owe a rescale?
   ATTUNE_DEVICE bool probabilities(i32 n, bool masked, bool exact) {
     complete_scores();
-    if (!exact && bet_is_lost()) {
+    if (kBets && !exact && bet_is_lost()) {
       exact = true;
-      multiply_query_key();
-      ptx::wgmma_wait_group<0>();
-      ptx::pin(scores_);
+      multiply_again();
       complete_scores();
     }
-    if (exact) {
-      // As the bet's vote does: every warp has read the bias, which goes with the keys.
-      if constexpr (S.bias != Bias::none) ptx::bar_sync(kEpilogue + group_, kWarpgroup);
+    if (!kBets || exact) {
       if (masked) hide_invisible(n * kKeys);
       exponentiate();
     }
@@ -394,7 +411,7 @@ class Sm90Consumer : WarpgroupThread {
   }
 
   /// The blind way: relative to the reference as it stands. True: it does not serve, and the scores are gone.
-  /// The warpgroup decides as one, since it multiplies again as one.
+  /// Each warp decides for itself.
   ATTUNE_DEVICE bool bet_is_lost() {
     const float scale2 = positive_scale2();
     float part[2][2] = {};
@@ -404,8 +421,8 @@ class Sm90Consumer : WarpgroupThread {
       part[e / 2 % 2][e % 2] += scores_[e];
     }
     const float sum[2] = {part[0][0] + part[0][1], part[1][0] + part[1][1]};
-    const bool lost = ptx::bar_red_or(kEpilogue + group_, kWarpgroup,
-                                      !(sum[0] <= kSumLimit && sum[1] <= kSumLimit));  // NaN loses too
+    const bool lost =
+        __any_sync(0xffffffffu, !(sum[0] <= kSumLimit && sum[1] <= kSumLimit)) != 0;  // NaN loses too
     if (!lost) {
       sum_[0] += sum[0];
       sum_[1] += sum[1];
@@ -572,7 +589,6 @@ class Sm90Consumer : WarpgroupThread {
   i32 row_ = 0;  // this thread's first query; the second is 8 further down
   Window window_;
   i32 len_k_ = 0;
-  i32 foreign_keys_ = 0;  // of the next tile of values: at its end, of other sequences
 
   Scores scores_;
   float output_[kDimV / 2];
@@ -611,7 +627,7 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
     for (const TensorMap* map : {&params.query, &params.key, &params.value}) ptx::prefetch_tensormap(*map);
     if constexpr (S.output_dtype == S.dtype) ptx::prefetch_tensormap(params.output);
     if constexpr (S.bias != Bias::none) ptx::prefetch_tensormap(params.bias);
-    memory.keys().init(kGroups);
+    memory.keys().init(4 * kGroups);  // by warps; values by warpgroups
     memory.values().init(kGroups);
     for (u32 group = 0; group < kGroups; ++group) memory.queries(group).init(kWarpgroup);
     ptx::fence_mbarrier_init();
