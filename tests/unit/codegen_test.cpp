@@ -322,17 +322,25 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
     CHECK(choose(problem, hopper)->spec.family == Family::sm90);
   }
 
-  problem.dropout = kernel::Dropout::on;
   for (const auto bias : {kernel::Bias::none, kernel::Bias::f32, kernel::Bias::boolean}) {
-    problem.bias = bias;
-    for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
-      problem.head_dim_v = problem.head_dim;
-      CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty());
+    for (const auto dropout : {kernel::Dropout::off, kernel::Dropout::on}) {
+      problem.bias = bias;
+      problem.dropout = dropout;
+      for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
+        problem.head_dim_v = problem.head_dim;
+        const bool both = bias != kernel::Bias::none && dropout == kernel::Dropout::on;
+        CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty() ==
+              !(both && problem.head_dim > 128));
+      }
     }
   }
-
-  problem.keys = kernel::Keys::paged;
   problem.head_dim = problem.head_dim_v = 256;
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
+        std::vector<std::string>{
+            "no kernels with a bias tensor and dropout of packed sequences above head_dim 128"});
+
+  problem.bias = kernel::Bias::none;
+  problem.keys = kernel::Keys::paged;
   CHECK(query_gradient_of(problem, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
   CHECK(query_gradient_of(problem, hopper, /*deterministic=*/true) == kernel::QueryGradient::apart);
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
