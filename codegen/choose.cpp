@@ -85,9 +85,9 @@ void append(std::vector<std::string>& texts, const std::vector<std::string>& mor
 /// What sm90's gradients of key and value leave to mma's.
 std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
-  if (std::max(problem.head_dim, problem.head_dim_v) > 128 && problem.blocks == kernel::Blocks::varlen &&
-      problem.bias != kernel::Bias::none && problem.dropout == kernel::Dropout::on) {
-    lacks.push_back("no kernels with a bias tensor and dropout of packed sequences above head_dim 128");
+  if (problem.blocks == kernel::Blocks::varlen && problem.bias != kernel::Bias::none &&
+      problem.dropout == kernel::Dropout::on) {
+    lacks.push_back("no kernels with both a bias tensor and dropout of packed sequences");
   }
   if (problem.keys == kernel::Keys::paged && problem.query_gradient == QueryGradient::ordered) {
     lacks.push_back("adds up the query's gradient in a fixed order where keys lie in theirs: not in pages");

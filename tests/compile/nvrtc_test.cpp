@@ -184,12 +184,13 @@ std::uint64_t number_of(const Candidate& row) {
 
 /// What a row is compiled with: a problem with each set of traits that it is ever chosen for, two of
 /// Hopper's, whose registers are the scarcest. Architectures take turns, so that every row meets those too.
-/// So do sets of traits in the backward pass, whose rows are many and alike. The seed is fixed: a spill that
-/// nobody has caused should not stop a build, `--wide --seed N` goes looking for one.
+/// So do sets of traits in the backward pass, but for Hopper's: its rows are many and alike. The seed is
+/// fixed: a spill that nobody has caused should not stop a build, `--wide --seed N` goes looking for one.
 std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs) {
   const std::uint64_t index = number_of(row);
-  const bool sparse = is_backward(row.operation) && !wide;
-  const std::size_t wanted = wide ? 60 : row.family == Family::sm90 && !sparse ? 2 : 1;
+  const bool backward = is_backward(row.operation);
+  const bool sparse = backward && row.family != Family::sm90 && !wide;
+  const std::size_t wanted = wide ? 60 : row.family == Family::sm90 && !backward ? 2 : 1;
   Random random(seed, index);
   std::vector<Case> cases;
   const auto draw = [&](std::size_t traits) {

@@ -26,7 +26,7 @@ class KeptKeyRows {
   static constexpr i32 kDraws = S.block_m / 16;  // of a thread
   static_assert(S.block_m % 16 == 0 && kDraws <= 8);
   static constexpr bool kAnyKey = S.blocks == Blocks::varlen;
-  static_assert(!kAnyKey || kDraws == 4);
+  static_assert(!kAnyKey || S.dropout == Dropout::off || kDraws == 4);
 
  public:
   /// Shared memory of two neighbouring warps, which meet at `barrier`.
