@@ -86,6 +86,16 @@ std::vector<Problem> everything() {
   return problems;
 }
 
+/// Rows end at a multiple of 8, and only being one sets a head dim apart: those, and one more each.
+std::vector<int> head_dims() {
+  std::vector<int> dims{1};
+  for (int dim = 8; dim <= kernel::kMaxHeadDim; dim += 8) {
+    dims.push_back(dim);
+    if (dim < kernel::kMaxHeadDim) dims.push_back(dim + 1);
+  }
+  return dims;
+}
+
 std::vector<std::string> reasons_of(const Choice& choice, Family family) {
   const auto found = std::ranges::find(choice.verdicts, family, &Verdict::family);
   REQUIRE(found != choice.verdicts.end());
@@ -254,8 +264,9 @@ TEST_CASE("every problem finds a candidate on every architecture, within its sha
   for (const char* name : kArchs) {
     const Arch arch = *arch_from_name(name);
     for (Problem problem : everything()) {
-      for (problem.head_dim = 1; problem.head_dim <= kernel::kMaxHeadDim; ++problem.head_dim) {
-        for (const int head_dim_v : {1, problem.head_dim, kernel::kMaxHeadDim}) {
+      for (const int head_dim : head_dims()) {
+        for (const int head_dim_v : {1, head_dim, kernel::kMaxHeadDim}) {
+          problem.head_dim = head_dim;
           problem.head_dim_v = head_dim_v;
           problem.align_bytes = problem.head_dim % 8 == 0 ? 16 : kernel::size_of(problem.dtype);
           const auto choice = choose(problem, arch);
@@ -271,7 +282,7 @@ TEST_CASE("every merge and its backward find a candidate on every architecture")
   for (const auto operation : {kernel::Operation::merge, kernel::Operation::grad_merge}) {
     for (const char* name : kArchs) {
       for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-        for (int head_dim_v = 1; head_dim_v <= kernel::kMaxHeadDim; ++head_dim_v) {
+        for (const int head_dim_v : head_dims()) {
           const Problem problem{.operation = operation, .dtype = dtype, .head_dim_v = head_dim_v};
           const auto choice = choose(problem, *arch_from_name(name));
           REQUIRE_MESSAGE(choice.ok(), to_string(problem), " on ", name);
@@ -384,7 +395,10 @@ TEST_CASE("a row that is not for large problems serves none") {
 
 TEST_CASE("candidate names are unique and every row is the choice for something") {
   std::set<std::string> names;
-  for (const Candidate& row : candidates()) CHECK(names.insert(row.name).second);
+  for (const Candidate& row : candidates()) {
+    CHECK(names.insert(row.name).second);
+    CHECK(row.head_dim_max % 8 == 0);
+  }
 
   std::set<std::string> chosen;
   for (const char* name : kArchs) {
@@ -396,7 +410,7 @@ TEST_CASE("candidate names are unique and every row is the choice for something"
       }
     }
     for (Problem problem : problems) {
-      for (int head_dim = 1; head_dim <= kernel::kMaxHeadDim; ++head_dim) {
+      for (const int head_dim : head_dims()) {
         problem.head_dim = merges(problem.operation) ? 0 : head_dim;
         problem.head_dim_v = head_dim;
         chosen.insert(choose(problem, arch)->candidate->name);
