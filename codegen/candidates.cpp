@@ -42,7 +42,7 @@ constexpr unsigned kFewQueries = 1u << static_cast<int>(Extent::few_queries);
 // tiles is measured in bench/results/.
 // clang-format off
 constexpr Candidate kCandidates[] = {
-    // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes; sm90: query_stages query_registers ping_pong extents
+    // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes; sm90: query_stages query_registers ping_pong extents cluster
     {"sm90_128x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 1},
     {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
@@ -93,6 +93,7 @@ constexpr Candidate kCandidates[] = {
     {"sm90_grad_key_value_128x128_d64d",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kPlainDropout | kAtomic,  64, 128,128,0,  0, 0, 12,2, 0},
     {"sm90_grad_key_value_128x128_d64b",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kBias | kSums,  64, 128,128,0,  0, 0, 12,2, 0},
     {"sm90_grad_key_value_64x128_d128",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kEveryFeature | kSums,    128,64, 128,0,  0, 0, 12,2, 0},
+    {"sm90_grad_key_value_64x64x2_d256",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kAtomic,                  256,64, 64, 0,  0, 0, 12,2, 0, 0, 0, 0, kEveryExtent, 1},
     {"sm90_grad_key_value_64x64_d256",      kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kEveryFeature | kSums,    256,64, 64, 0,  0, 0, 12,2, 0},
     {"mma_grad_key_value_64x128x4_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        64, 64, 128,64, 2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x128x4_d64d",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kPlainDropout | kAtomic,  64, 64, 128,64, 2, 2, 4, 1, 0},

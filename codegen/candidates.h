@@ -41,6 +41,7 @@ struct Candidate {
   int tile_m, tile_n, warps, stages, lanes;
   int query_stages = 0, query_registers = 0, ping_pong = 0;  // sm90
   unsigned extents = kEveryExtent;                           // set of 1 << Extent
+  int cluster = 0;                                           // sm90
 };
 
 std::span<const Candidate> candidates();

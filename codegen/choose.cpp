@@ -217,6 +217,7 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
           .query_stages = row.query_stages,
           .query_registers = row.query_registers,
           .ping_pong = row.ping_pong,
+          .cluster = row.cluster,
           .copy_bytes = row.family == Family::cpu ? 0 : problem.align_bytes,
           .lanes = row.lanes};
 }
@@ -227,6 +228,8 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if ((features_of(problem) & ~row.features) != 0) return false;
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
   if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
+  // Its blocks and their warpgroups share out four panels of 64 columns.
+  if (row.cluster != 0 && std::min(problem.head_dim, problem.head_dim_v) <= 192) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
   return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
          shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;

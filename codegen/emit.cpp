@@ -18,6 +18,7 @@ using kernel::Operation;
 std::string function_of(const KernelSpec& spec) {
   if (spec.family == Family::merge || spec.family == Family::rows)
     return std::string(name_of(spec.operation));
+  if (spec.cluster != 0) return "grad_key_value_cluster_sm90";
   if (spec.operation == Operation::grad_key_value && kernel::shares_columns(spec)) {
     return "grad_key_value_wide_sm90";
   }
@@ -73,11 +74,11 @@ std::string print_entry(const KernelSpec& spec) {
   }
   if (spec.family == Family::sm90) {  // its warpgroups share out the registers of one block
     return fmt::format(
-        "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32, 1)\n"
+        "extern \"C\" __global__ void __launch_bounds__(kSpec.warps * 32, 1){}\n"
         "    {}(const __grid_constant__ k::{} params) {{\n"
         "  k::{}<kSpec>(params);\n"
         "}}\n",
-        kEntryName, params, function);
+        spec.cluster != 0 ? " __cluster_dims__(2, 1, 1)" : "", kEntryName, params, function);
   }
   // Told a number of blocks, ptxas never spills to make room for more: the tiles of simt fill the shared
   // memory, those of a gradient or of a merge's chunks the registers.

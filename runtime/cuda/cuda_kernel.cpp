@@ -224,7 +224,8 @@ class CudaKernel final : public Kernel {
   Result<void> launch_sm90(CUfunction function, const Params& told, void* stream) const {
     Sm90Params params;
     ATTUNE_TRY(fill_sm90_params(device_, spec_, told, static_cast<CUstream>(stream), params));
-    return launch(function, &params, sm90_blocks(device_, params), stream);
+    const auto cluster = static_cast<unsigned>(kernel::cluster_blocks(spec_));
+    return launch(function, &params, sm90_blocks(device_, params) * cluster, stream);
   }
 
   /// One block per slot of the operation's work; sm90 blocks stay and take one after the other.

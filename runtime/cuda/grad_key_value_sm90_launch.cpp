@@ -74,10 +74,10 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec,
     ATTUNE_TRY(encode_bias(driver, spec.bias, backward.grad_bias, forward.len_k, bias_gradient_axes(backward),
                            kernel::Sm90Shared::kPanelRowBytes, spec.block_m, p.grad_bias));
   }
-  p.key_blocks = kernel::ceil_div(forward.len_k, spec.block_n);
+  p.key_blocks = kernel::ceil_div(forward.len_k, kernel::cluster_keys(spec));
   p.pairs = forward.batch * p.heads;
   p.tiles = p.key_blocks * p.pairs;
-  p.blocks = std::min(device.multiprocessors, p.tiles);
+  p.blocks = std::min(device.multiprocessors / kernel::cluster_blocks(spec), p.tiles);
   p.section = section_of(device, spec, p);
   if (spec.query_gradient == kernel::QueryGradient::ordered) {
     p.counter = backward.turns;

@@ -54,12 +54,13 @@ struct KernelSpec {
   i32 query_stages = 0;     // sm90: query tiles in flight of each warpgroup
   i32 query_registers = 0;  // sm90: 1 keeps the queries in registers
   i32 ping_pong = 0;        // sm90: 1 has warpgroups take turns to issue products
+  i32 cluster = 0;          // sm90: 1 has two blocks, with a tile of keys each, share their sums
   i32 copy_bytes = 0;  // GPU: widest access that every row of query, key, value and output is aligned for
   i32 lanes = 0;       // CPU: float32 lanes of a vector
   constexpr bool operator==(const KernelSpec&) const = default;
 };
 
-inline constexpr i32 kKernelSpecFields = 26;
+inline constexpr i32 kKernelSpecFields = 27;
 inline constexpr i32 kMaxHeadDim = 512;
 
 /// Calls visit(name, field) for every field in order. Refuses to compile when a field is forgotten.
@@ -91,6 +92,7 @@ constexpr void for_each_field(Spec& spec, Visit&& visit) {
   visit("query_stages", spec.query_stages);
   visit("query_registers", spec.query_registers);
   visit("ping_pong", spec.ping_pong);
+  visit("cluster", spec.cluster);
   visit("copy_bytes", spec.copy_bytes);
   visit("lanes", spec.lanes);
 }

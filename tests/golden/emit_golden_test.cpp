@@ -42,6 +42,8 @@ constexpr Golden kGoldens[] = {
      "operation=grad_key_value dtype=bf16 head_dim=64 query_gradient=ordered boxes=1"},
     {"grad_key_value_wide_sm90.txt", "sm_90a",
      "operation=grad_key_value dtype=f16 head_dim=192 window_right=bounded query_gradient=atomic boxes=1"},
+    {"grad_key_value_cluster_sm90.txt", "sm_90a",
+     "operation=grad_key_value dtype=bf16 head_dim=256 query_gradient=atomic boxes=1"},
     {"grad_merge_gpu.txt", "sm_90a", "operation=grad_merge dtype=bf16 output_dtype=f32 head_dim_v=80"},
     {"delta.txt", "sm_80", "operation=delta dtype=bf16 output_dtype=f32 head_dim=96 head_dim_v=128"},
     {"grad_query_simt.txt", "sm_70",

@@ -22,7 +22,8 @@ class Sm90Producer {
         memory_(memory),
         keys_(memory.keys()),
         queries_(memory.queries()),
-        biases_(memory.biases()) {}
+        biases_(memory.biases()),
+        last_panels_(memory.last_panels()) {}
 
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
@@ -48,7 +49,7 @@ class Sm90Producer {
   /// One part after the other of a tile of keys; a tile that is no block's has one without queries.
   ATTUNE_DEVICE void produce(const Sm90Work& work) {
     const ForwardParams& p = p_.backward.forward;
-    const i32 end = min(work.begin + kKeys, p.len_k);
+    const i32 end = min(work.begin + cluster_keys(S), p.len_k);
     if constexpr (!Schedule::kVarlen) {
       produce_part(work, segment_at<S>(p, work.batch, work.begin, end, 0), 0, true);
     } else {
@@ -81,7 +82,7 @@ class Sm90Producer {
       key_at_.advance();
     };
     if (work.steps == 0) load_keys();
-    const i32 key_block = work.begin / kKeys;
+    const i32 key_block = work.begin / cluster_keys(S);
     const i32 first = Schedule::first_step(range, key_block, p_.key_blocks);
     i32 m = first;
     // A part without steps may be no block's, of which the tables say nothing.
@@ -108,6 +109,7 @@ class Sm90Producer {
       if constexpr (S.bias != Bias::none && !shares_columns(S)) load_bias(work, step);
       load_numbers(step, work.batch);
       if constexpr (S.bias != Bias::none && shares_columns(S)) load_bias(work, step);
+      if constexpr (S.cluster != 0) load_last_panel(step, work.batch);
       query_at_.advance();
       if constexpr (Schedule::kOrdered) {  // all heads at one tile, then at the next (ADR 9)
         if (++step.head < first_head + p_.sharing) continue;
@@ -162,11 +164,21 @@ class Sm90Producer {
   /// By the first lane.
   ATTUNE_DEVICE void load_keys_of(const Sm90Work& work) const {
     const u32 full = keys_.full(key_at_);
-    const ptx::BoxOrigin origin{0, work.begin, work.head / p_.heads_per_key_head, work.batch};
-    ptx::st_shared_word4(memory_.work(), {work.begin, work.head, work.batch, work.steps});
+    const i32 rank = cluster_rank<S>();
+    ptx::BoxOrigin origin{0, work.begin + rank * kKeys, work.head / p_.heads_per_key_head, work.batch};
+    ptx::st_shared_word4(memory_.work(), {origin.row, work.head, work.batch, work.steps});
     ptx::mbarrier_arrive_expect_tx(full, Memory::KeyRing::kBytes);
     load_panels<kPanels, kKeys>(memory_.key_tile(), p_.key, full, origin, ptx::kEvictFirst);
     load_panels<kPanels, kKeys>(memory_.value_tile(), p_.value, full, origin, ptx::kEvictFirst);
+    if constexpr (S.cluster != 0) {  // half of the columns of the other block's keys
+      origin.row = work.begin + (1 - rank) * kKeys;
+#pragma unroll
+      for (i32 panel = 0; panel < kPanels / 2; ++panel) {
+        origin.column = (rank * kPanels / 2 + panel) * Sm90Shared::kPanelElements;
+        ptx::cp_async_bulk_tensor_load(memory_.other_key_tile() + panel * kPanelBytes<kKeys>, p_.key, full,
+                                       origin, ptx::kEvictFirst);
+      }
+    }
   }
 
   ATTUNE_DEVICE void load_queries(const Sm90Step& step, i32 batch) const {
@@ -174,10 +186,23 @@ class Sm90Producer {
     const u32 full = queries_.full(query_at_);
     const ptx::BoxOrigin origin{0, step.begin, step.head, batch};
     ptx::st_shared_word4(memory_.step(query_at_), {step.begin, step.head, step.masked, step.rows});
-    ptx::mbarrier_arrive_expect_tx(full, 2 * Memory::kShared.query_bytes);
+    ptx::mbarrier_arrive_expect_tx(full, Memory::kShared.stage_bytes);
     load_panels<kPanels, kQueries>(memory_.query_tile(query_at_), p_.query, full, origin, ptx::kEvictLast);
-    load_panels<kPanels, kQueries>(memory_.grad_output_tile(query_at_), p_.grad_output, full, origin,
-                                   ptx::kEvictLast);
+    load_panels<kPanels - S.cluster, kQueries>(memory_.grad_output_tile(query_at_), p_.grad_output, full,
+                                               origin, ptx::kEvictLast);
+  }
+
+  /// Of output gradients, behind those of the tile before.
+  ATTUNE_DEVICE void load_last_panel(const Sm90Step& step, i32 batch) {
+    last_panels_.acquire(last_at_);
+    if (first_lane()) {
+      const u32 full = last_panels_.full(last_at_);
+      ptx::mbarrier_arrive_expect_tx(full, Memory::LastPanelRing::kBytes);
+      ptx::cp_async_bulk_tensor_load(
+          last_panels_.tile(last_at_), p_.grad_output, full,
+          {(kPanels - 1) * Sm90Shared::kPanelElements, step.begin, step.head, batch}, ptx::kEvictLast);
+    }
+    last_at_.advance();
   }
 
   ATTUNE_DEVICE void load_bias(const Sm90Work& work, const Sm90Step& step) {
@@ -227,9 +252,11 @@ class Sm90Producer {
   const typename Memory::KeyRing keys_;
   const typename Memory::QueryRing queries_;
   const typename Memory::BiasRing biases_;
+  const typename Memory::LastPanelRing last_panels_;
   typename Memory::KeyRing::Cursor key_at_{1};
   typename Memory::QueryCursor query_at_{1};
   typename Memory::BiasRing::Cursor bias_at_{1};
+  typename Memory::LastPanelRing::Cursor last_at_{1};
 };
 
 }  // namespace attune::kernel

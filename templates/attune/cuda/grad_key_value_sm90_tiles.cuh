@@ -17,13 +17,25 @@
 
 namespace attune::kernel {
 
+/// The place of this block in its cluster, and of the other.
+template <KernelSpec S>
+ATTUNE_DEVICE i32 cluster_rank() {
+  return S.cluster != 0 ? static_cast<i32>(ptx::cluster_ctarank()) : 0;
+}
+
+template <KernelSpec S>
+ATTUNE_DEVICE u32 other_rank() {
+  return static_cast<u32>(1 - cluster_rank<S>());
+}
+
 /// Where things lie in shared memory.
 template <KernelSpec S>
 struct Sm90Memory {
   static constexpr GradKeyValueSm90Shared kShared{S};
-  using KeyRing = Ring<1, 2 * kShared.key_bytes>;             // keys, then values
-  using QueryRing = Ring<S.stages, 2 * kShared.query_bytes>;  // queries, then output gradients
+  using KeyRing = Ring<1, kShared.query_offset>;          // keys, then values
+  using QueryRing = Ring<S.stages, kShared.stage_bytes>;  // queries, then output gradients
   using BiasRing = Ring<kShared.bias_stages, kShared.bias_bytes>;
+  using LastPanelRing = Ring<1, kShared.last_panel_bytes>;
   using QueryCursor = typename QueryRing::Cursor;
 
   u32 base;
@@ -36,6 +48,16 @@ struct Sm90Memory {
     return {base + kShared.bias_offset,
             base + kShared.barrier_offset + KeyRing::kBarrierBytes + QueryRing::kBarrierBytes};
   }
+  /// Clusters: the last panel of output gradients, of one stage at a time.
+  ATTUNE_DEVICE LastPanelRing last_panels() const {
+    return {base + kShared.last_panel_offset, biases().barriers + BiasRing::kBarrierBytes};
+  }
+  /// Clusters: the barriers of the exchange of score gradients (grad_key_value_cluster_sm90.cuh).
+  ATTUNE_DEVICE u32 exchange(u32 barrier) const {
+    return last_panels().barriers + LastPanelRing::kBarrierBytes + barrier * 8;
+  }
+  /// Clusters: this block's columns of the other's keys.
+  ATTUNE_DEVICE u32 other_key_tile() const { return base + 2 * kShared.key_bytes; }
   ATTUNE_DEVICE u32 key_tile() const { return base; }
   ATTUNE_DEVICE u32 value_tile() const { return base + kShared.key_bytes; }
   ATTUNE_DEVICE u32 query_tile(const QueryCursor& at) const { return queries().tile(at); }
@@ -218,7 +240,7 @@ struct Sm90Schedule {
 
   // Both of a whole warp.
   static ATTUNE_DEVICE i32 first(const GradKeyValueSm90Params& p) {
-    return kOrdered ? take(p.counter, p.tiles + p.blocks) : static_cast<i32>(blockIdx.x);
+    return kOrdered ? take(p.counter, p.tiles + p.blocks) : static_cast<i32>(blockIdx.x) / cluster_blocks(S);
   }
   static ATTUNE_DEVICE i32 next(i32 tile, const GradKeyValueSm90Params& p) {
     if (kOrdered) return take(p.counter, p.tiles + p.blocks);
@@ -239,7 +261,7 @@ struct Sm90Schedule {
       key_block = falling ? p.key_blocks - 1 - rest / width : rest / width;
     }
     if constexpr (kVarlen) return {key_block * S.block_n, pair, 0, 0};
-    return {key_block * S.block_n, pair % p.heads, pair / p.heads, 0};
+    return {key_block * cluster_keys(S), pair % p.heads, pair / p.heads, 0};
   }
 
   static ATTUNE_DEVICE Sm90StepRange steps(const KeySegment& keys, const Window& window) {
@@ -253,7 +275,7 @@ struct Sm90Schedule {
     steps.last = max(ceil_div(visiting.end, S.block_m), steps.first);
     steps.clear_first = ceil_div(max(clear.begin, 0), S.block_m);
     steps.clear_last = clear.end == len_q && !hides_foreign_queries(S) ? steps.last : clear.end / S.block_m;
-    if (keys.end - keys.begin < S.block_n) steps.clear_last = 0;
+    if (keys.end - keys.begin < cluster_keys(S)) steps.clear_last = 0;
     return steps;
   }
 

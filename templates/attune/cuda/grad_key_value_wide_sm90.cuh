@@ -24,6 +24,7 @@
 #pragma once
 
 #include "attune/cuda/grad_key_value_sm90.cuh"
+#include "attune/cuda/grad_key_value_wide_sm90_tiles.cuh"
 #include "attune/cuda/vector.cuh"
 
 namespace attune::kernel {
@@ -256,8 +257,8 @@ class Sm90WideConsumer : WarpgroupThread {
         rest[i] = pack<S.dtype>(exact.x - whole.x, exact.y - whole.y);
         if constexpr (kDropout) drop(rounded[i], rest[i], kept.kept(e), kept.kept(e + 1));
       }
-      store(gradients(buffer), k, rest);
-      store(probabilities(buffer), k, rounded);
+      store_scores<S>(gradients(buffer), k, rest);
+      store_scores<S>(probabilities(buffer), k, rounded);
     }
     announce();
   }
@@ -269,8 +270,8 @@ class Sm90WideConsumer : WarpgroupThread {
     for (i32 k = 0; k < kQueries / 16; ++k) {
       u32 packed[4];
       u32 rest[4];
-      ptx::ldmatrix_x4_trans(packed, score_row(probabilities(buffer_), k));
-      ptx::ldmatrix_x4_trans(rest, score_row(gradients(buffer_), k));
+      ptx::ldmatrix_x4_trans(packed, score_row<S>(probabilities(buffer_), k));
+      ptx::ldmatrix_x4_trans(rest, score_row<S>(gradients(buffer_), k));
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
         const i32 e = k * 8 + i * 2;
@@ -282,7 +283,7 @@ class Sm90WideConsumer : WarpgroupThread {
             (whole.x + small.x) * less_delta(gradient[e], delta.x, (pair & kDroppedSign) != 0),
             (whole.y + small.y) * less_delta(gradient[e + 1], delta.y, (pair & kDroppedSign << 16) != 0));
       }
-      store(gradients(buffer_), k, packed);
+      store_scores<S>(gradients(buffer_), k, packed);
     }
     announce();
     store_bias_gradient<S>(p_, gradients(buffer_), work().begin, this_step(), work().batch);
@@ -294,18 +295,6 @@ class Sm90WideConsumer : WarpgroupThread {
     auto place = bias_at_;
     place.stage = buffer_;
     if (elected()) memory_.biases().release(place);
-  }
-
-  /// Of the k-th 16 queries' 8x8 matrices, which are transposed on their way: this lane's row.
-  static ATTUNE_DEVICE u32 score_row(u32 tile, i32 k) {
-    const u32 row = lane() / 16 * 8 + lane() % 8;
-    const i32 chunk = static_cast<i32>(thread() / 32 * 2 + lane() / 8 % 2);
-    return tile + panel_offset<kQueries>(row, chunk) + k * kPanelBytes<16>;
-  }
-
-  /// To shared memory, with queries as rows.
-  static ATTUNE_DEVICE void store(u32 tile, i32 k, const u32 (&d)[4]) {
-    ptx::stmatrix_x4_trans(score_row(tile, k), d[0], d[1], d[2], d[3]);
   }
 
   /// What was stored is there; the other warpgroup may go on.

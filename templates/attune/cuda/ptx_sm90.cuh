@@ -87,6 +87,49 @@ ATTUNE_DEVICE void mbarrier_wait(u32 barrier, u32 parity) {
   while (!mbarrier_try_wait_parity(barrier, parity)) {}
 }
 
+// ---- Clusters: blocks that reach into each other's shared memory ----
+
+ATTUNE_DEVICE u32 cluster_ctarank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+/// Of all threads of the cluster that have not ended.
+ATTUNE_DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+/// Where block `rank` has what lies at this address here.
+ATTUNE_DEVICE u32 mapa(u32 address, u32 rank) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+/// Arrives at a barrier of the cluster, of which mapa() gives the address.
+ATTUNE_DEVICE void mbarrier_arrive_cluster(u32 barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Waits as mbarrier_wait() does, for arrivals of all of the cluster.
+ATTUNE_DEVICE void mbarrier_wait_cluster(u32 barrier, u32 parity) {
+  u32 done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, "
+        "1, 0, p; }"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  }
+}
+/// Copies bytes to another block, whose barrier then has them; all from mapa() but the source.
+ATTUNE_DEVICE void cp_async_bulk_cluster(u32 destination, u32 source, u32 bytes, u32 barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          destination),
+      "r"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 // ---- The tensor copy engine. Maps have the axes [columns, rows, heads, batch] ----
 
 /// L2 policies: what is read once, and what other blocks will read too.

@@ -209,24 +209,37 @@ constexpr bool shares_columns(const KernelSpec& s) {
          s.block_n == Sm90Shared::kGroupRows;
 }
 
+/// Blocks of a cluster, each with a tile of keys, that exchange score gradients. And the keys of all of them.
+constexpr i32 cluster_blocks(const KernelSpec& s) {
+  return s.cluster != 0 ? 2 : 1;
+}
+constexpr i32 cluster_keys(const KernelSpec& s) {
+  return cluster_blocks(s) * s.block_n;
+}
+
 /// Gradients of key and value on Hopper: a tile of keys and one of values; a ring of `stages` tiles of
 /// queries with the gradient of their output; two tiles of score gradients, which warpgroups exchange. Where
 /// the head dim is wide, each has one of probabilities before it, and both are first of all a tile of the
 /// bias tensor; else there is a tile for that, and float32 sums on their way to memory. For each stage two
 /// numbers of every query, two barriers and what it holds; the work item, where and when the sums go, a
-/// barrier for them, and what each two warps tell each other of dropout.
+/// barrier for them, and what each two warps tell each other of dropout. A block of a cluster has one tile
+/// each of probabilities, of its score gradients and of the other's, and half of the other's keys.
 struct GradKeyValueSm90Shared {
   static constexpr i32 kWarpgroups = 2;
   static constexpr i32 kGroupRows = 64;    // keys of a warpgroup, and queries whose sums it sends
   static constexpr i32 kDrawnBytes = 512;  // of two warps
 
   i32 panels;
-  i32 key_bytes;    // of a tile of keys or values
-  i32 query_bytes;  // of a tile of queries or output gradients
-  i32 score_bytes;  // of a tile of score gradients or probabilities
-  i32 sum_bytes;    // of one warpgroup
-  i32 sum_buffers;  // of one warpgroup: two leave sums the time to wait for their turn
+  i32 key_bytes;         // of a tile of keys or values
+  i32 query_bytes;       // of a tile of queries or output gradients
+  i32 score_bytes;       // of a tile of score gradients or probabilities
+  i32 sum_bytes;         // of one warpgroup
+  i32 sum_buffers;       // of one warpgroup: two leave sums the time to wait for their turn
+  i32 other_key_bytes;   // clusters: columns of the other block's keys
+  i32 last_panel_bytes;  // clusters: of output gradients; stages share it
+  i32 stage_bytes;       // of queries and output gradients
   i32 query_offset;
+  i32 last_panel_offset;
   i32 bias_row_bytes;  // of a panel
   i32 bias_bytes;      // of a tile's place
   i32 bias_stages;
@@ -252,16 +265,20 @@ struct GradKeyValueSm90Shared {
         score_bytes(s.block_m * s.block_n * 2),
         sum_bytes(shares_columns(s) ? 0 : kGroupRows * Sm90Shared::kPanelElements * 4),
         sum_buffers(s.query_gradient == QueryGradient::ordered && has_room(s) ? 2 : 1),
-        query_offset(2 * key_bytes),
+        other_key_bytes(s.cluster != 0 ? key_bytes / 2 : 0),
+        last_panel_bytes(s.cluster != 0 ? s.block_m * Sm90Shared::kPanelRowBytes : 0),
+        stage_bytes(2 * query_bytes - last_panel_bytes),
+        query_offset(2 * key_bytes + other_key_bytes),
+        last_panel_offset(query_offset + s.stages * stage_bytes),
         bias_row_bytes(min(Sm90Shared::kPanelRowBytes, s.block_n * size_of(s.bias))),
         bias_bytes(shares_columns(s) ? 2 * score_bytes : s.block_m * s.block_n * size_of(s.bias)),
         bias_stages(shares_columns(s) ? 2 : 1),
-        bias_offset(query_offset + s.stages * 2 * query_bytes),
+        bias_offset(last_panel_offset + last_panel_bytes),
         score_offset(bias_offset + (shares_columns(s) ? 0 : bias_bytes)),
-        sum_offset(score_offset + (shares_columns(s) ? 4 : 2) * score_bytes),
+        sum_offset(score_offset + score_tiles(s) * score_bytes),
         number_offset(sum_offset + kWarpgroups * sum_buffers * sum_bytes),
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
-        step_offset(barrier_offset + 16 * (1 + s.stages + bias_stages)),
+        step_offset(barrier_offset + 16 * (1 + s.stages + bias_stages + (s.cluster != 0 ? 4 : 0))),
         work_offset(step_offset + 16 * s.stages),
         turn_offset(work_offset + 64),
         target_offset(turn_offset + 16 * s.stages),
@@ -277,6 +294,10 @@ struct GradKeyValueSm90Shared {
   static constexpr u32 added_barriers(const KernelSpec& s) { return 2 * 2 * static_cast<u32>(s.stages); }
 
  private:
+  static constexpr i32 score_tiles(const KernelSpec& s) {
+    if (s.cluster != 0) return 3;
+    return shares_columns(s) ? 4 : 2;
+  }
   static constexpr bool has_room(const KernelSpec& s) {
     return s.bias == Bias::none && s.dropout == Dropout::off;
   }

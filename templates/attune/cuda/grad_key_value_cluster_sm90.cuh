@@ -1,0 +1,485 @@
+// Gradients of key and value on Hopper at head dims above 192, by clusters of two blocks with 64 keys each,
+// which meet the same queries at a time. A block alone (grad_key_value_wide_sm90.cuh) is bound by the L2
+// cache, which adds a tile to dQ for each 64 keys. Here blocks exchange dS instead, and each sums half of the
+// columns of dQ over the keys of both:
+//
+//             columns 0 to 127 of dQ                        128 to 255
+//   block 0   dS K + (dS of block 1) (keys of block 1)
+//   block 1                                                 (dS of block 0) (keys of block 0) + dS K
+//
+// Within a block one warpgroup has the values, the other the keys, and each adds 64 columns to dQ:
+//
+//   warpgroup 0:  S^T = K Q^T,   P^T = exp2(S^T - LSE)          dV += P^T dO     P^T and dS^T are operands
+//   warpgroup 1:  dP^T = V dO^T, dS^T = P^T (dP^T - delta)      dK += dS^T Q     where they are, in registers
+//
+// P crosses shared memory for warpgroup 1 alone, in float16 with a scale, which rounds less than bfloat16; dS
+// for dQ. The other's dS and half of its keys leave no room for all output gradients of two stages: they
+// share the last panel. Warpgroup 0 sums dQ of a tile of queries beside dV of the next, as the other block's
+// dS takes its time to come.
+//
+// Registers of one thread:   producer  consumer   S or dP + dQ + an operand, beside dV or dK
+//   head dim 256,  64 x 64   24        240        32 + 32 + 16, beside 128
+#pragma once
+
+#include "attune/cuda/grad_key_value_sm90.cuh"
+#include "attune/cuda/grad_key_value_wide_sm90_tiles.cuh"
+#include "attune/cuda/vector.cuh"
+
+namespace attune::kernel {
+
+/// Barriers of the exchange. They complete when
+enum Sm90Exchange : u32 {
+  kGradientsShown,  // this block's dS is there for the warp that sends it
+  kGradientsSent,   // it has come to the other block
+  kGradientsCame,   // the other's has come here
+  kSummed,          // warpgroup 0 has multiplied with both
+  kOtherSummed      // both warpgroups of the other block have
+};
+/// The named barrier at which warpgroup 1 has read P: there are no adders here.
+inline constexpr u32 kRead = kTaken;
+
+/// What P is multiplied with in float16. P is 1 at most, and mostly far less.
+inline constexpr float kProbabilityScale = 16384.0f;
+
+/// Warpgroup 0 or 1.
+template <KernelSpec S, i32 Group>
+class Sm90ClusterConsumer : WarpgroupThread {
+  using Memory = Sm90Memory<S>;
+  static constexpr i32 kKeys = S.block_n;
+  static constexpr i32 kQueries = S.block_m;
+  static constexpr i32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
+  static constexpr i32 kPanel = Sm90Shared::kPanelElements;
+  static constexpr i32 kPanels = Memory::kShared.panels;
+  static constexpr i32 kDim = round_up(wider_dim(S), 16);
+  static constexpr i32 kLast = (kPanels - 1) * kPanel;  // where the last panel begins
+
+  using Scores = float[kQueries / 2];  // element e: key half e / 2 % 2, queries e / 4 * 8 + e % 2
+  using Operand = u32[kQueries / 16][4];
+  using Sums = float[kPanel / 2];
+
+ public:
+  ATTUNE_DEVICE Sm90ClusterConsumer(const GradKeyValueSm90Params& params, Memory memory)
+      : p_(params),
+        memory_(memory),
+        keys_(memory.keys()),
+        queries_(memory.queries()),
+        last_panels_(memory.last_panels()) {}
+
+  ATTUNE_DEVICE void run() {
+    clear();
+    if constexpr (Group == 1) ptx::bar_arrive(kRead, kThreads);
+#pragma unroll 1
+    while (true) {
+      keys_.wait(key_at_);
+      const i32 steps = work().steps;
+      if (steps < 0) break;
+      if constexpr (Group == 0) {
+        if (steps > 0) walk_values(steps);
+      } else {
+        if (steps > 0) walk_keys(steps);
+      }
+      finish();
+      clear();
+      key_at_.advance();
+    }
+    if constexpr (Group == 0) ptx::bar_sync(kRead, kThreads);
+  }
+
+ private:
+  // Read again where they are needed: registers are for accumulators.
+  ATTUNE_DEVICE Sm90Work work() const {
+    return work_of(memory_);
+  }
+  ATTUNE_DEVICE Sm90Step this_step() const {
+    return step_at(memory_, query_at_);
+  }
+
+  ATTUNE_DEVICE u32 probabilities() const {
+    return memory_.scores(0);
+  }
+  ATTUNE_DEVICE u32 gradients() const {
+    return memory_.scores(1);
+  }
+  ATTUNE_DEVICE u32 other_gradients() const {
+    return memory_.scores(2);
+  }
+
+  ATTUNE_DEVICE void clear() {
+#pragma unroll
+    for (i32 e = 0; e < kLast / 2; ++e) first_[e] = 0.0f;
+#pragma unroll
+    for (i32 e = 0; e < (kDim - kLast) / 2; ++e) last_[e] = 0.0f;
+  }
+
+  // ---- Warpgroup 0: P, dV, and dQ of the tile of queries before ----
+
+  ATTUNE_DEVICE void walk_values(i32 steps) {
+    float* target = nullptr;
+    {
+      Operand probability;
+      target = make_operand(probability);
+      multiply_values(probability);
+      ptx::wgmma_wait_group<0>();
+      release_values();
+    }
+#pragma unroll 1
+    for (; steps > 1; --steps) {
+      Operand probability;
+      float* next = make_operand(probability);
+      multiply_values(probability);
+      Sums sums;
+      await_gradients();
+      multiply_sums(sums);
+      ptx::wgmma_wait_group<1>();
+      release_values();
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(sums);
+      announce_sums();
+      add(sums, target);
+      target = next;
+    }
+    Sums sums;
+    await_gradients();
+    multiply_sums(sums);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(sums);
+    announce_sums();
+    add(sums, target);
+  }
+
+  /// P^T, and where this tile's sums go: read before the stage is let go.
+  ATTUNE_DEVICE float* make_operand(Operand& probability) {
+    queries_.wait(query_at_);
+    Scores score;
+    multiply_rows<S.dtype, kKeys, kDim / 16>(score, memory_.key_tile(), memory_.query_tile(query_at_));
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(score);
+    make_probabilities(probability, score);
+    return sums_target();
+  }
+
+  /// Of S^T; for warpgroup 1, too.
+  ATTUNE_DEVICE void make_probabilities(Operand& probability, Scores& score) {
+    subtract_lse<S>(score, memory_.numbers(query_at_), p_.backward.forward.scale * kLog2e);
+    const Sm90Step step = this_step();
+    const i32 first_key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
+    if (step.masked) hide_invisible<S>(score, p_.backward.forward, memory_, first_key, step);
+    Operand shared;
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; e += 2) {
+      const float2 pair{ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1])};
+      probability[e / 8][e / 2 % 4] = pack<S.dtype>(pair.x, pair.y);
+      shared[e / 8][e / 2 % 4] = pack<DType::f16>(pair.x * kProbabilityScale, pair.y * kProbabilityScale);
+    }
+    ptx::bar_sync(kRead, kThreads);
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(probabilities(), k, shared[k]);
+    ptx::bar_arrive(kShown, kThreads);
+  }
+
+  /// dV += P^T dO; asynchronous.
+  ATTUNE_DEVICE void multiply_values(const Operand& probability) {
+    last_panels_.wait(last_at_);
+    multiply_columns<S.dtype>(first_, probability, memory_.grad_output_tile(query_at_));
+    multiply_columns<S.dtype>(last_, probability, last_panels_.tile(last_at_));
+  }
+  /// When that has been done.
+  ATTUNE_DEVICE void release_values() {
+    ptx::pin(first_);
+    ptx::pin(last_);
+    if (elected()) {
+      last_panels_.release(last_at_);
+      queries_.release(query_at_);
+    }
+    query_at_.advance();
+    last_at_.advance();
+  }
+
+  /// Until warpgroup 1 shows dS.
+  static ATTUNE_DEVICE void await_gradients() {
+    ptx::bar_sync(kShown + 1, kThreads);
+  }
+
+  // ---- Warpgroup 1: dS, dK and dQ ----
+
+  ATTUNE_DEVICE void walk_keys(i32 steps) {
+    Scores carried;  // dP^T of the next tile
+    {
+      Scores score;
+      multiply_output_gradients(score);
+      ptx::wgmma_wait_group<0>();
+      take(carried, score);
+    }
+#pragma unroll 1
+    for (; steps > 1; --steps) step<true>(carried);
+    step<false>(carried);
+  }
+
+  template <bool HasNext>
+  ATTUNE_DEVICE void step(Scores& carried) {
+    float* target = sums_target();
+    Operand gradient;
+    make_gradients(gradient, carried);
+    const u32 tile = memory_.query_tile(query_at_);
+    multiply_columns<S.dtype>(first_, gradient, tile);
+    multiply_columns<S.dtype>(last_, gradient, tile + (kPanels - 1) * kPanelBytes<kQueries>);
+    show(gradient);
+    const auto done = query_at_;
+    query_at_.advance();
+    {
+      Scores score;
+      if constexpr (HasNext) multiply_output_gradients(score);
+      Sums sums;
+      multiply_sums(sums);
+      ptx::wgmma_wait_group<1>();
+      ptx::pin(first_);
+      ptx::pin(last_);
+      if (elected()) queries_.release(done);
+      if constexpr (HasNext) take(carried, score);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(sums);
+      announce_sums();
+      add(sums, target);
+    }
+  }
+
+  /// dP^T = V dO^T; asynchronous.
+  ATTUNE_DEVICE void multiply_output_gradients(Scores& d) const {
+    queries_.wait(query_at_);
+    last_panels_.wait(last_at_);  // not between the products: ptxas would serialise them
+    const u64 row = ptx::wgmma_descriptor(memory_.value_tile());
+    const u64 column = ptx::wgmma_descriptor(memory_.grad_output_tile(query_at_));
+    const u64 last_column = ptx::wgmma_descriptor(last_panels_.tile(last_at_));
+    ptx::pin(d);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kDim / 16; ++k) {
+      const u64 row_k = row + static_cast<u64>(k / 4 * (kPanelBytes<kKeys> >> 4) + k % 4 * 2);
+      const u64 column_k = k * 16 < kLast
+                               ? column + static_cast<u64>(k / 4 * (kPanelBytes<kQueries> >> 4) + k % 4 * 2)
+                               : last_column + static_cast<u64>(k % 4 * 2);
+      ptx::Wgmma<kQueries>::template multiply<S.dtype>(d, row_k, column_k, k > 0);
+    }
+    ptx::wgmma_commit_group();
+  }
+
+  /// When that has been multiplied.
+  ATTUNE_DEVICE void take(Scores& carried, Scores& score) {
+    ptx::pin(score);
+    if (elected()) last_panels_.release(last_at_);
+    last_at_.advance();
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; ++e) carried[e] = score[e];
+  }
+
+  /// dS^T of dP^T, when P has come.
+  ATTUNE_DEVICE void make_gradients(Operand& gradient, const Scores& carried) const {
+    ptx::bar_sync(kShown, kThreads);
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      ptx::ldmatrix_x4_trans(gradient[k], score_row<S>(probabilities(), k));
+    }
+    ptx::bar_arrive(kRead, kThreads);
+    const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; e += 2) {
+      const float2 delta = ptx::ld_shared_float2(numbers + e / 4 * 32);
+      u32& pair = gradient[e / 8][e / 2 % 4];
+      const float low = widen(DType::f16, static_cast<u16>(pair)) * (1 / kProbabilityScale);
+      const float high = widen(DType::f16, static_cast<u16>(pair >> 16)) * (1 / kProbabilityScale);
+      pair = pack<S.dtype>(low * (carried[e] - delta.x), high * (carried[e + 1] - delta.y));
+    }
+  }
+
+  /// dS, to both blocks, when nobody needs the one before.
+  ATTUNE_DEVICE void show(const Operand& gradient) const {
+    ptx::mbarrier_wait(memory_.exchange(kSummed), parity_ ^ 1);
+    ptx::mbarrier_wait_cluster(memory_.exchange(kGradientsSent), parity_ ^ 1);
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(gradients(), k, gradient[k]);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
+    ptx::bar_arrive(kShown + 1, kThreads);
+    if (elected()) ptx::mbarrier_arrive(memory_.exchange(kGradientsShown));
+  }
+
+  // ---- Sums of dQ ----
+
+  /// Which panel of the columns is summed here.
+  static ATTUNE_DEVICE i32 panel() {
+    return cluster_rank<S>() * (kPanels / 2) + Group;
+  }
+
+  /// Over the keys of both blocks; asynchronous.
+  ATTUNE_DEVICE void multiply_sums(Sums& d) const {
+    ptx::pin(d);
+    ptx::wgmma_fence();
+    multiply_keys<false>(d, gradients(), memory_.key_tile() + panel() * kPanelBytes<kKeys>);
+    ptx::mbarrier_wait(memory_.exchange(kGradientsCame), parity_);
+    if (Group == 1 && elected()) announce_to_other(kGradientsSent);
+    ptx::wgmma_fence();
+    multiply_keys<true>(d, other_gradients(), memory_.other_key_tile() + Group * kPanelBytes<kKeys>);
+    ptx::wgmma_commit_group();
+  }
+  template <bool Adds>
+  static ATTUNE_DEVICE void multiply_keys(Sums& d, u32 scores, u32 keys) {
+    const u64 score = ptx::wgmma_descriptor(scores);
+    const u64 key = ptx::wgmma_descriptor(keys);
+#pragma unroll
+    for (i32 k = 0; k < kKeys / 16; ++k) {
+      ptx::Wgmma<kPanel>::template multiply<S.dtype, ptx::Major::mn>(
+          d, score + static_cast<u64>(k * 2), key + static_cast<u64>(k * (kPanelBytes<16> >> 4)),
+          Adds || k > 0);
+    }
+  }
+
+  /// Both blocks' dS have been multiplied with.
+  ATTUNE_DEVICE void announce_sums() {
+    if (elected()) {
+      if constexpr (Group == 0) ptx::mbarrier_arrive(memory_.exchange(kSummed));
+      announce_to_other(kOtherSummed);
+    }
+    parity_ ^= 1;
+  }
+  ATTUNE_DEVICE void announce_to_other(Sm90Exchange barrier) const {
+    ptx::mbarrier_arrive_cluster(ptx::mapa(memory_.exchange(barrier), other_rank<S>()));
+  }
+
+  /// This lane's place in the first fragment; null past the end.
+  ATTUNE_DEVICE float* sums_target() const {
+    const Sm90Step step = this_step();
+    const i32 row = static_cast<i32>(thread() / 32 * kFragmentRows);
+    const i64 head = i64{work().batch} * p_.heads * p_.sharing + step.head;
+    float* first = p_.backward.query_sums + (head * sum_rows(p_.backward) + step.begin + row) * S.head_dim;
+    const i32 fragment = panel() * (kPanel / kFragmentColumns);
+    return row < step.rows ? first + fragment * kFragmentElements + lane() * 4 : nullptr;
+  }
+
+  ATTUNE_DEVICE void add(const Sums& sums, float* target) const {
+    constexpr i32 kOfLast = (S.head_dim - kLast) / kFragmentColumns;
+    if (target != nullptr) {
+#pragma unroll
+      for (i32 f = 0; f < kPanel / kFragmentColumns; ++f) {
+        if (f < kOfLast || panel() < kPanels - 1) {
+          ptx::red_add_v4_f32(target + f * kFragmentElements, sums + 4 * f);
+        }
+      }
+    }
+    __syncwarp();  // keeps the compiler from adding later, in the way of the next products
+  }
+
+  // ---- The end of a tile of keys ----
+
+  /// A gradient leaves through the tile of what it is of.
+  ATTUNE_DEVICE void finish() {
+    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
+    const Sm90Work tile = work();
+    const BackwardParams& p = p_.backward;
+    if constexpr (Group == 1) {
+#pragma unroll
+      for (i32 e = 0; e < kLast / 2; ++e) first_[e] *= p.forward.scale;
+#pragma unroll
+      for (i32 e = 0; e < (kDim - kLast) / 2; ++e) last_[e] *= p.forward.scale;
+    }
+    const u32 place = Group == 0 ? memory_.value_tile() : memory_.key_tile();
+    write_columns<S>(place, first_, 0);
+    write_columns<S>(place, last_, kLast);
+    ptx::bar_sync(kGroup + Group, kWarpgroup);
+    if constexpr (Group == 0) {
+      store_columns<S, 0, S.head_dim_v>(p, tile, place, p.grad_value, p.grad_value_strides);
+    } else {
+      store_columns<S, 0, S.head_dim>(p, tile, place, p.grad_key, p.grad_key_strides);
+    }
+    ptx::fence_proxy_async();
+    keys_.release(key_at_);  // by every thread: each has read from the tile
+  }
+
+  const GradKeyValueSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::KeyRing keys_;
+  const typename Memory::QueryRing queries_;
+  const typename Memory::LastPanelRing last_panels_;
+  typename Memory::KeyRing::Cursor key_at_{0};
+  typename Memory::QueryCursor query_at_{0};
+  typename Memory::LastPanelRing::Cursor last_at_{0};
+  u32 parity_ = 0;  // of the exchange
+
+  // dV or dK
+  float first_[kLast / 2];
+  float last_[(kDim - kLast) / 2];
+};
+
+/// Sends dS to the other block, each when that has multiplied with the one before. By a warp.
+template <KernelSpec S>
+ATTUNE_DEVICE void send_gradients(Sm90Memory<S> memory) {
+  constexpr u32 kBytes = Sm90Memory<S>::kShared.score_bytes;
+  typename Sm90Memory<S>::KeyRing::Cursor key_at{0};
+  u32 parity = 0;
+#pragma unroll 1
+  while (true) {
+    memory.keys().wait(key_at);
+    i32 steps = work_of(memory).steps;
+    if (steps < 0) break;
+#pragma unroll 1
+    for (; steps > 0; --steps) {
+      ptx::mbarrier_wait(memory.exchange(kGradientsShown), parity);
+      ptx::mbarrier_wait_cluster(memory.exchange(kOtherSummed), parity ^ 1);
+      if (threadIdx.x % 32 == 0) {
+        ptx::mbarrier_arrive_expect_tx(memory.exchange(kGradientsCame), kBytes);
+        ptx::cp_async_bulk_cluster(ptx::mapa(memory.scores(2), other_rank<S>()), memory.scores(1), kBytes,
+                                   ptx::mapa(memory.exchange(kGradientsCame), other_rank<S>()));
+      }
+      parity ^= 1;
+    }
+    key_at.advance();
+  }
+}
+
+/// What clusters have besides, by all threads.
+template <KernelSpec S>
+ATTUNE_DEVICE void set_up_cluster(Sm90Memory<S> memory) {
+  if (threadIdx.x == 0) {
+    memory.last_panels().init(GradKeyValueSm90Shared::kWarpgroups);
+    for (const Sm90Exchange barrier : {kGradientsShown, kGradientsSent, kGradientsCame, kSummed}) {
+      ptx::mbarrier_init(memory.exchange(barrier), 1);
+    }
+    ptx::mbarrier_init(memory.exchange(kOtherSummed), GradKeyValueSm90Shared::kWarpgroups);
+    ptx::fence_mbarrier_init();
+  }
+  __syncwarp();
+  ptx::cluster_sync();
+}
+
+template <KernelSpec S>
+ATTUNE_DEVICE void grad_key_value_cluster_sm90(const GradKeyValueSm90Params& params) {
+  static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.cluster != 0);
+  static_assert(S.query_gradient == QueryGradient::atomic && S.keys == Keys::contiguous);
+  static_assert(S.blocks == Blocks::dense && S.bias == Bias::none && S.dropout == Dropout::off);
+  static_assert(S.window_left == Edge::open && S.window_right == Edge::open);
+  static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
+  static_assert(min(S.head_dim, S.head_dim_v) > 192 && wider_dim(S) <= 256);
+  static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
+
+  const Sm90Memory<S> memory = set_up_memory<S>(params);
+  set_up_cluster(memory);
+  const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
+  if (warp < 4) {
+    ptx::setmaxnreg_dec<24>();
+    if (warp == 0) {
+      Sm90Producer<S>(params, memory).run();
+    } else if (warp == 1) {
+      send_gradients(memory);
+    }
+  } else {
+    ptx::setmaxnreg_inc<240>();
+    if (warp < 8) {
+      Sm90ClusterConsumer<S, 0>(params, memory).run();
+    } else {
+      Sm90ClusterConsumer<S, 1>(params, memory).run();
+    }
+  }
+  __syncwarp();
+  ptx::cluster_sync();  // the other block arrives at barriers here until it has ended
+}
+
+}  // namespace attune::kernel
