@@ -172,7 +172,10 @@ Result<void> plan_of(const BackwardCall& call, const codegen::Arch& arch, Backwa
   }
 
   Planner planner(call, params, stores_bias_gradient, plan);
-  planner.add(Operation::delta);
+  BackwardPlan::Step& delta = planner.add(Operation::delta);
+  const bool leaves_tiles_out =
+      call.problem.window_left == kernel::Edge::bounded || call.problem.window_right == kernel::Edge::bounded;
+  if (!stores_bias_gradient || !leaves_tiles_out) delta.params.grad_bias = nullptr;
   if (call.copies_grad_output) {
     params.grad_output = params.grad_output_copy;
     params.grad_output_strides = read_grad_output_strides(call);

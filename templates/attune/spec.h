@@ -113,14 +113,14 @@ ATTUNE_HD constexpr i32 size_of(Bias bias) {
   return 0;
 }
 
-/// Can the kernel store the gradient of a bias tensor beside its own results? It walks over every pair of a
-/// dense problem without a window, and has their scores' gradients in the bias's type; each pair must have an
-/// element of its own.
+/// Can the kernel store the gradient of a bias tensor beside its own results? It has the gradients of a
+/// tile's scores in the bias's type; each pair of a dense problem must have an element of its own. Where a
+/// window leaves tiles out, delta clears all elements before.
 ATTUNE_HD constexpr bool stores_bias_gradient(const KernelSpec& spec) {
   const bool same_type = (spec.bias == Bias::f16 && spec.dtype == DType::f16) ||
                          (spec.bias == Bias::bf16 && spec.dtype == DType::bf16);
   return spec.operation == Operation::grad_key_value && spec.family == Family::sm90 && same_type &&
-         spec.blocks == Blocks::dense && spec.window_left == Edge::open && spec.window_right == Edge::open;
+         spec.blocks == Blocks::dense;
 }
 
 /// Columns of a row of the operation's result; of two results, of the wider one. 0 where its rows are not

@@ -1,6 +1,7 @@
 // What the gradients need of every query (backward.h): its LSE in base 2 and delta. Where they are asked for,
 // also a copy of the output's gradient that the other kernels can read, and zeros where grad_key_value adds
-// up the query's gradient, and for the turns in which it does. One pass over memory, and nothing else takes
+// up the query's gradient, for the turns in which it does, and for the bias's where it stores that of some
+// pairs. One pass over memory, and nothing else takes
 // long: a row belongs to kLanes neighbouring threads, each to kColumns vectors of 4 of its columns.
 #pragma once
 
@@ -52,6 +53,7 @@ class Delta {
       if (p_.grad_output_copy != nullptr) store_copy(gradient);
     }
     if (p_.query_sums != nullptr) clear_query_sums();
+    if (p_.grad_bias != nullptr && query_ < slot_.end) clear_bias_gradient();
 #pragma unroll
     for (i32 distance = 1; distance < kLanes; distance *= 2) {
       sum += __shfl_xor_sync(0xffffffffu, sum, distance);
@@ -122,6 +124,19 @@ class Delta {
       store4<DType::f32, packed_alignment(S.head_dim * 4)>(sums + column * 4, float4{0, 0, 0, 0},
                                                            S.head_dim - column);
     }
+  }
+
+  /// The query's row, of 16-bit elements that lie as the copy engine wants them.
+  ATTUNE_DEVICE void clear_bias_gradient() const {
+    constexpr i32 kChunk = 8;
+    const BiasStrides& strides = p_.grad_bias_strides;
+    u16* row = static_cast<u16*>(p_.grad_bias) + head_offset(slot_, strides) + query_row_ * strides.query;
+    const i32 whole = p_.forward.len_k / kChunk * kChunk;
+#pragma unroll 4
+    for (i32 key = lane() * kChunk; key < whole; key += kLanes * kChunk) {
+      *reinterpret_cast<int4*>(row + key) = int4{0, 0, 0, 0};
+    }
+    for (i32 key = whole + lane(); key < p_.forward.len_k; key += kLanes) row[key] = 0;
   }
 
   /// One of each thread, of which there are more.
