@@ -223,7 +223,8 @@ class Sm90Producer {
     bias_at_.advance();
   }
 
-  /// The numbers of a tile's queries. Past the end their LSE is +inf, which makes every probability 0.
+  /// The numbers of a tile's queries, for scaled probabilities. Past the end their LSE is +inf, which makes
+  /// every probability 0.
   ATTUNE_DEVICE void load_numbers(const Sm90Step& step, i32 batch) const {
     constexpr i32 kRounds = kQueries / 32;
     const i64 len_q = p_.backward.forward.len_q;
@@ -234,8 +235,8 @@ class Sm90Producer {
     for (i32 i = 0; i < kRounds; ++i) {
       const i32 query = i * 32 + lane();
       const bool inside = query < step.rows;
-      lse2[i] = inside ? p_.backward.lse2[row + query] : -neg_inf();
-      delta[i] = inside ? p_.backward.delta[row + query] : 0.0f;
+      lse2[i] = inside ? p_.backward.lse2[row + query] - kProbabilityBits<S> : -neg_inf();
+      delta[i] = inside ? p_.backward.delta[row + query] / kProbabilityScale<S> : 0.0f;
     }
     const u32 numbers = memory_.numbers(query_at_) + static_cast<u32>(lane() * 4);
 #pragma unroll

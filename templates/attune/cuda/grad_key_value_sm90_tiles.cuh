@@ -111,6 +111,13 @@ struct Sm90Memory {
 enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDrawn = 10 };
 inline constexpr u32 kAdderThreads = kWarpgroup + 32;
 
+/// Where warpgroups tell each other of probabilities in float16, these are 2^bits times as large, so that
+/// those of long rows are normal numbers; the largest, of 1, stays far from what float16 holds.
+template <KernelSpec S>
+inline constexpr i32 kProbabilityBits = shares_columns(S) && S.dtype == DType::bf16 ? 10 : 0;
+template <KernelSpec S>
+inline constexpr float kProbabilityScale = 1 << kProbabilityBits<S>;
+
 /// Who fills a stage of queries: the copy engine, and the warp that reads their numbers.
 inline constexpr u32 kQueryFills = 2;
 /// Who reads a stage besides the consumers: warps that see to turns.
@@ -288,7 +295,7 @@ struct Sm90Schedule {
     return range.first + static_cast<i32>(i64{key_block} * count / key_blocks);
   }
   static ATTUNE_DEVICE i32 next_step(const Sm90StepRange& range, i32 m) {
-    if (kOrdered) return m == range.first ? range.last - 1 : m - 1;
+    if (kOrdered) return m - 1;  // all heads have met m
     return m + 1 == range.last ? range.first : m + 1;
   }
 

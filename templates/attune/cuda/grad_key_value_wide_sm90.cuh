@@ -9,12 +9,12 @@
 //        +--------+
 //
 // Each product of scores is computed once. P and dS cross shared memory, [queries][keys], and are operands of
-// dV += P^T dO, dK += dS^T Q and dQ = dS K from there. What rounding takes from P crosses, too, in the place
-// of the dS that is made of both; before either a tile of a bias tensor has come to their place. The next
-// scores are multiplied while sums of dQ, in halves of 64 columns, leave: from registers, as there is no room
-// to stage them, and in the registers' order (fragments, backward.h), so that a warp adds 512 neighbouring
-// bytes at a time. Where tiles take turns to add (ADR 9), each half has turns of its own, and two more warps
-// watch for them and pass them on.
+// dV += P^T dO, dK += dS^T Q and dQ = dS K from there. In the place of dS more digits of P cross first, so
+// that dS is rounded once; and before either a tile of a bias tensor has come there. The next scores are
+// multiplied while sums of dQ, in halves of 64 columns, leave: from registers, as there is no room to stage
+// them, and in the registers' order (fragments, backward.h), so that a warp adds 512 neighbouring bytes at a
+// time. Where tiles take turns to add (ADR 9), each half has turns of its own, and two more warps watch for
+// them and pass them on.
 //
 // Of tensors of different head dims a warpgroup may have no column: it then multiplies zeros. At head dim 128
 // this kernel computes what the other has no shared memory for, a float32 bias tensor with dropout.
@@ -54,7 +54,9 @@ class Sm90WideConsumer : WarpgroupThread {
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
   static constexpr bool kHasSecondHalf = kColumns > kHalf;
   static constexpr bool kDropout = S.dropout == Dropout::on;
-  static constexpr u32 kDroppedSign = 0x8000;  // of a 16-bit number
+  /// Are the digits of P that cross beside it float16's, of which bfloat16 has fewer, or what rounding took?
+  static constexpr bool kWhole = S.dtype == DType::bf16;
+  static constexpr u32 kSigns = 0x80008000;  // of two 16-bit numbers
 
  public:
   ATTUNE_DEVICE Sm90WideConsumer(const GradKeyValueSm90Params& params, Memory memory)
@@ -96,6 +98,11 @@ class Sm90WideConsumer : WarpgroupThread {
     return memory_.scores(2 * buffer + 1);
   }
 
+  /// Of what was multiplied with P, which is scaled itself; what dropout keeps is scaled up.
+  ATTUNE_DEVICE float value_scale() const {
+    return (kDropout ? p_.backward.forward.dropout.rescale : 1.0f) / kProbabilityScale<S>;
+  }
+
   ATTUNE_DEVICE void clear() {
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) grad_key_[e] = grad_value_[e] = 0.0f;
@@ -104,7 +111,7 @@ class Sm90WideConsumer : WarpgroupThread {
   // ---- The tiles of queries ----
 
   ATTUNE_DEVICE void walk(i32 steps) {
-    Scores carried;  // dP^T of the next tile: warpgroup 1 turns it into dS^T when it sees P^T
+    Scores carried;  // dP^T - delta of the next tile: warpgroup 1 turns it into dS^T when it sees P^T
     {
       Scores score;
       await_queries();
@@ -184,8 +191,7 @@ class Sm90WideConsumer : WarpgroupThread {
     if constexpr (Group == 0) {
       make_probabilities(score, kept, buffer);
     } else {
-#pragma unroll
-      for (i32 e = 0; e < kQueries / 2; ++e) carried[e] = score[e];
+      subtract_delta(score, carried);
     }
   }
 
@@ -229,8 +235,8 @@ class Sm90WideConsumer : WarpgroupThread {
 
   // ---- Scores ----
 
-  /// P^T of S^T, for both warpgroups. What rounding takes from it goes along, in the place of the dS^T that
-  /// it is to become: all have multiplied with the one before.
+  /// P^T of S^T, for both warpgroups. More of its digits stand where dS^T will: all have multiplied with the
+  /// one before.
   ATTUNE_DEVICE void make_probabilities(Scores& score, const KeptKeyRows<S>& kept, u32 buffer) {
     const float scale2 = p_.backward.forward.scale * kLog2e;
     if constexpr (S.bias != Bias::none) {
@@ -247,43 +253,73 @@ class Sm90WideConsumer : WarpgroupThread {
 #pragma unroll
     for (i32 k = 0; k < kQueries / 16; ++k) {
       u32 rounded[4];
-      u32 rest[4];
+      u32 digits[4];
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
         const i32 e = k * 8 + i * 2;
         const float2 exact{ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1])};
         rounded[i] = pack<S.dtype>(exact.x, exact.y);
-        const float2 whole = widen_pair(rounded[i]);
-        rest[i] = pack<S.dtype>(exact.x - whole.x, exact.y - whole.y);
-        if constexpr (kDropout) drop(rounded[i], rest[i], kept.kept(e), kept.kept(e + 1));
+        digits[i] = digits_of(exact, rounded[i]);
+        if constexpr (kDropout) drop(rounded[i], digits[i], kept.kept(e), kept.kept(e + 1));
       }
-      store_scores<S>(gradients(buffer), k, rest);
+      store_scores<S>(gradients(buffer), k, digits);
       store_scores<S>(probabilities(buffer), k, rounded);
     }
     announce();
   }
 
-  /// dS^T of dP^T, for both warpgroups.
+  static ATTUNE_DEVICE u32 digits_of(const float2& exact, u32 rounded) {
+    if constexpr (kWhole) return pack<DType::f16>(exact.x, exact.y);
+    const float2 most = widen_pair<S.dtype>(rounded);
+    return pack<S.dtype>(exact.x - most.x, exact.y - most.y);
+  }
+  /// P of the two.
+  static ATTUNE_DEVICE float2 exact_of(u32 rounded, u32 digits) {
+    if constexpr (kWhole) return widen_pair<DType::f16>(kDropout ? digits & ~kSigns : digits);
+    const float2 most = widen_pair<S.dtype>(rounded);
+    const float2 rest = widen_pair<S.dtype>(digits);
+    return {most.x + rest.x, most.y + rest.y};
+  }
+  template <DType T>
+  static ATTUNE_DEVICE float2 widen_pair(u32 pair) {
+    return {widen(T, static_cast<u16>(pair)), widen(T, static_cast<u16>(pair >> 16))};
+  }
+
+  /// Of this lane's two of the k-th 8 queries.
+  ATTUNE_DEVICE float2 deltas(i32 k) const {
+    return ptx::ld_shared_float2(memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8 + k * 32);
+  }
+
+  /// From dP^T, which is divided by what P^T is multiplied by, while the other warpgroup makes that.
+  ATTUNE_DEVICE void subtract_delta(const Scores& gradient, Scores& carried) const {
+    const float factor = value_scale();
+#pragma unroll
+    for (i32 e = 0; e < kQueries / 2; e += 4) {
+      const float2 delta = deltas(e / 4);
+#pragma unroll
+      for (i32 i = e; i < e + 4; ++i) {
+        carried[i] = fmaf(gradient[i], factor, -(i % 2 == 0 ? delta.x : delta.y));
+      }
+    }
+  }
+
+  /// dS^T of dP^T - delta, for both warpgroups.
   ATTUNE_DEVICE void make_gradients(const Scores& gradient) const {
-    const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
 #pragma unroll
     for (i32 k = 0; k < kQueries / 16; ++k) {
-      u32 packed[4];
-      u32 rest[4];
-      ptx::ldmatrix_x4_trans(packed, score_row<S>(probabilities(buffer_), k));
-      ptx::ldmatrix_x4_trans(rest, score_row<S>(gradients(buffer_), k));
+      u32 rounded[4] = {};
+      u32 digits[4];
+      if constexpr (!kWhole) ptx::ldmatrix_x4_trans(rounded, score_row<S>(probabilities(buffer_), k));
+      ptx::ldmatrix_x4_trans(digits, score_row<S>(gradients(buffer_), k));
 #pragma unroll
       for (i32 i = 0; i < 4; ++i) {
         const i32 e = k * 8 + i * 2;
-        const float2 delta = ptx::ld_shared_float2(numbers + e / 4 * 32);
-        u32& pair = packed[i];
-        const float2 whole = widen_pair(pair);
-        const float2 small = widen_pair(rest[i]);
-        pair = pack<S.dtype>(
-            (whole.x + small.x) * less_delta(gradient[e], delta.x, (pair & kDroppedSign) != 0),
-            (whole.y + small.y) * less_delta(gradient[e + 1], delta.y, (pair & kDroppedSign << 16) != 0));
+        float2 factor{gradient[e], gradient[e + 1]};
+        if constexpr (kDropout) forget_dropped(factor, kWhole ? digits[i] : rounded[i], deltas(e / 4));
+        const float2 exact = exact_of(rounded[i], digits[i]);
+        digits[i] = pack<S.dtype>(exact.x * factor.x, exact.y * factor.y);
       }
-      store_scores<S>(gradients(buffer_), k, packed);
+      store_scores<S>(gradients(buffer_), k, digits);
     }
     announce();
     store_bias_gradient<S>(p_, gradients(buffer_), work().begin, this_step(), work().batch);
@@ -304,10 +340,6 @@ class Sm90WideConsumer : WarpgroupThread {
     ptx::bar_arrive(kShown + Group, kThreads);
   }
 
-  static ATTUNE_DEVICE float2 widen_pair(u32 pair) {
-    return {widen(S.dtype, static_cast<u16>(pair)), widen(S.dtype, static_cast<u16>(pair >> 16))};
-  }
-
   // ---- Dropout ----
 
   /// Drawn by the warpgroup of P.
@@ -324,17 +356,23 @@ class Sm90WideConsumer : WarpgroupThread {
     return kept_pairs(next);
   }
 
-  /// Of a pair of P that is dropped, dV sees -0, whose sign tells the other warpgroup; the number itself goes
-  /// as what is left of it. Survivors are scaled up in finish().
-  static ATTUNE_DEVICE void drop(u32& pair, u32& rest, bool keeps_low, bool keeps_high) {
+  /// Where P is dropped, dV sees 0, and a sign tells the other warpgroup. If the digits are what rounding
+  /// took, they give way to the rounded number.
+  static ATTUNE_DEVICE void drop(u32& rounded, u32& digits, bool keeps_low, bool keeps_high) {
     const u32 dropped = (keeps_low ? 0u : 0xffffu) | (keeps_high ? 0u : 0xffff0000u);
-    rest = (rest & ~dropped) | (pair & dropped);
-    pair = (pair & ~dropped) | (kDroppedSign * 0x10001u & dropped);
+    if constexpr (kWhole) {
+      digits |= kSigns & dropped;
+      rounded &= ~dropped;
+    } else {
+      digits = (digits & ~dropped) | (rounded & dropped);
+      rounded = (rounded & ~dropped) | (kSigns & dropped);
+    }
   }
 
-  ATTUNE_DEVICE float less_delta(float gradient, float delta, bool dropped) const {
-    if constexpr (!kDropout) return gradient - delta;
-    return dropped ? -delta : fmaf(gradient, p_.backward.forward.dropout.rescale, -delta);
+  /// dP - delta of two pairs, where a sign tells of dropout.
+  static ATTUNE_DEVICE void forget_dropped(float2& gradient, u32 signs, const float2& delta) {
+    if ((signs & kSigns & 0xffffu) != 0) gradient.x = -delta.x;
+    if ((signs & kSigns & 0xffff0000u) != 0) gradient.y = -delta.y;
   }
 
   /// What the other warpgroup shows.
@@ -386,7 +424,7 @@ class Sm90WideConsumer : WarpgroupThread {
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) {
       grad_key_[e] *= p_.backward.forward.scale;
-      if constexpr (kDropout) grad_value_[e] *= p_.backward.forward.dropout.rescale;
+      grad_value_[e] *= value_scale();
     }
     write_columns(memory_.key_tile(), grad_key_);
     write_columns(memory_.value_tile(), grad_value_);
