@@ -105,10 +105,13 @@ class Sm90Producer {
       }
       load_queries(step, work.batch);
       if (number == 0) load_keys();
-      // Room for the bias comes before that for the next queries, or after it.
-      if constexpr (S.bias != Bias::none && !shares_columns(S)) load_bias(work, step);
+      if constexpr (S.bias != Bias::none && !shares_columns(S)) {
+        load_bias(work, step, bias_at_);
+        bias_at_.advance();
+      }
       load_numbers(step, work.batch);
-      if constexpr (S.bias != Bias::none && shares_columns(S)) load_bias(work, step);
+      // There is room for the bias later, and a place with each stage.
+      if constexpr (S.bias != Bias::none && shares_columns(S)) load_bias(work, step, query_at_);
       if constexpr (S.cluster != 0) load_last_panel(step, work.batch);
       query_at_.advance();
       if constexpr (Schedule::kOrdered) {  // all heads at one tile, then at the next (ADR 9)
@@ -205,22 +208,22 @@ class Sm90Producer {
     last_at_.advance();
   }
 
-  ATTUNE_DEVICE void load_bias(const Sm90Work& work, const Sm90Step& step) {
+  ATTUNE_DEVICE void load_bias(const Sm90Work& work, const Sm90Step& step,
+                               const typename Memory::BiasRing::Cursor& at) const {
     using Tile = KeyRowBiasTile<S>;
-    biases_.acquire(bias_at_);
+    biases_.acquire(at);
     if (first_lane()) {
-      const u32 full = biases_.full(bias_at_);
+      const u32 full = biases_.full(at);
       ptx::BoxOrigin origin{work.begin, p_.bias_rows == 1 ? 0 : step.begin,
                             step.head / p_.heads_per_bias_head, work.batch * p_.bias_batches};
       ptx::mbarrier_arrive_expect_tx(full, Tile::kPanels * p_.bias_rows * Tile::kRowBytes);
 #pragma unroll 1
       for (i32 panel = 0; panel < Tile::kPanels; ++panel) {
-        ptx::cp_async_bulk_tensor_load(biases_.tile(bias_at_) + panel * Tile::kPanelBytes, p_.bias, full,
-                                       origin, ptx::kEvictFirst);
+        ptx::cp_async_bulk_tensor_load(biases_.tile(at) + panel * Tile::kPanelBytes, p_.bias, full, origin,
+                                       ptx::kEvictFirst);
         origin.column += Tile::kPanelKeys;
       }
     }
-    bias_at_.advance();
   }
 
   /// The numbers of a tile's queries, for scaled probabilities. Past the end their LSE is +inf, which makes

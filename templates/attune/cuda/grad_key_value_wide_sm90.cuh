@@ -176,7 +176,7 @@ class Sm90WideConsumer : WarpgroupThread {
       }
     }
     if constexpr (kOrdered && !kHasSecondHalf) announce_sums();
-    if constexpr (S.bias != Bias::none) make_room_for_bias();
+    if constexpr (S.bias != Bias::none) make_room_for_bias(done);
     buffer_ ^= 1;
   }
 
@@ -241,10 +241,9 @@ class Sm90WideConsumer : WarpgroupThread {
     const float scale2 = p_.backward.forward.scale * kLog2e;
     if constexpr (S.bias != Bias::none) {
       const i32 key = static_cast<i32>(thread() / 32 * 16);
-      memory_.biases().wait(bias_at_);
-      add_bias<S>(score, memory_.biases().tile(bias_at_), key, p_.bias_rows == 1, scale2);
+      memory_.biases().wait(query_at_);
+      add_bias<S>(score, memory_.biases().tile(query_at_), key, p_.bias_rows == 1, scale2);
       ptx::bar_sync(kGroup + Group, kWarpgroup);  // all have read where P is to stand
-      bias_at_.advance();
     }
     subtract_lse<S>(score, memory_.numbers(query_at_), scale2);
     const Sm90Step step = this_step();
@@ -326,11 +325,9 @@ class Sm90WideConsumer : WarpgroupThread {
   }
 
   /// The bias of the step after next comes to where P and dS of this one were.
-  ATTUNE_DEVICE void make_room_for_bias() {
+  ATTUNE_DEVICE void make_room_for_bias(const typename Memory::QueryCursor& done) const {
     if constexpr (Group == 1) await_bias_gradient<S>(p_);
-    auto place = bias_at_;
-    place.stage = buffer_;
-    if (elected()) memory_.biases().release(place);
+    if (elected()) memory_.biases().release(done);
   }
 
   /// What was stored is there; the other warpgroup may go on.
@@ -471,7 +468,6 @@ class Sm90WideConsumer : WarpgroupThread {
   const typename Memory::QueryRing queries_;
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
-  typename Memory::BiasRing::Cursor bias_at_{0};
   u32 buffer_ = 0;  // of P and dS
   u32 parts_ = 0;   // added
 
@@ -487,6 +483,7 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(shares_columns(S) && 64 < wider_dim(S) && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
+  static_assert(S.stages == Sm90Memory<S>::kShared.bias_stages);  // and as many tiles of P and dS
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
