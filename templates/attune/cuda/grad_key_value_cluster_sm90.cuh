@@ -180,8 +180,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
   /// dV += P^T dO; asynchronous.
   ATTUNE_DEVICE void multiply_values(const Operand& probability) {
     last_panels_.wait(last_at_);
-    multiply_columns<S.dtype>(first_, probability, memory_.grad_output_tile(query_at_));
-    multiply_columns<S.dtype>(last_, probability, last_panels_.tile(last_at_));
+    multiply_gradient(probability, memory_.grad_output_tile(query_at_), last_panels_.tile(last_at_));
   }
   /// When that has been done.
   ATTUNE_DEVICE void release_values() {
@@ -221,8 +220,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
     Operand gradient;
     make_gradients(gradient, carried);
     const u32 tile = memory_.query_tile(query_at_);
-    multiply_columns<S.dtype>(first_, gradient, tile);
-    multiply_columns<S.dtype>(last_, gradient, tile + (kPanels - 1) * kPanelBytes<kQueries>);
+    multiply_gradient(gradient, tile, tile + (kPanels - 1) * kPanelBytes<kQueries>);
     show(gradient);
     const auto done = query_at_;
     query_at_.advance();
@@ -301,6 +299,23 @@ class Sm90ClusterConsumer : WarpgroupThread {
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     ptx::bar_arrive(kShown + 1, kThreads);
     if (elected()) ptx::mbarrier_arrive(memory_.exchange(kGradientsShown));
+  }
+
+  /// dV += P^T dO or dK += dS^T Q, the last panel in turn with the others; asynchronous.
+  ATTUNE_DEVICE void multiply_gradient(const Operand& scores, u32 tile, u32 last_panel) {
+    const u64 columns = ptx::wgmma_descriptor(tile, kPanelBytes<kQueries>);
+    const u64 last_columns = ptx::wgmma_descriptor(last_panel, kPanelBytes<kQueries>);
+    ptx::pin(first_);
+    ptx::pin(last_);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) {
+      const u64 rows = static_cast<u64>(k * (kPanelBytes<16> >> 4));
+      ptx::Wgmma<kLast>::template multiply<S.dtype, ptx::Major::mn>(first_, scores[k], columns + rows, true);
+      ptx::Wgmma<kDim - kLast>::template multiply<S.dtype, ptx::Major::mn>(last_, scores[k],
+                                                                           last_columns + rows, true);
+    }
+    ptx::wgmma_commit_group();
   }
 
   // ---- Sums of dQ ----
