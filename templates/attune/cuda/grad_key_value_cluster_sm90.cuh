@@ -39,7 +39,7 @@ enum Sm90Exchange : u32 {
 inline constexpr u32 kRead = kTaken;
 
 /// What P is multiplied with in float16. P is 1 at most, and mostly far less.
-inline constexpr float kProbabilityScale = 16384.0f;
+inline constexpr float kExchangeScale = 16384.0f;
 
 /// Warpgroup 0 or 1.
 template <KernelSpec S, i32 Group>
@@ -169,7 +169,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
     for (i32 e = 0; e < kQueries / 2; e += 2) {
       const float2 pair{ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1])};
       probability[e / 8][e / 2 % 4] = pack<S.dtype>(pair.x, pair.y);
-      shared[e / 8][e / 2 % 4] = pack<DType::f16>(pair.x * kProbabilityScale, pair.y * kProbabilityScale);
+      shared[e / 8][e / 2 % 4] = pack<DType::f16>(pair.x * kExchangeScale, pair.y * kExchangeScale);
     }
     ptx::bar_sync(kRead, kThreads);
 #pragma unroll
@@ -283,8 +283,8 @@ class Sm90ClusterConsumer : WarpgroupThread {
     for (i32 e = 0; e < kQueries / 2; e += 2) {
       const float2 delta = ptx::ld_shared_float2(numbers + e / 4 * 32);
       u32& pair = gradient[e / 8][e / 2 % 4];
-      const float low = widen(DType::f16, static_cast<u16>(pair)) * (1 / kProbabilityScale);
-      const float high = widen(DType::f16, static_cast<u16>(pair >> 16)) * (1 / kProbabilityScale);
+      const float low = widen(DType::f16, static_cast<u16>(pair)) * (1 / kExchangeScale);
+      const float high = widen(DType::f16, static_cast<u16>(pair >> 16)) * (1 / kExchangeScale);
       pair = pack<S.dtype>(low * (carried[e] - delta.x), high * (carried[e + 1] - delta.y));
     }
   }
