@@ -62,8 +62,8 @@ class Sm90Consumer : WarpgroupThread {
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kCalls = S.dropout == Dropout::on ? kKeys / kDropoutGroup : 1;  // of Philox for a row
   static constexpr bool kDrawsFirst = S.dropout == Dropout::on && kGroups == 2;
-  // A lost bet's product needs registers, which masks of dropout and 256 columns of O leave none of.
-  static constexpr bool kBets = S.dropout == Dropout::off || kDimV <= 192;
+  // A lost bet's product needs registers: masks of dropout or a bias leave none beside 256 columns of O.
+  static constexpr bool kBets = kDimV <= 192 || (S.dropout == Dropout::off && S.bias == Bias::none);
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
