@@ -238,14 +238,14 @@ class Sm90Producer {
     for (i32 i = 0; i < kRounds; ++i) {
       const i32 query = i * 32 + lane();
       const bool inside = query < step.rows;
-      lse2[i] = inside ? p_.backward.lse2[row + query] - kProbabilityBits<S> : -neg_inf();
-      delta[i] = inside ? p_.backward.delta[row + query] / kProbabilityScale<S> : 0.0f;
+      lse2[i] = inside ? p_.backward.lse2[row + query] : -neg_inf();
+      delta[i] = inside ? p_.backward.delta[row + query] : 0.0f;
     }
     const u32 numbers = memory_.numbers(query_at_) + static_cast<u32>(lane() * 4);
 #pragma unroll
     for (i32 i = 0; i < kRounds; ++i) {
-      ptx::st_shared_float(numbers + i * 128, lse2[i]);
-      ptx::st_shared_float(numbers + kQueries * 4 + i * 128, delta[i]);
+      ptx::st_shared_float(numbers + i * 128, lse2[i] - kProbabilityBits<S>);
+      ptx::st_shared_float(numbers + kQueries * 4 + i * 128, delta[i] / kProbabilityScale<S>);
     }
     __syncwarp();
     if (first_lane()) ptx::mbarrier_arrive(queries_.full(query_at_));
