@@ -92,6 +92,11 @@ std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   if (problem.keys == kernel::Keys::paged && problem.query_gradient == QueryGradient::ordered) {
     lacks.push_back("adds up the query's gradient in a fixed order where keys lie in theirs: not in pages");
   }
+  if (problem.query_gradient == QueryGradient::ordered && problem.bias != kernel::Bias::none &&
+      problem.window_left == kernel::Edge::bounded && std::max(problem.head_dim, problem.head_dim_v) <= 64) {
+    lacks.push_back(
+        "no deterministic kernels with both a bias tensor and a window's left end at head dims to 64");
+  }
   if (problem.query_gradient == QueryGradient::apart) {
     lacks.push_back("adds up the query's gradient: not for calls without it");
   }
