@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test that this machine can run and ends with one line: N passed, N failed, N skipped.
 #
-# tools/test.sh              everything, from a fresh clone: some 25 minutes on two cores
+# tools/test.sh              everything, from a fresh clone: 20 to 25 minutes on two cores
 # tools/test.sh STEP...      only these: release asan tsan no_cuda no_llvm format tidy
 #
 # Each step prints its time; every skipped test is listed with its reason. Exit status: 0 when nothing failed.
