@@ -326,12 +326,12 @@ class Sm90Consumer : WarpgroupThread {
   /// would cost registers. Does O owe a rescale?
   ATTUNE_DEVICE bool probabilities(i32 n, bool masked, bool exact) {
     complete_scores();
-    if (kBets && !exact && bet_is_lost()) {
+    if (!exact && bet_is_lost()) {
       exact = true;
       multiply_again();
       complete_scores();
     }
-    if (!kBets || exact) {
+    if (exact) {
       if (masked) hide_invisible(n * kKeys);
       exponentiate();
     }
