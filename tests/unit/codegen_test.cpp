@@ -348,6 +348,16 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
         std::vector<std::string>{"no kernels with both a bias tensor and dropout of packed sequences"});
 
+  Problem local{problem};
+  local.dropout = kernel::Dropout::off;
+  local.window_left = local.window_right = kernel::Edge::bounded;
+  for (const int head_dim : {64, 72}) {
+    local.head_dim = local.head_dim_v = head_dim;
+    const auto deterministic = query_gradient_of(local, hopper, /*deterministic=*/true);
+    CHECK((deterministic == kernel::QueryGradient::ordered) == (head_dim > 64));
+    CHECK(query_gradient_of(local, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
+  }
+
   problem.bias = kernel::Bias::none;
   problem.keys = kernel::Keys::paged;
   CHECK(query_gradient_of(problem, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
