@@ -51,7 +51,7 @@ constexpr Candidate kCandidates[] = {
     {"sm90_128x64_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},
     {"sm90_192x64_d96",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       96,   192,  64,   0,    0,  0,  16, 4,  0, 2, 0, 1, kFewQueries},
     {"sm90_192x112_d96",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       96,   192,  112,  0,    0,  0,  16, 2,  0, 2, 0, 0},
-    {"sm90_128x128_d128",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  128,  128,  0,    0,  0,  12, 2,  0, 2, 1, 1, kFewQueries},
+    {"sm90_128x128_d128",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  128,  128,  0,    0,  0,  12, 2,  0, 2, 1, 0, kFewQueries},
     {"sm90_192x64_d128s",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  192,  64,   0,    0,  0,  16, 3,  0, 2, 0, 0, kFewQueries},
     {"sm90_192x80_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 1},
     {"sm90_192x80_d128w",   kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  192,  80,   0,    0,  0,  16, 2,  0, 2, 0, 0},

@@ -16,9 +16,10 @@
 //
 // The softmax is blind: softmax(s) is the same relative to any reference, not only to the maximum, until
 // something overflows. So only masked tiles and the first look for a maximum; later ones are exponentiated
-// relative to the reference as it stands, and what overflows shows in the sums, which exist anyway. A warp
-// that sees its bet lost (a sum beyond kSumLimit) multiplies its rows of the tile again, which is still
-// there, and takes it and all that follow the exact way. Other warps need not wait for it, nor hear of it.
+// relative to the reference as it stands, and what overflows shows in the sums, which exist anyway. When a
+// bet is lost (a sum beyond kSumLimit), the tile, which is still there, is multiplied again and taken the
+// exact way, as is the rest of the query tile. At head dims above 64 a warpgroup votes on that in each tile;
+// at smaller ones, where the vote's barrier would cost 7 per cent, each warp decides and multiplies alone.
 //
 // A tile of a bias tensor comes with its tile of keys, on the same barrier, and is let go with it.
 //
@@ -62,21 +63,20 @@ class Sm90Consumer : WarpgroupThread {
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kCalls = S.dropout == Dropout::on ? kKeys / kDropoutGroup : 1;  // of Philox for a row
   static constexpr bool kDrawsFirst = S.dropout == Dropout::on && kGroups == 2;
-  // A lost bet's product needs registers: masks of dropout or a bias leave none beside 256 columns of O.
-  static constexpr bool kBets = kDimV <= 192 || (S.dropout == Dropout::off && S.bias == Bias::none);
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
   static constexpr bool kStaged = S.output_dtype == S.dtype;
   static constexpr bool kAdditive = S.bias != Bias::none && S.bias != Bias::boolean;
-  // Of a thread's share of a row in one tile: float16 holds 2^16; with bfloat16 it is float32's sums of
-  // values that must not overflow, and the larger they may be the more data the bet is won on.
-  static constexpr float kSumLimit = S.dtype == DType::f16 ? 0x1p15f : 0x1p20f;
+  static constexpr float kSumLimit = 1024.0f;            // of a thread's share of a row in one tile
   enum NamedBarrier : u32 { kTurn = 1, kEpilogue = 5 };  // of each warpgroup; 0 is __syncthreads
 
   using Scores = float[kKeys / 2];  // element e: row half e / 2 % 2, columns e / 4 * 8 + e % 2
 
  public:
+  /// Does the warpgroup decide on bets, or each warp?
+  static constexpr bool kVotes = S.head_dim > 64;
+
   ATTUNE_DEVICE Sm90Consumer(const ForwardSm90Params& params, Memory memory, u32 group)
       : p_(params),
         memory_(memory),
@@ -164,7 +164,7 @@ class Sm90Consumer : WarpgroupThread {
 #pragma unroll 1
       for (--n; n >= own_first; --n) {
         const bool masked = n < clear_first || n >= clear_last;
-        const bool exact = !kBets || masked || n >= trust;
+        const bool exact = masked || n >= trust;
         if (step(n, masked, exact) && !exact) trust = 0;
       }
       values_.wait(value_at_);
@@ -228,10 +228,11 @@ class Sm90Consumer : WarpgroupThread {
     ptx::bar_sync(kEpilogue + group_, kWarpgroup);
   }
 
-  /// By each warp: it may have multiplied again, or read the bias, later than the others.
+  /// By each warp where it decides alone: it may have multiplied again, or read the bias, later than the
+  /// others.
   ATTUNE_DEVICE void release_key() {
-    __syncwarp();
-    if (lane() == 0) keys_.release(key_at_);
+    if constexpr (!kVotes) __syncwarp();
+    if (kVotes ? elected() : lane() == 0) keys_.release(key_at_);
     key_at_.advance();
   }
   ATTUNE_DEVICE void release_value() {
@@ -286,11 +287,22 @@ class Sm90Consumer : WarpgroupThread {
     ptx::wgmma_commit_group();
   }
 
-  /// S = Q K^T of this warp's 16 rows alone: a product of the warpgroup would take all its warps.
+  /// S = Q K^T where the bet was lost, and done.
   ATTUNE_DEVICE void multiply_again() {
-    u32 query[4], key[2];
+    if constexpr (kVotes) {
+      multiply_query_key();
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(scores_);
+    } else {
+      multiply_alone();
+    }
+  }
+
+  /// Of this warp's 16 rows: a product of the warpgroup would take all its warps.
+  ATTUNE_DEVICE void multiply_alone() {
+    u32 query[4], key[4];  // of two tiles of 8 keys
     const u32 row = thread() / 32 * 16 + lane() % 16;
-    const u32 key_row = lane() % 8;
+    const u32 key_row = lane() / 16 * 8 + lane() % 8;
 #pragma unroll
     for (i32 e = 0; e < kKeys / 2; ++e) scores_[e] = 0.0f;
 #pragma unroll 1
@@ -300,9 +312,10 @@ class Sm90Consumer : WarpgroupThread {
       ptx::ldmatrix_x4(query, queries_.tile(query_at_) + panel_offset<kGroupRows>(row, chunk));
       const u32 keys = keys_.tile(key_at_) + panel_offset<kKeys>(key_row, key_chunk);
 #pragma unroll
-      for (i32 n = 0; n < kKeys / 8; ++n) {
-        ptx::ldmatrix_x2(key, keys + n * kPanelBytes<8>);
-        ptx::mma_m16n8k16<S.dtype>(reinterpret_cast<float(&)[4]>(scores_[n * 4]), query, key[0], key[1]);
+      for (i32 n = 0; n < kKeys / 16; ++n) {
+        ptx::ldmatrix_x4(key, keys + n * kPanelBytes<16>);
+        ptx::mma_m16n8k16<S.dtype>(reinterpret_cast<float(&)[4]>(scores_[n * 8]), query, key[0], key[1]);
+        ptx::mma_m16n8k16<S.dtype>(reinterpret_cast<float(&)[4]>(scores_[n * 8 + 4]), query, key[2], key[3]);
       }
     }
   }
@@ -332,6 +345,8 @@ class Sm90Consumer : WarpgroupThread {
       complete_scores();
     }
     if (exact) {
+      // As the vote does: every warp has read the bias, which goes with the keys.
+      if constexpr (kVotes && S.bias != Bias::none) ptx::bar_sync(kEpilogue + group_, kWarpgroup);
       if (masked) hide_invisible(n * kKeys);
       exponentiate();
     }
@@ -411,7 +426,7 @@ class Sm90Consumer : WarpgroupThread {
   }
 
   /// The blind way: relative to the reference as it stands. True: it does not serve, and the scores are gone.
-  /// Each warp decides for itself.
+  /// Who multiplies again as one decides as one.
   ATTUNE_DEVICE bool bet_is_lost() {
     const float scale2 = positive_scale2();
     float part[2][2] = {};
@@ -421,8 +436,9 @@ class Sm90Consumer : WarpgroupThread {
       part[e / 2 % 2][e % 2] += scores_[e];
     }
     const float sum[2] = {part[0][0] + part[0][1], part[1][0] + part[1][1]};
+    const bool mine = !(sum[0] <= kSumLimit && sum[1] <= kSumLimit);  // NaN loses too
     const bool lost =
-        __any_sync(0xffffffffu, !(sum[0] <= kSumLimit && sum[1] <= kSumLimit)) != 0;  // NaN loses too
+        kVotes ? ptx::bar_red_or(kEpilogue + group_, kWarpgroup, mine) : __any_sync(0xffffffffu, mine) != 0;
     if (!lost) {
       sum_[0] += sum[0];
       sum_[1] += sum[1];
@@ -627,7 +643,7 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
     for (const TensorMap* map : {&params.query, &params.key, &params.value}) ptx::prefetch_tensormap(*map);
     if constexpr (S.output_dtype == S.dtype) ptx::prefetch_tensormap(params.output);
     if constexpr (S.bias != Bias::none) ptx::prefetch_tensormap(params.bias);
-    memory.keys().init(4 * kGroups);  // by warps; values by warpgroups
+    memory.keys().init(Sm90Consumer<S>::kVotes ? kGroups : 4 * kGroups);
     memory.values().init(kGroups);
     for (u32 group = 0; group < kGroups; ++group) memory.queries(group).init(kWarpgroup);
     ptx::fence_mbarrier_init();

@@ -144,14 +144,6 @@ ATTUNE_DEVICE void ldmatrix_x4(u32 (&d)[4], u32 address) {
                : "memory");
 }
 
-/// Two of them, at the addresses of lanes 0 to 15. Whole warp. sm_75.
-ATTUNE_DEVICE void ldmatrix_x2(u32 (&d)[2], u32 address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(d[0]), "=r"(d[1])
-               : "r"(address)
-               : "memory");
-}
-
 /// Four, with every matrix transposed. Whole warp. sm_75.
 ATTUNE_DEVICE void ldmatrix_x4_trans(u32 (&d)[4], u32 address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -30,6 +30,17 @@ ATTUNE_DEVICE void bar_arrive(u32 id, u32 threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// bar_sync, and whether any of the threads says `mine`.
+ATTUNE_DEVICE bool bar_red_or(u32 id, u32 threads, bool mine) {
+  u32 any;
+  asm volatile(
+      "{ .reg .pred p, q; setp.ne.u32 p, %1, 0; bar.red.or.pred q, %2, %3, p; selp.u32 %0, 1, 0, q; }"
+      : "=r"(any)
+      : "r"(static_cast<u32>(mine)), "r"(id), "r"(threads)
+      : "memory");
+  return any != 0;
+}
+
 /// counter = counter >= last ? 0 : counter + 1; gives what it was.
 ATTUNE_DEVICE u32 atom_inc(u32* counter, u32 last) {
   u32 old;
