@@ -13,9 +13,14 @@
 //   warpgroup 1:  dP^T = V dO^T, dS^T = P^T (dP^T - delta)      dK += dS^T Q     where they are, in registers
 //
 // P crosses shared memory for warpgroup 1 alone, in float16 with a scale, which rounds less than bfloat16; dS
-// for dQ. The other's dS and half of its keys leave no room for all output gradients of two stages: they
-// share the last panel. Warpgroup 0 sums dQ of a tile of queries beside dV of the next, as the other block's
-// dS takes its time to come.
+// for dQ, in its place. There are two such places, so that nobody waits before dS is shown. The other's dS
+// and half of its keys leave no room for all output gradients of two stages: they share the last panel.
+//
+// The other block's dS takes its time to come. So both warpgroups sum dQ of a tile of queries a step late,
+// while they make P or dS of the next, and send it to memory beside the products after that:
+//
+//   warpgroup 0:  dV of j, dQ of j - 1 leaves;  S of j + 1;  dQ of j, P of j + 1 is made
+//   warpgroup 1:  dK of j, dQ of j - 1 leaves; dP of j + 1;  dQ of j, dS of j + 1 is made
 //
 // Registers of one thread:   producer  consumer   S or dP + dQ + an operand, beside dV or dK
 //   head dim 256,  64 x 64   24        240        32 + 32 + 16, beside 128
@@ -29,17 +34,13 @@ namespace attune::kernel {
 
 /// Barriers of the exchange. They complete when
 enum Sm90Exchange : u32 {
-  kGradientsShown,  // this block's dS is there for the warp that sends it
-  kGradientsSent,   // it has come to the other block
-  kGradientsCame,   // the other's has come here
-  kSummed,          // warpgroup 0 has multiplied with both
-  kOtherSummed      // both warpgroups of the other block have
+  kGradientsShown,                       // this block's dS is there for the warp that sends it: each place's
+  kGradientsSent = kGradientsShown + 2,  // it has come to the other block: likewise
+  kGradientsCame = kGradientsSent + 2,   // the other's has come here
+  kOtherSummed                           // both warpgroups of the other block have multiplied with both
 };
-/// The named barrier at which warpgroup 1 has read P: there are no adders here.
-inline constexpr u32 kRead = kTaken;
-
-/// What P is multiplied with in float16. P is 1 at most, and mostly far less.
-inline constexpr float kExchangeScale = 16384.0f;
+/// The named barrier at which warpgroup 1 has multiplied with the dS before: there are no adders here.
+inline constexpr u32 kSummed = kTaken;
 
 /// Warpgroup 0 or 1.
 template <KernelSpec S, i32 Group>
@@ -67,7 +68,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
 
   ATTUNE_DEVICE void run() {
     clear();
-    if constexpr (Group == 1) ptx::bar_arrive(kRead, kThreads);
+    if constexpr (Group == 1) ptx::bar_arrive(kSummed, kThreads);
 #pragma unroll 1
     while (true) {
       keys_.wait(key_at_);
@@ -82,7 +83,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
       clear();
       key_at_.advance();
     }
-    if constexpr (Group == 0) ptx::bar_sync(kRead, kThreads);
+    if constexpr (Group == 0) ptx::bar_sync(kSummed, kThreads);
   }
 
  private:
@@ -94,14 +95,9 @@ class Sm90ClusterConsumer : WarpgroupThread {
     return step_at(memory_, query_at_);
   }
 
-  ATTUNE_DEVICE u32 probabilities() const {
-    return memory_.scores(0);
-  }
-  ATTUNE_DEVICE u32 gradients() const {
-    return memory_.scores(1);
-  }
-  ATTUNE_DEVICE u32 other_gradients() const {
-    return memory_.scores(2);
+  /// P, then dS.
+  ATTUNE_DEVICE u32 place(u32 step) const {
+    return memory_.scores(step % 2);
   }
 
   ATTUNE_DEVICE void clear() {
@@ -111,34 +107,44 @@ class Sm90ClusterConsumer : WarpgroupThread {
     for (i32 e = 0; e < (kDim - kLast) / 2; ++e) last_[e] = 0.0f;
   }
 
-  // ---- Warpgroup 0: P, dV, and dQ of the tile of queries before ----
+  // ---- Warpgroup 0: P, dV and dQ ----
 
   ATTUNE_DEVICE void walk_values(i32 steps) {
-    float* target = nullptr;
+    Operand probability;
+    Sums sums;
+    float* target;
+    float* target_before = nullptr;
     {
-      Operand probability;
-      target = make_operand(probability);
-      multiply_values(probability);
+      Scores score;
+      multiply_queries(score);
       ptx::wgmma_wait_group<0>();
-      release_values();
+      ptx::pin(score);
+      target = sums_target();
+      make_probabilities(probability, score);
     }
 #pragma unroll 1
     for (; steps > 1; --steps) {
-      Operand probability;
-      float* next = make_operand(probability);
       multiply_values(probability);
-      Sums sums;
+      add(sums, target_before);
+      ptx::wgmma_wait_group<0>();
+      release_values();
+      Scores score;
+      multiply_queries(score);
+      ptx::wgmma_wait_group<0>();
+      ptx::pin(score);
+      target_before = target;
+      target = sums_target();
       await_gradients();
       multiply_sums(sums);
-      ptx::wgmma_wait_group<1>();
-      release_values();
+      make_probabilities(probability, score);
       ptx::wgmma_wait_group<0>();
       ptx::pin(sums);
       announce_sums();
-      add(sums, target);
-      target = next;
     }
-    Sums sums;
+    multiply_values(probability);
+    add(sums, target_before);
+    ptx::wgmma_wait_group<0>();
+    release_values();
     await_gradients();
     multiply_sums(sums);
     ptx::wgmma_wait_group<0>();
@@ -147,18 +153,13 @@ class Sm90ClusterConsumer : WarpgroupThread {
     add(sums, target);
   }
 
-  /// P^T, and where this tile's sums go: read before the stage is let go.
-  ATTUNE_DEVICE float* make_operand(Operand& probability) {
+  /// S^T = K Q^T; asynchronous.
+  ATTUNE_DEVICE void multiply_queries(Scores& d) const {
     queries_.wait(query_at_);
-    Scores score;
-    multiply_rows<S.dtype, kKeys, kDim / 16>(score, memory_.key_tile(), memory_.query_tile(query_at_));
-    ptx::wgmma_wait_group<0>();
-    ptx::pin(score);
-    make_probabilities(probability, score);
-    return sums_target();
+    multiply_rows<S.dtype, kKeys, kDim / 16>(d, memory_.key_tile(), memory_.query_tile(query_at_));
   }
 
-  /// Of S^T; for warpgroup 1, too.
+  /// P^T of S^T; for warpgroup 1, too.
   ATTUNE_DEVICE void make_probabilities(Operand& probability, Scores& score) {
     subtract_lse<S>(score, memory_.numbers(query_at_), p_.backward.forward.scale * kLog2e);
     const Sm90Step step = this_step();
@@ -169,12 +170,13 @@ class Sm90ClusterConsumer : WarpgroupThread {
     for (i32 e = 0; e < kQueries / 2; e += 2) {
       const float2 pair{ptx::ex2_approx_ftz(score[e]), ptx::ex2_approx_ftz(score[e + 1])};
       probability[e / 8][e / 2 % 4] = pack<S.dtype>(pair.x, pair.y);
-      shared[e / 8][e / 2 % 4] = pack<DType::f16>(pair.x * kExchangeScale, pair.y * kExchangeScale);
+      shared[e / 8][e / 2 % 4] = pack<DType::f16>(pair.x, pair.y);
     }
-    ptx::bar_sync(kRead, kThreads);
+    ptx::bar_sync(kSummed, kThreads);
 #pragma unroll
-    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(probabilities(), k, shared[k]);
+    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(place(made_), k, shared[k]);
     ptx::bar_arrive(kShown, kThreads);
+    ++made_;
   }
 
   /// dV += P^T dO; asynchronous.
@@ -202,103 +204,128 @@ class Sm90ClusterConsumer : WarpgroupThread {
   // ---- Warpgroup 1: dS, dK and dQ ----
 
   ATTUNE_DEVICE void walk_keys(i32 steps) {
-    Scores carried;  // dP^T of the next tile
+    Operand gradient;
+    Sums sums;
+    float* target;
+    float* target_before = nullptr;
     {
       Scores score;
       multiply_output_gradients(score);
+      multiply_last_panel(score);
       ptx::wgmma_wait_group<0>();
-      take(carried, score);
+      take(score);
+      target = sums_target();
+      make_gradients(gradient, score);
+      allow_probabilities();
+      show();
     }
 #pragma unroll 1
-    for (; steps > 1; --steps) step<true>(carried);
-    step<false>(carried);
-  }
-
-  template <bool HasNext>
-  ATTUNE_DEVICE void step(Scores& carried) {
-    float* target = sums_target();
-    Operand gradient;
-    make_gradients(gradient, carried);
-    const u32 tile = memory_.query_tile(query_at_);
-    multiply_gradient(gradient, tile, tile + (kPanels - 1) * kPanelBytes<kQueries>);
-    show(gradient);
-    const auto done = query_at_;
-    query_at_.advance();
-    {
+    for (; steps > 1; --steps) {
+      multiply_key_gradient(gradient);
+      add(sums, target_before);
+      const auto done = query_at_;
+      query_at_.advance();
       Scores score;
-      if constexpr (HasNext) multiply_output_gradients(score);
-      Sums sums;
-      multiply_sums(sums);
+      multiply_output_gradients(score);
       ptx::wgmma_wait_group<1>();
-      ptx::pin(first_);
-      ptx::pin(last_);
-      if (elected()) queries_.release(done);
-      if constexpr (HasNext) take(carried, score);
+      release_keys(done);
+      multiply_last_panel(score);
+      ptx::wgmma_wait_group<0>();
+      take(score);
+      target_before = target;
+      target = sums_target();
+      multiply_sums(sums);
+      make_gradients(gradient, score);
+      show();
       ptx::wgmma_wait_group<0>();
       ptx::pin(sums);
       announce_sums();
-      add(sums, target);
+      allow_probabilities();
     }
+    multiply_key_gradient(gradient);
+    add(sums, target_before);
+    multiply_sums(sums);
+    ptx::wgmma_wait_group<1>();
+    release_keys(query_at_);
+    query_at_.advance();
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(sums);
+    announce_sums();
+    add(sums, target);
   }
 
-  /// dP^T = V dO^T; asynchronous.
+  /// dK += dS^T Q; asynchronous.
+  ATTUNE_DEVICE void multiply_key_gradient(const Operand& gradient) {
+    const u32 tile = memory_.query_tile(query_at_);
+    multiply_gradient(gradient, tile, tile + (kPanels - 1) * kPanelBytes<kQueries>);
+  }
+  /// When that has been done.
+  ATTUNE_DEVICE void release_keys(const typename Memory::QueryCursor& done) {
+    ptx::pin(first_);
+    ptx::pin(last_);
+    if (elected()) queries_.release(done);
+  }
+
+  /// dP^T = V dO^T without the last panel, which comes later; asynchronous.
   ATTUNE_DEVICE void multiply_output_gradients(Scores& d) const {
     queries_.wait(query_at_);
-    last_panels_.wait(last_at_);  // not between the products: ptxas would serialise them
-    const u64 row = ptx::wgmma_descriptor(memory_.value_tile());
-    const u64 column = ptx::wgmma_descriptor(memory_.grad_output_tile(query_at_));
-    const u64 last_column = ptx::wgmma_descriptor(last_panels_.tile(last_at_));
-    ptx::pin(d);
+    multiply_rows<S.dtype, kKeys, kLast / 16>(d, memory_.value_tile(), memory_.grad_output_tile(query_at_));
+  }
+  /// That on top.
+  ATTUNE_DEVICE void multiply_last_panel(Scores& d) const {
+    last_panels_.wait(last_at_);
+    const u64 row = ptx::wgmma_descriptor(memory_.value_tile() + (kPanels - 1) * kPanelBytes<kKeys>);
+    const u64 column = ptx::wgmma_descriptor(last_panels_.tile(last_at_));
     ptx::wgmma_fence();
 #pragma unroll
-    for (i32 k = 0; k < kDim / 16; ++k) {
-      const u64 row_k = row + static_cast<u64>(k / 4 * (kPanelBytes<kKeys> >> 4) + k % 4 * 2);
-      const u64 column_k = k * 16 < kLast
-                               ? column + static_cast<u64>(k / 4 * (kPanelBytes<kQueries> >> 4) + k % 4 * 2)
-                               : last_column + static_cast<u64>(k % 4 * 2);
-      ptx::Wgmma<kQueries>::template multiply<S.dtype>(d, row_k, column_k, k > 0);
+    for (i32 k = 0; k < (kDim - kLast) / 16; ++k) {
+      const auto step = static_cast<u64>(k * 2);
+      ptx::Wgmma<kQueries>::template multiply<S.dtype>(d, row + step, column + step, true);
     }
     ptx::wgmma_commit_group();
   }
-
-  /// When that has been multiplied.
-  ATTUNE_DEVICE void take(Scores& carried, Scores& score) {
+  /// When both have been multiplied.
+  ATTUNE_DEVICE void take(Scores& score) {
     ptx::pin(score);
     if (elected()) last_panels_.release(last_at_);
     last_at_.advance();
-#pragma unroll
-    for (i32 e = 0; e < kQueries / 2; ++e) carried[e] = score[e];
   }
 
   /// dS^T of dP^T, when P has come.
-  ATTUNE_DEVICE void make_gradients(Operand& gradient, const Scores& carried) const {
+  ATTUNE_DEVICE void make_gradients(Operand& gradient, const Scores& score) {
     ptx::bar_sync(kShown, kThreads);
 #pragma unroll
     for (i32 k = 0; k < kQueries / 16; ++k) {
-      ptx::ldmatrix_x4_trans(gradient[k], score_row<S>(probabilities(), k));
+      ptx::ldmatrix_x4_trans(gradient[k], score_row<S>(place(made_), k));
     }
-    ptx::bar_arrive(kRead, kThreads);
+    constexpr float kFactor = 1 / kProbabilityScale<S>;
     const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
 #pragma unroll
     for (i32 e = 0; e < kQueries / 2; e += 2) {
       const float2 delta = ptx::ld_shared_float2(numbers + e / 4 * 32);
       u32& pair = gradient[e / 8][e / 2 % 4];
-      const float low = widen(DType::f16, static_cast<u16>(pair)) * (1 / kExchangeScale);
-      const float high = widen(DType::f16, static_cast<u16>(pair >> 16)) * (1 / kExchangeScale);
-      pair = pack<S.dtype>(low * (carried[e] - delta.x), high * (carried[e + 1] - delta.y));
+      const float2 probability = widen_pair<DType::f16>(pair);
+      pair = pack<S.dtype>(probability.x * fmaf(score[e], kFactor, -delta.x),
+                           probability.y * fmaf(score[e + 1], kFactor, -delta.y));
     }
+#pragma unroll
+    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(place(made_), k, gradient[k]);
+    ++made_;
   }
 
-  /// dS, to both blocks, when nobody needs the one before.
-  ATTUNE_DEVICE void show(const Operand& gradient) const {
-    ptx::mbarrier_wait(memory_.exchange(kSummed), parity_ ^ 1);
-    ptx::mbarrier_wait_cluster(memory_.exchange(kGradientsSent), parity_ ^ 1);
-#pragma unroll
-    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(gradients(), k, gradient[k]);
+  /// dS, to both blocks.
+  ATTUNE_DEVICE void show() const {
     ptx::fence_proxy_async();
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     ptx::bar_arrive(kShown + 1, kThreads);
-    if (elected()) ptx::mbarrier_arrive(memory_.exchange(kGradientsShown));
+    if (elected()) ptx::mbarrier_arrive(exchange(kGradientsShown, made_ - 1));
+  }
+
+  /// The next P, where the dS before was: this warpgroup has multiplied with it, and it has been sent.
+  ATTUNE_DEVICE void allow_probabilities() const {
+    const u32 before = summed_ - 1;
+    ptx::mbarrier_wait_cluster(exchange(kGradientsSent, before), before / 2 % 2);
+    ptx::bar_arrive(kSummed, kThreads);
   }
 
   /// dV += P^T dO or dK += dS^T Q, the last panel in turn with the others; asynchronous.
@@ -329,11 +356,11 @@ class Sm90ClusterConsumer : WarpgroupThread {
   ATTUNE_DEVICE void multiply_sums(Sums& d) const {
     ptx::pin(d);
     ptx::wgmma_fence();
-    multiply_keys<false>(d, gradients(), memory_.key_tile() + panel() * kPanelBytes<kKeys>);
-    ptx::mbarrier_wait(memory_.exchange(kGradientsCame), parity_);
-    if (Group == 1 && elected()) announce_to_other(kGradientsSent);
+    multiply_keys<false>(d, place(summed_), memory_.key_tile() + panel() * kPanelBytes<kKeys>);
+    ptx::mbarrier_wait(memory_.exchange(kGradientsCame), summed_ % 2);
+    if (Group == 1 && elected()) announce_to_other(exchange(kGradientsSent, summed_));
     ptx::wgmma_fence();
-    multiply_keys<true>(d, other_gradients(), memory_.other_key_tile() + Group * kPanelBytes<kKeys>);
+    multiply_keys<true>(d, memory_.scores(2), memory_.other_key_tile() + Group * kPanelBytes<kKeys>);
     ptx::wgmma_commit_group();
   }
   template <bool Adds>
@@ -350,14 +377,15 @@ class Sm90ClusterConsumer : WarpgroupThread {
 
   /// Both blocks' dS have been multiplied with.
   ATTUNE_DEVICE void announce_sums() {
-    if (elected()) {
-      if constexpr (Group == 0) ptx::mbarrier_arrive(memory_.exchange(kSummed));
-      announce_to_other(kOtherSummed);
-    }
-    parity_ ^= 1;
+    if (elected()) announce_to_other(memory_.exchange(kOtherSummed));
+    ++summed_;
   }
-  ATTUNE_DEVICE void announce_to_other(Sm90Exchange barrier) const {
-    ptx::mbarrier_arrive_cluster(ptx::mapa(memory_.exchange(barrier), other_rank<S>()));
+  static ATTUNE_DEVICE void announce_to_other(u32 barrier) {
+    ptx::mbarrier_arrive_cluster(ptx::mapa(barrier, other_rank<S>()));
+  }
+  /// A step's, of barriers that there are two of.
+  ATTUNE_DEVICE u32 exchange(Sm90Exchange first, u32 step) const {
+    return memory_.exchange(first + step % 2);
   }
 
   /// This lane's place in the first fragment; null past the end.
@@ -390,20 +418,19 @@ class Sm90ClusterConsumer : WarpgroupThread {
     ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
     const Sm90Work tile = work();
     const BackwardParams& p = p_.backward;
-    if constexpr (Group == 1) {
+    const float scale = Group == 0 ? 1 / kProbabilityScale<S> : p.forward.scale;
 #pragma unroll
-      for (i32 e = 0; e < kLast / 2; ++e) first_[e] *= p.forward.scale;
+    for (i32 e = 0; e < kLast / 2; ++e) first_[e] *= scale;
 #pragma unroll
-      for (i32 e = 0; e < (kDim - kLast) / 2; ++e) last_[e] *= p.forward.scale;
-    }
-    const u32 place = Group == 0 ? memory_.value_tile() : memory_.key_tile();
-    write_columns<S>(place, first_, 0);
-    write_columns<S>(place, last_, kLast);
+    for (i32 e = 0; e < (kDim - kLast) / 2; ++e) last_[e] *= scale;
+    const u32 columns = Group == 0 ? memory_.value_tile() : memory_.key_tile();
+    write_columns<S>(columns, first_, 0);
+    write_columns<S>(columns, last_, kLast);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     if constexpr (Group == 0) {
-      store_columns<S, 0, S.head_dim_v>(p, tile, place, p.grad_value, p.grad_value_strides);
+      store_columns<S, 0, S.head_dim_v>(p, tile, columns, p.grad_value, p.grad_value_strides);
     } else {
-      store_columns<S, 0, S.head_dim>(p, tile, place, p.grad_key, p.grad_key_strides);
+      store_columns<S, 0, S.head_dim>(p, tile, columns, p.grad_key, p.grad_key_strides);
     }
     ptx::fence_proxy_async();
     keys_.release(key_at_);  // by every thread: each has read from the tile
@@ -417,7 +444,8 @@ class Sm90ClusterConsumer : WarpgroupThread {
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
   typename Memory::LastPanelRing::Cursor last_at_{0};
-  u32 parity_ = 0;  // of the exchange
+  u32 made_ = 0;    // P or dS, of so many steps
+  u32 summed_ = 0;  // steps' sums multiplied
 
   // dV or dK
   float first_[kLast / 2];
@@ -429,7 +457,7 @@ template <KernelSpec S>
 ATTUNE_DEVICE void send_gradients(Sm90Memory<S> memory) {
   constexpr u32 kBytes = Sm90Memory<S>::kShared.score_bytes;
   typename Sm90Memory<S>::KeyRing::Cursor key_at{0};
-  u32 parity = 0;
+  u32 step = 0;
 #pragma unroll 1
   while (true) {
     memory.keys().wait(key_at);
@@ -437,14 +465,14 @@ ATTUNE_DEVICE void send_gradients(Sm90Memory<S> memory) {
     if (steps < 0) break;
 #pragma unroll 1
     for (; steps > 0; --steps) {
-      ptx::mbarrier_wait(memory.exchange(kGradientsShown), parity);
-      ptx::mbarrier_wait_cluster(memory.exchange(kOtherSummed), parity ^ 1);
+      ptx::mbarrier_wait(memory.exchange(kGradientsShown + step % 2), step / 2 % 2);
+      ptx::mbarrier_wait_cluster(memory.exchange(kOtherSummed), (step + 1) % 2);
       if (threadIdx.x % 32 == 0) {
         ptx::mbarrier_arrive_expect_tx(memory.exchange(kGradientsCame), kBytes);
-        ptx::cp_async_bulk_cluster(ptx::mapa(memory.scores(2), other_rank<S>()), memory.scores(1), kBytes,
-                                   ptx::mapa(memory.exchange(kGradientsCame), other_rank<S>()));
+        ptx::cp_async_bulk_cluster(ptx::mapa(memory.scores(2), other_rank<S>()), memory.scores(step % 2),
+                                   kBytes, ptx::mapa(memory.exchange(kGradientsCame), other_rank<S>()));
       }
-      parity ^= 1;
+      ++step;
     }
     key_at.advance();
   }
@@ -455,7 +483,7 @@ template <KernelSpec S>
 ATTUNE_DEVICE void set_up_cluster(Sm90Memory<S> memory) {
   if (threadIdx.x == 0) {
     memory.last_panels().init(GradKeyValueSm90Shared::kWarpgroups);
-    for (const Sm90Exchange barrier : {kGradientsShown, kGradientsSent, kGradientsCame, kSummed}) {
+    for (u32 barrier = 0; barrier < kOtherSummed; ++barrier) {
       ptx::mbarrier_init(memory.exchange(barrier), 1);
     }
     ptx::mbarrier_init(memory.exchange(kOtherSummed), GradKeyValueSm90Shared::kWarpgroups);

@@ -112,11 +112,10 @@ enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDra
 inline constexpr u32 kAdderThreads = kWarpgroup + 32;
 
 /// Where warpgroups tell each other of probabilities in float16, these are 2^bits times as large, so that
-/// those of long rows are normal numbers; the largest, of 1, stays far from what float16 holds. Clusters
-/// multiply on the way (grad_key_value_cluster_sm90.cuh), since their P is an operand, too.
+/// those of long rows are normal numbers; the largest, of 1, stays far from what float16 holds.
 template <KernelSpec S>
-inline constexpr i32 kProbabilityBits = shares_columns(S) && S.cluster == 0 && S.dtype == DType::bf16 ? 10
-                                                                                                      : 0;
+inline constexpr i32 kProbabilityBits = shares_columns(S) && (S.cluster != 0 || S.dtype == DType::bf16) ? 10
+                                                                                                        : 0;
 template <KernelSpec S>
 inline constexpr float kProbabilityScale = 1 << kProbabilityBits<S>;
 

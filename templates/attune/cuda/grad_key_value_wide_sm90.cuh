@@ -279,10 +279,6 @@ class Sm90WideConsumer : WarpgroupThread {
     const float2 rest = widen_pair<S.dtype>(digits);
     return {most.x + rest.x, most.y + rest.y};
   }
-  template <DType T>
-  static ATTUNE_DEVICE float2 widen_pair(u32 pair) {
-    return {widen(T, static_cast<u16>(pair)), widen(T, static_cast<u16>(pair >> 16))};
-  }
 
   /// Of this lane's two of the k-th 8 queries.
   ATTUNE_DEVICE float2 deltas(i32 k) const {
@@ -423,43 +419,16 @@ class Sm90WideConsumer : WarpgroupThread {
       grad_key_[e] *= p_.backward.forward.scale;
       grad_value_[e] *= value_scale();
     }
-    write_columns(memory_.key_tile(), grad_key_);
-    write_columns(memory_.value_tile(), grad_value_);
+    write_columns<S>(memory_.key_tile(), grad_key_, kFirst);
+    write_columns<S>(memory_.value_tile(), grad_value_, kFirst);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     const BackwardParams& p = p_.backward;
-    store_columns<valid(S.head_dim)>(tile, memory_.key_tile(), p.grad_key, p.grad_key_strides);
-    store_columns<valid(S.head_dim_v)>(tile, memory_.value_tile(), p.grad_value, p.grad_value_strides);
+    const u32 key = memory_.key_tile();
+    const u32 value = memory_.value_tile();
+    store_columns<S, kFirst, valid(S.head_dim)>(p, tile, key, p.grad_key, p.grad_key_strides);
+    store_columns<S, kFirst, valid(S.head_dim_v)>(p, tile, value, p.grad_value, p.grad_value_strides);
     ptx::fence_proxy_async();
     keys_.release(key_at_);  // by every thread: each has read from the tile
-  }
-
-  ATTUNE_DEVICE void write_columns(u32 tile, const Gradient& gradient) const {
-    const u32 row = thread() / 32 * 16 + lane() % 16;
-#pragma unroll
-    for (i32 k = 0; k < kColumns / 16; ++k) {
-      const float* g = gradient + k * 8;
-      const i32 chunk = kFirst / 8 + k * 2 + static_cast<i32>(lane() / 16);
-      ptx::stmatrix_x4(tile + panel_offset<kKeys>(row, chunk), pack<S.dtype>(g[0], g[1]),
-                       pack<S.dtype>(g[2], g[3]), pack<S.dtype>(g[4], g[5]), pack<S.dtype>(g[6], g[7]));
-    }
-  }
-
-  template <i32 Columns>
-  ATTUNE_DEVICE void store_columns(const Sm90Work& work, u32 tile, void* gradient,
-                                   const Strides& strides) const {
-    constexpr i32 kChunks = max(Columns / 8, 1);
-    if (gradient == nullptr || Columns == 0) return;
-    const i32 heads = p_.backward.key_heads;
-    u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
-                work.head % heads * strides.head + work.begin * strides.seq;
-    const i32 count = min(p_.backward.forward.len_k - work.begin, kKeys) * kChunks;
-#pragma unroll 4
-    for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
-      const i32 row = i / kChunks;
-      const i32 chunk = kFirst / 8 + i % kChunks;
-      const ptx::Word4 w = ptx::ld_shared_word4(tile + panel_offset<kKeys>(static_cast<u32>(row), chunk));
-      *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
-    }
   }
 
   const GradKeyValueSm90Params& p_;

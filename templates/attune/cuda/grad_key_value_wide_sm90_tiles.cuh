@@ -24,6 +24,11 @@ ATTUNE_DEVICE void store_scores(u32 tile, i32 k, const u32 (&d)[4]) {
   ptx::stmatrix_x4_trans(score_row<S>(tile, k), d[0], d[1], d[2], d[3]);
 }
 
+template <DType T>
+ATTUNE_DEVICE float2 widen_pair(u32 pair) {
+  return {widen(T, static_cast<u16>(pair)), widen(T, static_cast<u16>(pair >> 16))};
+}
+
 /// A gradient's columns from `first` on, to a tile of keys.
 template <KernelSpec S, i32 N>
 ATTUNE_DEVICE void write_columns(u32 tile, const float (&gradient)[N], i32 first) {
@@ -43,12 +48,14 @@ template <KernelSpec S, i32 First, i32 Columns>
 ATTUNE_DEVICE void store_columns(const BackwardParams& p, const Sm90Work& work, u32 tile, void* gradient,
                                  const Strides& strides) {
   constexpr i32 kChunks = max(Columns / 8, 1);
+  // Places of several chunks at once, of which a division is part, spill.
+  constexpr i32 kAtOnce = S.head_dim % 64 == 0 ? 4 : 1;
   if (gradient == nullptr || Columns == 0) return;
   const i32 heads = p.key_heads;
   u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
               work.head % heads * strides.head + work.begin * strides.seq;
   const i32 count = min(p.forward.len_k - work.begin, S.block_n) * kChunks;
-#pragma unroll 4
+#pragma unroll kAtOnce
   for (i32 i = static_cast<i32>(threadIdx.x % kWarpgroup); i < count; i += kWarpgroup) {
     const i32 row = i / kChunks;
     const i32 chunk = First / 8 + i % kChunks;

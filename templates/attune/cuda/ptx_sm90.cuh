@@ -116,16 +116,17 @@ ATTUNE_DEVICE u32 mapa(u32 address, u32 rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
-/// Arrives at a barrier of the cluster, of which mapa() gives the address.
+/// Arrives at a barrier of the cluster, of which mapa() gives the address: to say what has been read. Of what
+/// has been written it says nothing, as it would wait for all that is on its way to memory.
 ATTUNE_DEVICE void mbarrier_arrive_cluster(u32 barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-/// Waits as mbarrier_wait() does, for arrivals of all of the cluster.
+/// Waits as mbarrier_wait() does, for such arrivals.
 ATTUNE_DEVICE void mbarrier_wait_cluster(u32 barrier, u32 parity) {
   u32 done = 0;
   while (done == 0) {
     asm volatile(
-        "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, "
+        "{ .reg .pred p; mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, "
         "1, 0, p; }"
         : "=r"(done)
         : "r"(barrier), "r"(parity)
