@@ -46,6 +46,8 @@ constexpr Candidate kCandidates[] = {
     {"sm90_128x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 1},
     {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
+    {"sm90_256x64_d64d",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kDropout,      64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 1},
+    {"sm90_256x64_d64m",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kNoBias,       64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
     {"sm90_192x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 64,   192,  64,   0,    0,  0,  16, 4,  0, 2, 0, 1},
     {"sm90_192x64_d64b",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kEveryFeature, 64,   192,  64,   0,    0,  0,  16, 2,  0, 2, 0, 1},
     {"sm90_128x64_d128",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       128,  128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},

@@ -3,6 +3,7 @@
 #include "attune/blocks.h"
 #include "attune/cuda/shared.h"
 #include "attune/hd.h"
+#include "attune/philox.h"
 #include "runtime/boxes.h"
 #include "runtime/cuda/tensor_map.h"
 #include "runtime/cuda/tile_counter.h"
@@ -53,6 +54,7 @@ Result<void> fill_sm90_params(const CudaDevice& device, const KernelSpec& spec, 
                              query_axes(forward, forward.output_strides), Sm90Shared::kGroupRows, p.output));
   }
   p.forward = forward;
+  if (spec.dropout == kernel::Dropout::on) p.dropout = kernel::ready(forward.dropout);
   p.heads = forward.groups * forward.heads;
   p.heads_per_key_head = static_cast<int>(p.heads / key.heads);
   if (spec.bias != kernel::Bias::none) {

@@ -55,6 +55,17 @@ struct DropoutParams {
   float rescale = 1.0f;  // 1 / (1 - threshold / 65536); 0 when all are dropped
 };
 
+inline constexpr i32 kPhiloxRounds = 10;
+
+/// The same for a kernel that has no instructions to spare: what ready() of philox.h makes of it.
+struct ReadyDropout {
+  u32 key[kPhiloxRounds][2] = {};  // of each round
+  // For both 16-bit halves of a word at once. The bound is at most 2^15, so that a half's distance from it
+  // has 16 bits with its sign: above that threshold bits are complemented, and those below the bound kept.
+  u32 flip = 0;  // ~0: complemented
+  u32 bound = 0, negative_bound = 0;
+};
+
 struct ForwardParams {
   const void* query = nullptr;  // [batch, len_q, groups, heads, head_dim]
   const void* key = nullptr;    // [batch, len_k, groups, heads, head_dim]
@@ -146,6 +157,7 @@ struct ForwardSm90Params {
   i32 pairs = 0;         // batch * heads
   i32 tiles = 0;         // row_blocks * pairs
   i32 section = 1;       // windows: neighbouring pairs whose keys and values fit the L2 cache
+  ReadyDropout dropout;  // unless there is none
 };
 
 /// What the sm90 family is told for grad_key_value. Maps as above.

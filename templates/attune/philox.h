@@ -30,18 +30,30 @@ struct Philox {
   U word[4];
 };
 
+/// One round. Each has a key of its own: the next is larger by the Weyl constants.
+template <typename U>
+ATTUNE_HD constexpr Philox<U> philox_round(Philox<U> c, u32 key0, u32 key1) {
+  constexpr u32 kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
+  const U high0 = MultiplyHigh<U>::of(c.word[0], kMultiplier0);
+  const U high1 = MultiplyHigh<U>::of(c.word[2], kMultiplier1);
+  return {{high1 ^ c.word[1] ^ U(key0), c.word[2] * U(kMultiplier1), high0 ^ c.word[3] ^ U(key1),
+           c.word[0] * U(kMultiplier0)}};
+}
+inline constexpr u32 kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+
 template <typename U>
 ATTUNE_HD constexpr Philox<U> philox4x32_10(Philox<U> c, u32 key0, u32 key1) {
-  constexpr u32 kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-  constexpr u32 kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
-  for (i32 round = 0; round < 10; ++round) {
-    const U high0 = MultiplyHigh<U>::of(c.word[0], kMultiplier0);
-    const U high1 = MultiplyHigh<U>::of(c.word[2], kMultiplier1);
-    c = {{high1 ^ c.word[1] ^ U(key0), c.word[2] * U(kMultiplier1), high0 ^ c.word[3] ^ U(key1),
-          c.word[0] * U(kMultiplier0)}};
+  for (i32 round = 0; round < kPhiloxRounds; ++round) {
+    c = philox_round(c, key0, key1);
     key0 += kWeyl0;
     key1 += kWeyl1;
   }
+  return c;
+}
+/// The same, all keys given.
+template <typename U>
+ATTUNE_HD constexpr Philox<U> philox4x32_10(Philox<U> c, const u32 (&key)[kPhiloxRounds][2]) {
+  for (i32 round = 0; round < kPhiloxRounds; ++round) c = philox_round(c, key[round][0], key[round][1]);
   return c;
 }
 
@@ -53,12 +65,20 @@ ATTUNE_HD constexpr i32 dropout_word(i32 j) {
   return j % kDropoutGroup / 8;
 }
 
-/// The bits of one call for a query, or of vectors of both (Call is i32, or U). `head` counts over all
+/// What a call for a query, or for vectors of both, draws from (Call is i32, or U). `head` counts over all
 /// groups.
 template <typename U, typename Call>
+ATTUNE_HD constexpr Philox<U> dropout_counter(i32 block, i32 head, U query, Call call) {
+  return {{U(call), query, U(static_cast<u32>(head)), U(static_cast<u32>(block))}};
+}
+/// Its bits.
+template <typename U, typename Call>
 ATTUNE_HD constexpr Philox<U> dropout_bits(const DropoutParams& p, i32 block, i32 head, U query, Call call) {
-  return philox4x32_10<U>({{U(call), query, U(static_cast<u32>(head)), U(static_cast<u32>(block))}}, p.key[0],
-                          p.key[1]);
+  return philox4x32_10(dropout_counter(block, head, query, call), p.key[0], p.key[1]);
+}
+template <typename U, typename Call>
+ATTUNE_HD constexpr Philox<U> dropout_bits(const ReadyDropout& p, i32 block, i32 head, U query, Call call) {
+  return philox4x32_10(dropout_counter(block, head, query, call), p.key);
 }
 
 /// Are the 16 bits of an even (low) or odd (high) key's half of a word those of a kept pair? A bool, or the
@@ -87,6 +107,20 @@ constexpr DropoutParams make_dropout(double p, u64 seed, u64 offset) {
                          static_cast<u32>(seed), static_cast<u32>(seed >> 32));
   result.key[0] = drawn.word[0];
   result.key[1] = drawn.word[1];
+  return result;
+}
+
+constexpr ReadyDropout ready(const DropoutParams& p) {
+  ReadyDropout result;
+  for (u32 round = 0; round < kPhiloxRounds; ++round) {
+    result.key[round][0] = p.key[0] + round * kWeyl0;
+    result.key[round][1] = p.key[1] + round * kWeyl1;
+  }
+  const bool flips = p.threshold > 0x8000u;
+  const u32 bound = flips ? 0x10000u - p.threshold : p.threshold;
+  result.flip = flips ? ~0u : 0u;
+  result.bound = bound * 0x10001u;
+  result.negative_bound = (0x10000u - bound) % 0x10000u * 0x10001u;
   return result;
 }
 

@@ -36,8 +36,8 @@ Problem half_problem() {
 constexpr const char* kArchs[] = {"sm_60", "sm_61",  "sm_70",   "sm_75",   "sm_80",     "sm_86",
                                   "sm_89", "sm_90a", "sm_100a", "sm_120a", "x86-64-v3", "x86-64-v4"};
 
-/// Each dtype plain, of few queries, with a window, with dropout, with packed sequences, and with all that a
-/// problem may have; head dims are open.
+/// Each dtype plain, of few queries, with a window, with dropout, with both, with packed sequences, and with
+/// all that a problem may have; head dims are open.
 std::vector<Problem> everything() {
   std::vector<Problem> problems;
   for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
@@ -52,6 +52,8 @@ std::vector<Problem> everything() {
     window.window_right = Edge::bounded;
     Problem dropout = plain;
     dropout.dropout = kernel::Dropout::on;
+    Problem dropout_in_window = window;
+    dropout_in_window.dropout = kernel::Dropout::on;
     Problem varlen = plain;
     varlen.blocks = kernel::Blocks::varlen;
     Problem pages = varlen;
@@ -68,6 +70,7 @@ std::vector<Problem> everything() {
                                      small,
                                      window,
                                      dropout,
+                                     dropout_in_window,
                                      varlen,
                                      pages,
                                      bias,

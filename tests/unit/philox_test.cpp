@@ -6,8 +6,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <set>
 #include <string>
 #include <vector>
@@ -82,6 +84,25 @@ TEST_CASE("p is rounded to a multiple of 2^-16, and only 0 and 1 are certain") {
   for (int j = 0; j < 1000; ++j) {
     REQUIRE_FALSE(dropout_keeps(all, 0, 0, 0, j));
     REQUIRE(dropout_keeps(none, 0, 0, 0, j));
+  }
+}
+
+TEST_CASE("what is made ready for a launch draws the same bits and tells them apart alike") {
+  for (const double probability : {0.0, 0.001, 0.1, 0.5, 0.5 + 0x1p-16, 0.9, 65535.0 / 65536, 1.0}) {
+    const DropoutParams p = make_dropout(probability, 42, 7);
+    const ReadyDropout r = ready(p);
+    for (int call = 0; call < 100; ++call) {
+      const Philox<u32> expected = dropout_bits<u32>(p, 1, 2, 3, call),
+                        drawn = dropout_bits<u32>(r, 1, 2, 3, call);
+      REQUIRE(std::equal(expected.word, expected.word + 4, drawn.word));
+    }
+    REQUIRE(r.bound == r.bound % 0x10000u * 0x10001u);
+    REQUIRE(r.negative_bound == r.negative_bound % 0x10000u * 0x10001u);
+    for (u32 x = 0; x < 0x10000u; ++x) {  // as cuda/dropout.cuh does it, one half at a time
+      const u32 least = std::min((x ^ r.flip) % 0x10000u, r.bound % 0x10000u);
+      const bool below = static_cast<std::int16_t>(least + r.negative_bound) < 0;
+      REQUIRE((below == (r.flip != 0)) == kept(p, x, 0));
+    }
   }
 }
 

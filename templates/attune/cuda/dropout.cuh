@@ -36,13 +36,17 @@ class DropTest {
   /// Below a threshold up to 2^15 a half's distance from it fits 16 bits with a sign. Others are told from
   /// the complement: x >= threshold is ~x < 2^16 - threshold.
   ATTUNE_DEVICE explicit DropTest(const DropoutParams& p)
-      : flip_(0u - ((p.threshold + 0x7fff) >> 16)),  // selected, it would select in dropped(), too
+      : flip_(0u - ((p.threshold + 0x7fff) >> 16)),  // selected, it would select in below(), too
         bound_((flip_ == 0 ? p.threshold : 0x10000u - p.threshold) * 0x10001u),
         negative_((flip_ == 0 ? 0x10000u - p.threshold : p.threshold) % 0x10000u * 0x10001u) {}
+  ATTUNE_DEVICE explicit DropTest(const ReadyDropout& p)
+      : flip_(p.flip), bound_(p.bound), negative_(p.negative_bound) {}
 
-  /// What drop() takes.
-  ATTUNE_DEVICE u32 dropped(DropoutWord word) const {
-    const u32 least = ptx::min_u16x2(word.bits ^ flip_, bound_);
+  /// What drop() takes: below() of a word, or of its complement where complements() says so.
+  ATTUNE_DEVICE u32 dropped(u32 word) const { return below(word ^ flip_); }
+  ATTUNE_DEVICE bool complements() const { return flip_ != 0; }
+  ATTUNE_DEVICE u32 below(u32 word) const {
+    const u32 least = ptx::min_u16x2(word, bound_);
     return ptx::max_s16x2(ptx::add_s16x2(least, negative_), 0xffffffffu);
   }
   /// Of a pair of 16-bit numbers, those that are dropped become 0.

@@ -24,14 +24,15 @@
 // A tile of a bias tensor comes with its tile of keys, on the same barrier, and is let go with it.
 //
 // What dropout drops depends on no score: of two warpgroups each draws before it issues products, and keeps
-// masks for its packed probabilities. Of three it would keep the others waiting: they draw after the softmax.
+// masks for its packed probabilities. Of more it would keep the others waiting: they draw when probabilities
+// are packed, and the registers of scores free.
 //
 // Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
 //   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
 //   2, uneven tiles or a bias                  40        232       head dim 256 x  64 keys: 32 + 16 + 128
 //   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
 //   3, a bias, dropout of packed sequences     56        152       head dim 128 x  64 keys: 32 + 16 + 64
-//   4 (block_m 256)                            24        112       head dim  64 x  64 keys: 32 + 16 + 32
+//   4 (block_m 256)                            32        112       head dim  64 x  64 keys: 32 + 16 + 32
 #pragma once
 
 #include "attune/blocks.h"
@@ -158,7 +159,7 @@ class Sm90Consumer : WarpgroupThread {
       ptx::wgmma_wait_group<0>();
       ptx::pin(scores_);
       probabilities(n, n < clear_first || n >= clear_last, true);
-      pack_probabilities();
+      pack_probabilities(n);
       clear_foreign_values(n);
       i32 trust = clear_last;  // tiles from here on are taken the exact way
 #pragma unroll 1
@@ -203,7 +204,7 @@ class Sm90Consumer : WarpgroupThread {
     ptx::pin(scores_);
     const bool moved = probabilities(n, masked, exact);
     finish_value();
-    pack_probabilities();
+    pack_probabilities(n);
     if (moved) rescale_output();
     return moved;
   }
@@ -351,7 +352,6 @@ class Sm90Consumer : WarpgroupThread {
       exponentiate();
     }
     release_key();
-    if constexpr (S.dropout == Dropout::on && !kDrawsFirst) draw(n * kKeys);
     return exact;
   }
 
@@ -446,11 +446,14 @@ class Sm90Consumer : WarpgroupThread {
     return lost;
   }
 
-  ATTUNE_DEVICE void pack_probabilities() {
+  ATTUNE_DEVICE void pack_probabilities(i32 n) {
 #pragma unroll
     for (i32 e = 0; e < kKeys / 4; ++e)
       probability_[e / 4][e % 4] = pack<S.dtype>(scores_[2 * e], scores_[2 * e + 1]);
-    if constexpr (S.dropout == Dropout::on) drop();
+    if constexpr (S.dropout == Dropout::on) {
+      if constexpr (!kDrawsFirst) draw(n * kKeys);
+      drop();
+    }
   }
 
   // ---- Dropout ----
@@ -458,7 +461,7 @@ class Sm90Consumer : WarpgroupThread {
   /// What of the tile at `key` is dropped. Between products and their end it would be moved behind that:
   /// ptxas keeps only waits at barriers in their place.
   ATTUNE_DEVICE void draw(i32 key) {
-    const DropoutParams& p = p_.forward.dropout;
+    const auto& p = dropout();
     const Sm90Work work = current_work();
     const DropTest test(p);
     const i32 first_call = dropout_call(key) + static_cast<i32>(ptx::opaque(threadIdx.x) % 4);
@@ -469,20 +472,40 @@ class Sm90Consumer : WarpgroupThread {
       for (i32 c = 0; c < kCalls; ++c) {
         const Philox<DropoutWord> bits = dropout_bits(p, work.block, work.head, query, first_call + c * 4);
 #pragma unroll
-        for (i32 n = 0; n < 4; ++n) dropped_[half][c][n] = test.dropped(bits.word[n]);
+        for (i32 n = 0; n < 4; ++n) {
+          const u32 word = bits.word[n].bits;
+          drawn_[half][c][n] = kDrawsFirst ? test.dropped(word) : word;
+        }
       }
     }
+    if constexpr (!kDrawsFirst) {
+      if (test.complements()) for_drawn([](u32& word) { word = ~word; });
+      for_drawn([&](u32& word) { word = test.below(word); });
+    }
+  }
+  /// Two warpgroups gain nothing from what is made ready for them, and lose what orders the complement.
+  ATTUNE_DEVICE const auto& dropout() const {
+    if constexpr (kDrawsFirst) {
+      return p_.forward.dropout;
+    } else {
+      return p_.dropout;
+    }
+  }
+  template <typename Function>
+  ATTUNE_DEVICE void for_drawn(Function function) {
+#pragma unroll
+    for (i32 e = 0; e < 8 * kCalls; ++e) function(drawn_[e / 4 / kCalls][e / 4 % kCalls][e % 4]);
   }
   /// Of the packed probabilities, which the sums do not notice; the survivors are scaled up in finish().
   ATTUNE_DEVICE void drop() {
-    const DropTest test(p_.forward.dropout);
+    const DropTest test(dropout());
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
 #pragma unroll
       for (i32 c = 0; c < kCalls; ++c) {
 #pragma unroll
         for (i32 n = 0; n < 4; ++n)
-          test.drop(probability_[c * 2 + n / 2][half + n % 2 * 2], dropped_[half][c][n]);
+          test.drop(probability_[c * 2 + n / 2][half + n % 2 * 2], drawn_[half][c][n]);
       }
     }
   }
@@ -609,7 +632,7 @@ class Sm90Consumer : WarpgroupThread {
   Scores scores_;
   float output_[kDimV / 2];
   u32 probability_[kKeys / 16][4];
-  u32 dropped_[2][kCalls][4];  // masks of pairs, by row halves
+  u32 drawn_[2][kCalls][4];  // masks of pairs, by row halves
   u32 query_[kQueryRegisters ? kDimSteps : 1][4];
   float reference_[2];  // in base 2, scaled; -inf until a key was seen
   float sum_[2];        // of this thread's columns
@@ -632,7 +655,7 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   constexpr bool kLaden = kBias || (S.blocks == Blocks::varlen && S.dropout == Dropout::on);
   constexpr i32 kProducerRegisters = kGroups == 2   ? (kUneven ? 40 : 24)
                                      : kGroups == 3 ? (kLaden ? 56 : 32)
-                                                    : 24;
+                                                    : 32;
   constexpr i32 kConsumerRegisters = kGroups == 2   ? (kUneven ? 232 : 240)
                                      : kGroups == 3 ? (kLaden ? 152 : 160)
                                                     : 112;
