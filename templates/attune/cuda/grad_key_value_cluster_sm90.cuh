@@ -32,13 +32,6 @@
 
 namespace attune::kernel {
 
-/// Barriers of the exchange. They complete when
-enum Sm90Exchange : u32 {
-  kGradientsShown,                       // this block's dS is there for the warp that sends it: each place's
-  kGradientsSent = kGradientsShown + 2,  // it has come to the other block: likewise
-  kGradientsCame = kGradientsSent + 2,   // the other's has come here
-  kOtherSummed                           // both warpgroups of the other block have multiplied with both
-};
 /// The named barrier at which warpgroup 1 has multiplied with the dS before: there are no adders here.
 inline constexpr u32 kSummed = kTaken;
 
@@ -74,6 +67,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
+      if constexpr (Sm90Schedule<S>::kUneven) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
       if constexpr (Group == 0) {
         if (steps > 0) walk_values(steps);
       } else {
@@ -498,7 +492,6 @@ ATTUNE_DEVICE void grad_key_value_cluster_sm90(const GradKeyValueSm90Params& par
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.cluster != 0);
   static_assert(S.query_gradient == QueryGradient::atomic && S.keys == Keys::contiguous);
   static_assert(S.blocks == Blocks::dense && S.bias == Bias::none && S.dropout == Dropout::off);
-  static_assert(S.window_left == Edge::open && S.window_right == Edge::open);
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(min(S.head_dim, S.head_dim_v) > 192 && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);

@@ -46,12 +46,12 @@
 
 namespace attune::kernel {
 
-/// All rows but [first, last) of two tiles, one behind the other, become 0. By all consumers.
-template <KernelSpec S, i32 Rows>
+/// All rows but [first, last) of so many panels, one behind the other, become 0. By all consumers.
+template <KernelSpec S, i32 Rows, i32 Panels>
 ATTUNE_DEVICE void clear_rows(u32 tiles, i32 first, i32 last) {
   constexpr i32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
   constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
-  constexpr i32 kChunks = 2 * Sm90Memory<S>::kShared.panels * Rows * kRowChunks;
+  constexpr i32 kChunks = Panels * Rows * kRowChunks;
 #pragma unroll 1
   for (i32 i = static_cast<i32>(threadIdx.x) - kWarpgroup; i < kChunks; i += kThreads) {
     const i32 row = i / kRowChunks % Rows;
@@ -65,15 +65,21 @@ ATTUNE_DEVICE void clear_rows(u32 tiles, i32 first, i32 last) {
 /// NaN in dQ: they become 0.
 template <KernelSpec S>
 ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memory, i32 begin) {
+  constexpr i32 kPanels = Sm90Memory<S>::kShared.panels;
   const Sm90Part keys = part_of(memory);
-  if (keys.first <= begin && min(begin + S.block_n, p.len_k) <= keys.last) return;
-  clear_rows<S, S.block_n>(memory.base, keys.first - begin, keys.last - begin);
+  const i32 first = S.cluster == 0 ? begin : begin - cluster_rank<S>() * S.block_n;
+  if (keys.first <= first && min(first + cluster_keys(S), p.len_k) <= keys.last) return;
+  clear_rows<S, S.block_n, 2 * kPanels>(memory.base, keys.first - begin, keys.last - begin);
+  if constexpr (S.cluster != 0) {
+    const i32 other = 2 * first + S.block_n - begin;
+    clear_rows<S, S.block_n, kPanels / 2>(memory.other_key_tile(), keys.first - other, keys.last - other);
+  }
 }
 
 /// Queries of the next sequence, and their outputs' gradients, become zeros likewise.
 template <KernelSpec S>
 ATTUNE_DEVICE void clear_foreign_queries(u32 tiles, i32 rows) {
-  if (rows < S.block_m) clear_rows<S, S.block_m>(tiles, 0, rows);
+  if (rows < S.block_m) clear_rows<S, S.block_m, 2 * Sm90Memory<S>::kShared.panels>(tiles, 0, rows);
 }
 
 /// Of rows: query i sees key j iff i + lower <= j <= i + upper.

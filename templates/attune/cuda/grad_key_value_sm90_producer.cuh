@@ -27,7 +27,7 @@ class Sm90Producer {
 
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
-    for (i32 tile = Schedule::first(p_); tile < p_.tiles; tile = Schedule::next(tile, p_)) {
+    for (i32 tile = Schedule::first(p_); tile < p_.tiles; tile = next(tile)) {
       produce(Schedule::work(tile, p_));
     }
     keys_.acquire(key_at_);
@@ -44,6 +44,31 @@ class Sm90Producer {
   }
   static ATTUNE_DEVICE bool first_lane() {
     return lane() == 0;
+  }
+
+  ATTUNE_DEVICE i32 next(i32 tile) {
+    if constexpr (S.cluster == 0 || !Schedule::kUneven) {
+      return Schedule::next(tile, p_);
+    } else {
+      const u32 came = memory_.exchange(kTileCame);
+      const u32 seen = memory_.exchange(kTileSeen);
+      if (cluster_rank<S>() == 0) {
+        tile = Schedule::next(tile, p_);
+        ptx::mbarrier_wait_cluster(seen, tile_parity_ ^ 1);
+        if (first_lane()) {
+          ptx::st_async_cluster(ptx::mapa(memory_.next_tile(), 1), static_cast<u32>(tile),
+                                ptx::mapa(came, 1));
+        }
+      } else {
+        if (first_lane()) ptx::mbarrier_arrive_expect_tx(came, 4);
+        ptx::mbarrier_wait(came, tile_parity_);
+        tile = static_cast<i32>(ptx::ld_shared_u32(memory_.next_tile()));
+        __syncwarp();
+        if (first_lane()) ptx::mbarrier_arrive_cluster(ptx::mapa(seen, 0));
+      }
+      tile_parity_ ^= 1;
+      return tile;
+    }
   }
 
   /// One part after the other of a tile of keys; a tile that is no block's has one without queries.
@@ -257,6 +282,7 @@ class Sm90Producer {
   const typename Memory::QueryRing queries_;
   const typename Memory::BiasRing biases_;
   const typename Memory::LastPanelRing last_panels_;
+  u32 tile_parity_ = 0;  // of what blocks of a cluster tell each other
   typename Memory::KeyRing::Cursor key_at_{1};
   typename Memory::QueryCursor query_at_{1};
   typename Memory::BiasRing::Cursor bias_at_{1};

@@ -28,6 +28,15 @@ ATTUNE_DEVICE u32 other_rank() {
   return static_cast<u32>(1 - cluster_rank<S>());
 }
 
+/// Barriers of what blocks of a cluster exchange. They complete when
+enum Sm90Exchange : u32 {
+  kGradientsShown,                       // this block's dS is there for the warp that sends it: each place's
+  kGradientsSent = kGradientsShown + 2,  // it has come to the other block: likewise
+  kGradientsCame = kGradientsSent + 2,   // the other's has come here
+  kTileCame,                             // the next tile of keys has come from the first block
+  kTileSeen,                             // and has been read by the other
+  kOtherSummed                           // both warpgroups of the other block have multiplied with both
+};
 /// Where things lie in shared memory.
 template <KernelSpec S>
 struct Sm90Memory {
@@ -56,6 +65,8 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 exchange(u32 barrier) const {
     return last_panels().barriers + LastPanelRing::kBarrierBytes + barrier * 8;
   }
+  /// Clusters: the next tile of keys, of which the first block tells the other.
+  ATTUNE_DEVICE u32 next_tile() const { return work() + 48; }
   /// Clusters: this block's columns of the other's keys.
   ATTUNE_DEVICE u32 other_key_tile() const { return base + 2 * kShared.key_bytes; }
   ATTUNE_DEVICE u32 key_tile() const { return base; }
@@ -232,6 +243,8 @@ struct Sm90StepRange {
 /// Tiles of keys in the order in which blocks take them, as in forward (forward_sm90.cuh): strided where all
 /// are alike; under a window the longest first, whoever is free, within sections of heads whose queries fit
 /// the L2 cache; those of packed sequences as they lie, whoever is free.
+///
+/// The first block of a cluster takes for both.
 ///
 /// Where tiles take turns to add to the sums, whoever is free takes each, the first too: a tile then waits
 /// for none that has not begun, whatever else the GPU does. They walk over queries from the last one on, at

@@ -142,6 +142,13 @@ ATTUNE_DEVICE void cp_async_bulk_cluster(u32 destination, u32 source, u32 bytes,
       : "memory");
 }
 
+/// Stores to another block, whose barrier then has these 4 bytes; both from mapa().
+ATTUNE_DEVICE void st_async_cluster(u32 address, u32 value, u32 barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(address),
+               "r"(value), "r"(barrier)
+               : "memory");
+}
+
 // ---- The tensor copy engine. Maps have the axes [columns, rows, heads, batch] ----
 
 /// L2 policies: what is read once, and what other blocks will read too.
@@ -251,6 +258,12 @@ ATTUNE_DEVICE u32 add_s16x2(u32 a, u32 b) {
   u32 y;
   asm("add.s16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
   return y;
+}
+
+ATTUNE_DEVICE u32 ld_shared_u32(u32 address) {
+  u32 v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
 }
 
 struct Word4 {

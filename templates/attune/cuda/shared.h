@@ -278,7 +278,7 @@ struct GradKeyValueSm90Shared {
         sum_offset(score_offset + score_tiles(s) * score_bytes),
         number_offset(sum_offset + kWarpgroups * sum_buffers * sum_bytes),
         barrier_offset(number_offset + s.stages * 2 * s.block_m * 4),
-        step_offset(barrier_offset + 16 * (1 + s.stages + bias_stages + (s.cluster != 0 ? 4 : 0))),
+        step_offset(barrier_offset + 16 * (1 + s.stages + bias_stages + (s.cluster != 0 ? 5 : 0))),
         work_offset(step_offset + 16 * s.stages),
         turn_offset(work_offset + 64),
         target_offset(turn_offset + 16 * s.stages),
