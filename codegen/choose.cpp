@@ -11,6 +11,7 @@
 namespace attune::codegen {
 namespace {
 
+using kernel::Edge;
 using kernel::Family;
 using kernel::KernelSpec;
 using kernel::Operation;
@@ -227,14 +228,21 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
           .lanes = row.lanes};
 }
 
+/// Blocks of a cluster and their warpgroups share out four panels of 64 columns. Under a mask, where blocks
+/// tell each other of their tiles, the producer spills if the last panel has no more than 16.
+bool suits_clusters(const Problem& problem) {
+  const auto [narrower, wider] = std::minmax(problem.head_dim, problem.head_dim_v);
+  const bool masked = problem.window_left == Edge::bounded || problem.window_right == Edge::bounded;
+  return narrower > 192 && (!masked || wider > 208);
+}
+
 bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (row.operation != problem.operation || backend_of(row.family) != arch.backend) return false;
   if (!in_set(row.dtypes, problem.dtype) || !in_set(row.extents, problem.extent)) return false;
   if ((features_of(problem) & ~row.features) != 0) return false;
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
   if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
-  // Its blocks and their warpgroups share out four panels of 64 columns.
-  if (row.cluster != 0 && std::min(problem.head_dim, problem.head_dim_v) <= 192) return false;
+  if (row.cluster != 0 && !suits_clusters(problem)) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
   return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
          shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;
