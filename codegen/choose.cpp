@@ -104,6 +104,12 @@ std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   return lacks;
 }
 
+/// What sm90's gradients of bias tensors leave to mma's.
+std::vector<std::string> sm90_bias_lacks(const Problem& problem) {
+  if (problem.blocks == kernel::Blocks::dense || problem.dropout == kernel::Dropout::off) return {};
+  return {"no gradients of bias tensors with dropout of packed sequences"};
+}
+
 /// What the sm90 family leaves to mma, besides features.
 std::vector<std::string> sm90_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
@@ -128,6 +134,7 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
         "and where sequences begin in them multiples of 8 keys");
   }
   if (problem.operation == Operation::grad_key_value) append(lacks, sm90_key_value_lacks(problem));
+  if (problem.operation == Operation::grad_bias) append(lacks, sm90_bias_lacks(problem));
   return lacks;
 }
 

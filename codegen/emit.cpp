@@ -33,7 +33,9 @@ std::string template_of(const KernelSpec& spec) {
 
 std::string_view params_of(const KernelSpec& spec) {
   if (spec.family == Family::sm90) {
-    return spec.operation == Operation::forward ? "ForwardSm90Params" : "GradKeyValueSm90Params";
+    return spec.operation == Operation::forward     ? "ForwardSm90Params"
+           : spec.operation == Operation::grad_bias ? "GradBiasSm90Params"
+                                                    : "GradKeyValueSm90Params";
   }
   switch (spec.operation) {
     case Operation::forward: return "ForwardParams";

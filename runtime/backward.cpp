@@ -106,7 +106,7 @@ Problem problem_of(const Problem& forward, Operation operation) {
   Problem problem = forward;
   problem.operation = operation;
   problem.lse = kernel::Lse::skip;
-  if (operation != Operation::grad_key_value) problem.boxes = 0;
+  if (operation != Operation::grad_key_value && operation != Operation::grad_bias) problem.boxes = 0;
   problem.extent = codegen::Extent::large;
   if (operation == Operation::delta || operation == Operation::round_query) {
     return {.operation = operation,

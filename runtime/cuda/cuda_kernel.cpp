@@ -6,6 +6,7 @@
 #include "attune/merge.h"
 #include "codegen/candidates.h"
 #include "codegen/emit.h"
+#include "runtime/cuda/grad_bias_sm90_launch.h"
 #include "runtime/cuda/grad_key_value_sm90_launch.h"
 #include "runtime/cuda/grid.h"
 #include "runtime/cuda/sm90_launch.h"
@@ -171,6 +172,8 @@ class CudaKernel final : public Kernel {
     if (spec_.family != kernel::Family::sm90)
       return launch_slots(kernel::backward_slots(spec_, params), params, stream);
     return with_function(kernel::backward_slots(spec_, params), [&](CUfunction function, unsigned /*slots*/) {
+      if (spec_.operation == kernel::Operation::grad_bias)
+        return launch_sm90<kernel::GradBiasSm90Params>(function, params, stream);
       return launch_sm90<kernel::GradKeyValueSm90Params>(function, params, stream);
     });
   }

@@ -181,6 +181,19 @@ struct GradKeyValueSm90Params {
 };
 static_assert(sizeof(GradKeyValueSm90Params) <= 4096, "kernel parameters of every GPU fit 4 KiB");
 
+/// What the sm90 family is told for grad_bias. Maps as above.
+struct GradBiasSm90Params {
+  TensorMap query, key, value, grad_output, bias;
+  BackwardParams backward;
+  i32 heads = 0;               // of queries, over all groups
+  i32 heads_per_key_head = 1;  // of these, those that share one head of the key's map
+  i32 heads_per_bias_head = 1;
+  i32 bias_rows = 0;  // as in ForwardSm90Params
+  i32 bias_batches = 0;
+  i32 slots = 0;
+};
+static_assert(sizeof(GradBiasSm90Params) <= 4096, "kernel parameters of every GPU fit 4 KiB");
+
 /// Most chunks that one merge takes; more are merged in rounds.
 inline constexpr i32 kMaxChunks = 48;
 

@@ -303,13 +303,45 @@ struct GradKeyValueSm90Shared {
   }
 };
 
+/// The gradient of a bias tensor on Hopper: a ring of `stages` pairs, of a tile of queries or output gradients
+/// and one of keys or values; a tile of the bias; two barriers for each of these, and what each pair is. The
+/// tile of a bias of one row is this row alone: what lies behind is scratch, for the sums of each warp.
+struct GradBiasSm90Shared {
+  static constexpr i32 kWarpgroups = 2;
+  static constexpr i32 kGroupRows = 64;        // queries of a warpgroup
+  static constexpr i32 kStepBytes = 48;        // what a pair is
+  static constexpr i32 kScratchOffset = 1024;  // in the tile of the bias
+
+  i32 panels;
+  i32 query_bytes;  // of a tile of queries or output gradients
+  i32 pair_bytes;
+  i32 bias_bytes;
+  i32 bias_offset;
+  i32 barrier_offset;
+  i32 step_offset;
+  i32 end;
+
+  constexpr explicit GradBiasSm90Shared(const KernelSpec& s)
+      : panels(ceil_div(wider_dim(s), Sm90Shared::kPanelElements)),
+        query_bytes(s.block_m * panels * Sm90Shared::kPanelRowBytes),
+        pair_bytes(query_bytes + s.block_n * panels * Sm90Shared::kPanelRowBytes),
+        bias_bytes(s.block_m * s.block_n * size_of(s.bias)),
+        bias_offset(s.stages * pair_bytes),
+        barrier_offset(bias_offset + bias_bytes),
+        step_offset(barrier_offset + 16 * (s.stages + 1)),
+        end(step_offset + s.stages * kStepBytes) {}
+  constexpr i32 bytes() const { return end; }
+};
+
 /// Dynamic shared memory of the kernel of this spec.
 constexpr i32 shared_bytes(const KernelSpec& s) {
   switch (s.family) {
     case Family::mma:
       return s.operation == Operation::forward ? MmaShared(s).bytes() : GradMmaShared(s).bytes();
     case Family::sm90:
-      return s.operation == Operation::forward ? Sm90Shared(s).bytes() : GradKeyValueSm90Shared(s).bytes();
+      return s.operation == Operation::forward     ? Sm90Shared(s).bytes()
+             : s.operation == Operation::grad_bias ? GradBiasSm90Shared(s).bytes()
+                                                   : GradKeyValueSm90Shared(s).bytes();
     case Family::simt: return simt_bytes(s);
     case Family::cpu:
     case Family::merge:

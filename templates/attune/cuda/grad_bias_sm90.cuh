@@ -1,0 +1,537 @@
+// The gradient of a bias tensor on Hopper: products of warpgroups (wgmma), tiles by the tensor copy engine,
+// warp-specialised. For what grad_key_value does not store beside its own results: above all tensors that
+// are broadcast, whose elements have a sum over all pairs that they were added to.
+//
+// A block stays on its SM and takes one slot (backward.h) after the other, block_m queries by block_n keys.
+// It walks over all batch entries, sequences and heads that its elements were added to; for a bias of one row
+// also over all queries. One warp, the producer, copies a ring of pairs of tiles, of queries and keys, then
+// of output gradients and values; the slot's tile of the bias itself is copied once. Two warpgroups of 128
+// threads own 64 queries each:
+//
+//    S = Q K^T    P = exp2(S + bias - LSE)    dP = dO V^T    sums += P (dP - delta)
+//
+// Queries are rows, so that their LSE and delta are two numbers of a thread each. Sums stay in registers: the
+// same bits in every run, and no memory beside the result.
+//
+// Registers of one thread, head dim to 128:  producer  consumer    S + dP + sums
+//                                            40        232         64 + 64 + 64
+#pragma once
+
+#include "attune/backward.h"
+#include "attune/cuda/dropout.cuh"
+#include "attune/cuda/panels.cuh"
+#include "attune/cuda/pipeline.cuh"
+#include "attune/cuda/ptx.cuh"
+#include "attune/cuda/ptx_sm90.cuh"
+#include "attune/cuda/ptx_wgmma.cuh"
+#include "attune/cuda/score_bias.cuh"
+#include "attune/cuda/segments.cuh"
+#include "attune/cuda/shared.h"
+#include "attune/cuda/tile.cuh"
+#include "attune/cuda/vector.cuh"
+#include "attune/cuda/warpgroup.cuh"
+#include "attune/num.h"
+#include "attune/params.h"
+#include "attune/semantics.h"
+#include "attune/spec.h"
+
+namespace attune::kernel {
+
+/// What comes with a pair of tiles. Queries and keys count from the first of their tiles.
+struct GradBiasStep {
+  i32 slot;    // negative: no more work
+  i32 flags;   // GradBiasFlag
+  i32 row;     // of the query: that of the tile's first
+  i32 head;    // of the query, over all groups
+  i32 batch;
+  i32 column;  // row of the key: that of the tile's first
+  i32 first_query, last_query;  // [first, last) are the block's
+  i32 first_key, last_key;      // likewise, and some query of it sees them
+  i32 lower, upper;             // query i sees key j iff i + lower <= j <= i + upper
+};
+enum GradBiasFlag : i32 {
+  kComputes = 1,  // or its slot has no pair that sees each other
+  kLast = 2,      // of its slot
+  kMasked = 4     // is any of its pairs invisible?
+};
+
+/// Where things lie in shared memory.
+template <KernelSpec S>
+struct GradBiasMemory {
+  static constexpr GradBiasSm90Shared kShared{S};
+  using PairRing = Ring<S.stages, kShared.pair_bytes>;
+  using BiasRing = Ring<1, kShared.bias_bytes>;
+  using Cursor = typename PairRing::Cursor;
+
+  u32 base;
+
+  ATTUNE_DEVICE PairRing pairs() const { return {base, base + kShared.barrier_offset}; }
+  ATTUNE_DEVICE BiasRing biases() const {
+    return {base + kShared.bias_offset, base + kShared.barrier_offset + PairRing::kBarrierBytes};
+  }
+  /// A pair: queries, then keys.
+  ATTUNE_DEVICE u32 query_tile(const Cursor& at) const { return pairs().tile(at); }
+  ATTUNE_DEVICE u32 key_tile(const Cursor& at) const { return query_tile(at) + kShared.query_bytes; }
+
+  ATTUNE_DEVICE void write_step(const Cursor& at, const GradBiasStep& s) const {
+    const u32 step = step_address(at);
+    ptx::st_shared_word4(step, {s.slot, s.flags, s.row, s.head});
+    ptx::st_shared_word4(step + 16, {s.batch, s.column, s.first_query, s.last_query});
+    ptx::st_shared_word4(step + 32, {s.first_key, s.last_key, s.lower, s.upper});
+  }
+  ATTUNE_DEVICE GradBiasStep read_step(const Cursor& at) const {
+    const u32 step = step_address(at);
+    const ptx::Word4 a = ptx::ld_shared_word4(step);
+    const ptx::Word4 b = ptx::ld_shared_word4(step + 16);
+    const ptx::Word4 c = ptx::ld_shared_word4(step + 32);
+    return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w};
+  }
+
+ private:
+  ATTUNE_DEVICE u32 step_address(const Cursor& at) const {
+    return base + kShared.step_offset + at.stage * GradBiasSm90Shared::kStepBytes;
+  }
+};
+
+template <KernelSpec S>
+class GradBiasSm90Producer {
+  using Memory = GradBiasMemory<S>;
+  using Bias = BiasTile<S>;
+
+ public:
+  ATTUNE_DEVICE GradBiasSm90Producer(const GradBiasSm90Params& params, Memory memory)
+      : p_(params), memory_(memory), pairs_(memory.pairs()), biases_(memory.biases()) {}
+
+  ATTUNE_DEVICE void run() {
+#pragma unroll 1
+    for (u32 number = blockIdx.x; number < static_cast<u32>(p_.slots); number += gridDim.x) produce(number);
+    announce({.slot = -1});
+  }
+
+ private:
+  static ATTUNE_DEVICE bool first_lane() {
+    return threadIdx.x % 32 == 0;
+  }
+
+  ATTUNE_DEVICE void produce(u32 number) {
+    const BiasSlot slot = bias_slot_of<S>(p_.backward, number);
+    found_ = {.slot = static_cast<i32>(number), .flags = kLast, .column = slot.begin};
+    begins_ = true;
+#pragma unroll 1
+    for (i32 i = 0; i < biased_batches(p_.backward); ++i) {
+      for_each_segment_of_block<S>(p_.backward.forward, slot.batch + i, slot.begin, slot.end,
+                                   [&](const KeySegment& segment) { produce_segment(slot, segment); });
+    }
+    if ((found_.flags & kComputes) != 0) {
+      found_.flags |= kLast;
+      load(slot);
+    } else {
+      announce(found_);
+    }
+  }
+
+  ATTUNE_DEVICE void produce_segment(const BiasSlot& slot, const KeySegment& whole) {
+    const Block& block = whole.block;
+    const Window window = window_of_block<S>(p_.backward.forward, block);
+    const KeySegment keys = seen_part<S>(whole, window);
+    const i32 count = keys.end - keys.begin;
+    if (count <= 0) return;
+    const QueryRange visiting = visiting_queries<S>(window, block.len_q, keys.key, keys.key + count);
+    const bool one_row = p_.backward.bias_rows == 1;
+    const i32 begin = max(visiting.begin, slot.m_begin - block.q_begin);
+    const i32 end = min(visiting.end, slot.m_end - block.q_begin);
+    // Where rows are kept apart, the tile's first row is the slot's, even if that comes before the block.
+#pragma unroll 1
+    for (i32 m = one_row ? begin : slot.m_begin - block.q_begin; begin < end && m < end; m += S.block_m) {
+#pragma unroll 1
+      for (i32 number = 0; number < biased_heads(p_.backward); ++number) {
+        const QueryHead head = biased_head(p_.backward, slot, number);
+        if ((found_.flags & kComputes) != 0) load(slot);
+        found_.head = head.group * p_.backward.forward.heads + head.head;
+        found_.batch = block.batch;
+        found_.row = block.q_begin + m;
+        found_.first_query = begin - m;
+        found_.last_query = end - m;
+        found_.first_key = keys.begin - slot.begin;
+        found_.last_key = keys.end - slot.begin;
+        const i32 shift = m - keys.key + found_.first_key;
+        found_.lower = window.lower + shift;
+        found_.upper = window.upper + shift;
+        found_.flags = kComputes | (sees_all() ? 0 : kMasked);
+      }
+    }
+  }
+
+  /// Does each query of the step that was found see each key?
+  ATTUNE_DEVICE bool sees_all() const {
+    bool all = found_.first_query <= 0 && found_.last_query >= S.block_m && found_.first_key <= 0 &&
+               found_.last_key >= S.block_n;
+    if constexpr (S.window_left == Edge::bounded) all = all && S.block_m - 1 + found_.lower <= 0;
+    if constexpr (S.window_right == Edge::bounded) all = all && found_.upper >= S.block_n - 1;
+    return all;
+  }
+
+  /// A step without tiles.
+  ATTUNE_DEVICE void announce(const GradBiasStep& step) {
+    pairs_.acquire(at_);
+    if (first_lane()) {
+      memory_.write_step(at_, step);
+      ptx::mbarrier_arrive(pairs_.full(at_));
+    }
+    at_.advance();
+  }
+
+  /// The step that was found.
+  ATTUNE_DEVICE void load(const BiasSlot& slot) {
+    load_pair<S.head_dim>(p_.query, p_.key);
+    load_pair<S.head_dim_v>(p_.grad_output, p_.value);
+    if (begins_) load_bias(slot);
+    begins_ = false;
+  }
+
+  template <i32 Dim>
+  ATTUNE_DEVICE void load_pair(const TensorMap& queries, const TensorMap& keys) {
+    constexpr i32 kPanels = ceil_div(Dim, Sm90Shared::kPanelElements);
+    pairs_.acquire(at_);
+    if (first_lane()) {
+      memory_.write_step(at_, found_);
+      const u32 full = pairs_.full(at_);
+      const i32 batch = found_.batch;
+      ptx::mbarrier_arrive_expect_tx(full, kPanels * kPanelBytes<S.block_m + S.block_n>);
+      load_panels<kPanels, S.block_m>(memory_.query_tile(at_), queries, full,
+                                      {0, found_.row, found_.head, batch}, ptx::kEvictLast);
+      load_panels<kPanels, S.block_n>(memory_.key_tile(at_), keys, full,
+                                      {0, found_.column, found_.head / p_.heads_per_key_head, batch},
+                                      ptx::kEvictLast);
+    }
+    at_.advance();
+  }
+
+  ATTUNE_DEVICE void load_bias(const BiasSlot& slot) {
+    biases_.acquire(bias_at_);
+    if (first_lane()) {
+      const u32 full = biases_.full(bias_at_);
+      const i32 head = (slot.group * p_.backward.forward.heads + slot.head) / p_.heads_per_bias_head;
+      ptx::BoxOrigin origin{slot.begin, p_.bias_rows == 1 ? 0 : slot.m_begin, head,
+                            slot.batch * p_.bias_batches};
+      ptx::mbarrier_arrive_expect_tx(full, p_.bias_rows * S.block_n * size_of(S.bias));
+#pragma unroll 1
+      for (i32 panel = 0; panel < Bias::kPanels; ++panel) {
+        ptx::cp_async_bulk_tensor_load(biases_.tile(bias_at_) + panel * Bias::kPanelBytes, p_.bias, full,
+                                       origin, ptx::kEvictFirst);
+        origin.column += Bias::kPanelKeys;
+      }
+    }
+    bias_at_.advance();
+  }
+
+  const GradBiasSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::PairRing pairs_;
+  const typename Memory::BiasRing biases_;
+  typename Memory::Cursor at_{1};
+  typename Memory::BiasRing::Cursor bias_at_{1};
+  GradBiasStep found_;  // is loaded when the next one, or the end of the slot, has been found
+  bool begins_;         // the slot
+};
+
+template <KernelSpec S>
+class GradBiasSm90Consumer : WarpgroupThread {
+  using Memory = GradBiasMemory<S>;
+  using Shared = GradBiasSm90Shared;
+  static constexpr i32 kThreads = Shared::kWarpgroups * kWarpgroup;
+  static constexpr DType kType = bias_dtype(S.bias);
+  static constexpr bool kDropout = S.dropout == Dropout::on;
+
+  using Tile = float[S.block_n / 2];  // element e: query half e / 2 % 2, keys e / 4 * 8 + e % 2
+  using Pair = float[2];              // of a thread's two queries
+
+ public:
+  ATTUNE_DEVICE GradBiasSm90Consumer(const GradBiasSm90Params& params, Memory memory, u32 group)
+      : p_(params), memory_(memory), pairs_(memory.pairs()), biases_(memory.biases()), group_(group) {}
+
+  ATTUNE_DEVICE void run() {
+    clear();
+#pragma unroll 1
+    while (true) {
+      pairs_.wait(at_);
+      const GradBiasStep step = this_step();
+      if (step.slot < 0) return;
+      if ((step.flags & kComputes) != 0) {
+        add();
+      } else {
+        release();
+      }
+      if ((step.flags & kLast) == 0) continue;
+      store(bias_slot_of<S>(p_.backward, static_cast<u32>(step.slot)));
+      clear();
+    }
+  }
+
+ private:
+  // Read again where it is needed: registers are for accumulators. Both pairs of a step tell of it.
+  ATTUNE_DEVICE GradBiasStep this_step() const {
+    return memory_.read_step(at_);
+  }
+
+  ATTUNE_DEVICE void clear() {
+#pragma unroll
+    for (i32 e = 0; e < S.block_n / 2; ++e) sums_[e] = 0.0f;
+  }
+
+  /// Lets a pair go, once all of the warp have read from it.
+  ATTUNE_DEVICE void release() {
+    __syncwarp();
+    if (lane() == 0) pairs_.release(at_);
+    at_.advance();
+  }
+
+  /// The thread's first query of the tile; the second is 8 further down.
+  ATTUNE_DEVICE i32 first_query() const {
+    return static_cast<i32>(group_ * Shared::kGroupRows + thread() / 32 * 16 + lane() / 4);
+  }
+  /// Likewise of keys.
+  static ATTUNE_DEVICE i32 first_key() {
+    return static_cast<i32>(lane() % 4 * 2);
+  }
+
+  // ---- One tile of queries ----
+
+  ATTUNE_DEVICE void add() {
+    Tile score, gradient;
+    multiply<S.head_dim>(score, at_);
+    u32 kept[2];
+    draw(kept, this_step());
+    typename Memory::Cursor second = at_;
+    second.advance();
+    pairs_.wait(second);
+    multiply<S.head_dim_v>(gradient, second);
+    Pair lse2, delta;
+    load_numbers(lse2, delta, this_step());
+    ptx::wgmma_wait_group<1>();
+    ptx::pin(score);
+    release();
+    make_probabilities(score, lse2);
+    if ((this_step().flags & kLast) != 0) {
+      biases_.release(bias_at_);
+      bias_at_.advance();
+    }
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(gradient);
+    const GradBiasStep step = this_step();
+    release();
+    subtract_delta(gradient, delta, kept);
+    if ((step.flags & kMasked) != 0) hide_invisible(score, gradient, step);
+#pragma unroll
+    for (i32 e = 0; e < S.block_n / 2; ++e) sums_[e] = fmaf(score[e], gradient[e], sums_[e]);
+  }
+
+  /// This warpgroup's rows of Q K^T or dO V^T; asynchronous.
+  template <i32 Dim>
+  ATTUNE_DEVICE void multiply(Tile& d, const typename Memory::Cursor& at) const {
+    multiply_rows<S.dtype, S.block_m, ceil_div(Dim, 16)>(
+        d, memory_.query_tile(at) + group_ * kPanelBytes<Shared::kGroupRows>, memory_.key_tile(at));
+  }
+
+  /// Past the end of the tensor the LSE is +inf, which makes every probability 0.
+  ATTUNE_DEVICE void load_numbers(Pair& lse2, Pair& delta, const GradBiasStep& step) const {
+    const i32 len_q = p_.backward.forward.len_q;
+    const i32 row = step.row + first_query();
+    const i64 first = (i64{step.batch} * p_.heads + step.head) * len_q + row;
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      const bool inside = row + half * 8 < len_q;
+      lse2[half] = inside ? p_.backward.lse2[first + half * 8] : -neg_inf();
+      delta[half] = inside ? p_.backward.delta[first + half * 8] : 0.0f;
+    }
+  }
+
+  /// P of S.
+  ATTUNE_DEVICE void make_probabilities(Tile& score, const Pair& lse2) {
+    const float scale2 = p_.backward.forward.scale * kLog2e;
+    const i32 row = static_cast<i32>(group_ * Shared::kGroupRows + thread() / 32 * 16);
+    biases_.wait(bias_at_);
+    const BiasTile<S> bias(biases_.tile(bias_at_), row, p_.bias_rows == 1, static_cast<i32>(lane()));
+#pragma unroll
+    for (i32 k = 0; k < S.block_n / 16; ++k) {
+      float element[8];
+      bias.load(element, k);
+#pragma unroll
+      for (i32 i = 0; i < 8; ++i) {
+        float& s = score[k * 8 + i];
+        s = ptx::ex2_approx_ftz(with_bias<S.bias>(fmaf(s, scale2, -lse2[i / 2 % 2]), element[i]));
+      }
+    }
+  }
+
+  /// What P is multiplied with, of dP.
+  ATTUNE_DEVICE void subtract_delta(Tile& gradient, const Pair& delta, const u32 (&kept)[2]) const {
+#pragma unroll
+    for (i32 e = 0; e < S.block_n / 2; ++e) {
+      const i32 half = e / 2 % 2;
+      if constexpr (kDropout) {
+        const bool keeps = (kept[half] >> (e / 4 * 2 + e % 2) & 1u) != 0;
+        gradient[e] = keeps ? fmaf(gradient[e], p_.backward.forward.dropout.rescale, -delta[half])
+                            : -delta[half];
+      } else {
+        gradient[e] -= delta[half];
+      }
+    }
+  }
+
+  /// Both factors of pairs that do not see each other become 0: either may be NaN.
+  ATTUNE_DEVICE void hide_invisible(Tile& probability, Tile& gradient, const GradBiasStep& step) const {
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      const i32 query = first_query() + half * 8;
+      i32 begin = step.first_key;
+      i32 end = step.first_query <= query && query < step.last_query ? step.last_key : 0;
+      if constexpr (S.window_left == Edge::bounded) begin = max(begin, query + step.lower);
+      if constexpr (S.window_right == Edge::bounded) end = min(end, query + step.upper + 1);
+      begin -= first_key();
+      end -= first_key();
+#pragma unroll
+      for (i32 e = 0; e < S.block_n / 4; ++e) {
+        const i32 key = e / 2 * 8 + e % 2;
+        if (key >= begin && key < end) continue;
+        probability[e / 2 * 4 + half * 2 + e % 2] = 0.0f;
+        gradient[e / 2 * 4 + half * 2 + e % 2] = 0.0f;
+      }
+    }
+  }
+
+  /// Which of the thread's keys are kept, a bit for each, for each of its queries. A call of Philox decides
+  /// over just those keys of 32 that the accumulator of a thread holds (philox.h).
+  ATTUNE_DEVICE void draw(u32 (&kept)[2], const GradBiasStep& step) const {
+    if constexpr (!kDropout) return;
+    const DropoutParams& p = p_.backward.forward.dropout;
+    const i32 call = dropout_call(step.column) + static_cast<i32>(lane() % 4);
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      const DropoutWord query(static_cast<u32>(step.row + first_query() + half * 8));
+      kept[half] = 0;
+#pragma unroll 1
+      for (i32 group = 0; group < S.block_n / kDropoutGroup; ++group) {
+        const Philox<DropoutWord> bits = dropout_bits(p, step.batch, step.head, query, call + group * 4);
+        u32 byte = 0;
+#pragma unroll
+        for (i32 w = 0; w < 4; ++w) {
+          byte |= kernel::kept(p, bits.word[w].bits, 0) ? 1u << w * 2 : 0u;
+          byte |= kernel::kept(p, bits.word[w].bits, 1) ? 2u << w * 2 : 0u;
+        }
+        kept[half] |= byte << group * 8;
+      }
+    }
+  }
+
+  // ---- The end of a slot ----
+
+  ATTUNE_DEVICE void store(const BiasSlot& slot) {
+    const BiasStrides& strides = p_.backward.grad_bias_strides;
+    constexpr i32 kBytes = size_of(kType);
+    u8* elements = static_cast<u8*>(p_.backward.grad_bias) +
+                   (head_offset(slot, strides) + slot.begin * strides.key) * kBytes;
+    const i32 columns = slot.end - slot.begin;
+    if (p_.backward.bias_rows == 1) return store_row(elements, strides.key, columns);
+    const bool pairs = strides.key == 1 &&
+                       (reinterpret_cast<u64>(elements) | static_cast<u64>(strides.query * kBytes)) %
+                               (2 * kBytes) ==
+                           0;
+#pragma unroll
+    for (i32 half = 0; half < 2; ++half) {
+      const i32 row = slot.m_begin + first_query() + half * 8;
+      if (row >= slot.m_end) continue;
+      u8* const first = elements + row * strides.query * kBytes;
+#pragma unroll
+      for (i32 n = 0; n < S.block_n / 8; ++n) {
+        const i32 column = n * 8 + first_key();
+        const float* x = sums_ + n * 4 + half * 2;
+        u8* const at = first + column * strides.key * kBytes;
+        if (pairs && column + 1 < columns) {
+          store2(at, x[0], x[1]);
+        } else {
+          if (column < columns) store1<kType>(at, x[0]);
+          if (column + 1 < columns) store1<kType>(at + strides.key * kBytes, x[1]);
+        }
+      }
+    }
+  }
+
+  static ATTUNE_DEVICE void store2(u8* at, float x, float y) {
+    if constexpr (kType == DType::f32) {
+      *reinterpret_cast<float2*>(at) = {x, y};
+    } else {
+      *reinterpret_cast<u32*>(at) = pack<kType>(x, y);
+    }
+  }
+
+  /// A bias of one row: the sums over all of the block's queries, added up in a fixed order. Warps leave
+  /// theirs behind the row of the bias tile, where the copy engine never writes.
+  ATTUNE_DEVICE void store_row(u8* elements, i64 stride, i32 columns) {
+    const u32 scratch = biases_.tile(typename Memory::BiasRing::Cursor(0)) + Shared::kScratchOffset;
+    const u32 warp = threadIdx.x / 32 - kWarpgroup / 32;
+#pragma unroll
+    for (i32 e = 0; e < S.block_n / 4; ++e) {
+      float sum = sums_[e / 2 * 4 + e % 2] + sums_[e / 2 * 4 + e % 2 + 2];
+#pragma unroll
+      for (i32 distance = 4; distance < 32; distance *= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+      }
+      const i32 key = e / 2 * 8 + first_key() + e % 2;
+      if (lane() < 4) ptx::st_shared_float(scratch + (warp * S.block_n + static_cast<u32>(key)) * 4, sum);
+    }
+    ptx::bar_sync(1, kThreads);
+    const i32 key = static_cast<i32>(threadIdx.x) - kWarpgroup;
+    if (key < columns) {
+      float sum = 0.0f;
+#pragma unroll
+      for (u32 i = 0; i < kThreads / 32; ++i) {
+        sum += float_of(ptx::ld_shared_b32(scratch + (i * S.block_n + static_cast<u32>(key)) * 4));
+      }
+      store1<kType>(elements + key * stride * size_of(kType), sum);
+    }
+    ptx::bar_sync(1, kThreads);
+  }
+
+  const GradBiasSm90Params& p_;
+  const Memory memory_;
+  const typename Memory::PairRing pairs_;
+  const typename Memory::BiasRing biases_;
+  const u32 group_;
+  typename Memory::Cursor at_{0};
+  typename Memory::BiasRing::Cursor bias_at_{0};
+  Tile sums_;
+};
+
+template <KernelSpec S>
+ATTUNE_DEVICE void grad_bias_sm90(const GradBiasSm90Params& params) {
+  static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
+  static_assert(S.bias == Bias::f32 || S.bias == Bias::f16 || S.bias == Bias::bf16);
+  static_assert(S.dropout == Dropout::off || S.blocks == Blocks::dense);
+  static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
+  static_assert(S.block_m == GradBiasSm90Shared::kWarpgroups * GradBiasSm90Shared::kGroupRows);
+  static_assert(S.stages >= 2 && S.warps == 12);
+
+  extern __shared__ __align__(1024) u8 shared[];
+  const GradBiasMemory<S> memory{ptx::shared_address(shared)};
+  if (threadIdx.x == 0) {
+    for (const TensorMap* map :
+         {&params.query, &params.key, &params.value, &params.grad_output, &params.bias}) {
+      ptx::prefetch_tensormap(*map);
+    }
+    memory.pairs().init(GradBiasSm90Shared::kWarpgroups * kWarpgroup / 32);
+    memory.biases().init(GradBiasSm90Shared::kWarpgroups * kWarpgroup);
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
+  if (warp < 4) {
+    ptx::setmaxnreg_dec<40>();
+    if (warp == 0) GradBiasSm90Producer<S>(params, memory).run();
+  } else {
+    ptx::setmaxnreg_inc<232>();
+    GradBiasSm90Consumer<S>(params, memory, warp / 4 - 1).run();
+  }
+}
+
+}  // namespace attune::kernel
