@@ -1,5 +1,6 @@
 #include "codegen/choose.h"
 
+#include "attune/cuda/shared.h"
 #include "codegen/names.h"
 
 #include <fmt/format.h>
@@ -83,18 +84,25 @@ void append(std::vector<std::string>& texts, const std::vector<std::string>& mor
   texts.insert(texts.end(), more.begin(), more.end());
 }
 
+/// Dropout of packed sequences beside a bias tensor: both fill registers.
+bool laden(const Problem& problem) {
+  return problem.blocks == kernel::Blocks::varlen && problem.bias != kernel::Bias::none &&
+         problem.dropout == kernel::Dropout::on;
+}
+
 /// What sm90's gradients of key and value leave to mma's.
 std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
-  if (problem.blocks == kernel::Blocks::varlen && problem.bias != kernel::Bias::none &&
-      problem.dropout == kernel::Dropout::on) {
-    lacks.push_back("no kernels with both a bias tensor and dropout of packed sequences");
+  const int widest = std::max(problem.head_dim, problem.head_dim_v);
+  if (laden(problem) && widest > 128) {
+    lacks.push_back(
+        "no kernels with both a bias tensor and dropout of packed sequences at head dims above 128");
   }
   if (problem.keys == kernel::Keys::paged && problem.query_gradient == QueryGradient::ordered) {
     lacks.push_back("adds up the query's gradient in a fixed order where keys lie in theirs: not in pages");
   }
   if (problem.query_gradient == QueryGradient::ordered && problem.bias != kernel::Bias::none &&
-      problem.window_left == kernel::Edge::bounded && std::max(problem.head_dim, problem.head_dim_v) <= 64) {
+      problem.window_left == kernel::Edge::bounded && widest <= 64) {
     lacks.push_back(
         "no deterministic kernels with both a bias tensor and a window's left end at head dims to 64");
   }
@@ -243,6 +251,12 @@ bool suits_clusters(const Problem& problem) {
   return narrower > 192 && (!masked || wider > 208);
 }
 
+/// Warpgroups that have all columns of wide heads have no registers left.
+bool suits_laden(const Candidate& row, const Problem& problem) {
+  return std::max(problem.head_dim, problem.head_dim_v) <= 64 ||
+         kernel::shares_columns(spec_of(row, problem));
+}
+
 bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (row.operation != problem.operation || backend_of(row.family) != arch.backend) return false;
   if (!in_set(row.dtypes, problem.dtype) || !in_set(row.extents, problem.extent)) return false;
@@ -250,9 +264,10 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
   if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
   if (row.cluster != 0 && !suits_clusters(problem)) return false;
+  if (row.family == Family::sm90 && laden(problem) && !suits_laden(row, problem)) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
   return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
-         shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;
+         kernel::shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;
 }
 
 std::vector<std::string> not_supported_reasons(Family family, const Problem& problem, const Arch& arch) {

@@ -47,6 +47,7 @@ class Text {
       case sizeof(kernel::ForwardSm90Params): add(launch_.told<kernel::ForwardSm90Params>()); break;
       case sizeof(kernel::BackwardParams): add(launch_.told<kernel::BackwardParams>()); break;
       case sizeof(kernel::GradKeyValueSm90Params): add(launch_.told<kernel::GradKeyValueSm90Params>()); break;
+      case sizeof(kernel::GradBiasSm90Params): add(launch_.told<kernel::GradBiasSm90Params>()); break;
       default: text_ += " a merge";
     }
     return text_;
@@ -105,6 +106,12 @@ class Text {
     if (p.backward.grad_bias != nullptr) add(p.grad_bias);
     numbers(p.heads, p.sharing, p.heads_per_key_head, p.key_blocks, p.pairs, p.tiles, p.blocks, p.section,
             p.counter != nullptr);
+  }
+  void add(const kernel::GradBiasSm90Params& p) {
+    add(p.backward);
+    base_ = static_cast<const std::byte*>(p.backward.forward.query);
+    for (const auto& map : {p.query, p.key, p.value, p.grad_output, p.bias}) add(map);
+    numbers(p.heads, p.heads_per_key_head, p.heads_per_bias_head, p.bias_rows, p.bias_batches, p.slots);
   }
 
   const Launch& launch_;

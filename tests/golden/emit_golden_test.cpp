@@ -38,6 +38,7 @@ constexpr Golden kGoldens[] = {
      "operation=grad_query dtype=f16 head_dim=64 head_dim_v=80 dropout=on"},
     {"grad_key_value_cpu.txt", "x86-64-v3",
      "operation=grad_key_value dtype=f32 head_dim=256 window_right=bounded bias=f16"},
+    {"grad_bias_sm90.txt", "sm_90a", "operation=grad_bias dtype=bf16 head_dim=128 bias=bf16 boxes=1"},
     {"grad_key_value_sm90.txt", "sm_90a",
      "operation=grad_key_value dtype=bf16 head_dim=64 query_gradient=ordered boxes=1"},
     {"grad_key_value_wide_sm90.txt", "sm_90a",

@@ -343,13 +343,15 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
       for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
         problem.head_dim_v = problem.head_dim;
         const bool both = bias != kernel::Bias::none && dropout == kernel::Dropout::on;
-        CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty() == !both);
+        const bool lacks = both && problem.head_dim > 128;
+        CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty() == !lacks);
       }
     }
   }
   problem.head_dim = problem.head_dim_v = 256;
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
-        std::vector<std::string>{"no kernels with both a bias tensor and dropout of packed sequences"});
+        std::vector<std::string>{
+            "no kernels with both a bias tensor and dropout of packed sequences at head dims above 128"});
 
   Problem local{problem};
   local.dropout = kernel::Dropout::off;
@@ -376,6 +378,30 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
             "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0, "
             "pages and where sequences begin in them multiples of 8 keys",
             "adds up the query's gradient: not for calls without it"});
+}
+
+TEST_CASE("sm90 sums up the gradient of a bias tensor, whatever it was added to") {
+  const Arch hopper = *arch_from_name("sm_90a");
+  Problem problem = half_problem();
+  problem.operation = kernel::Operation::grad_bias;
+  problem.boxes = 1;
+  for (const auto bias : {kernel::Bias::f32, kernel::Bias::f16, kernel::Bias::bf16}) {
+    for (const auto blocks : {kernel::Blocks::dense, kernel::Blocks::varlen}) {
+      for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
+        problem.head_dim_v = problem.head_dim;
+        problem.bias = bias;
+        problem.blocks = blocks;
+        REQUIRE(choose(problem, hopper).ok());
+        CHECK(choose(problem, hopper)->spec.family == Family::sm90);
+      }
+    }
+  }
+  problem.dropout = kernel::Dropout::on;
+  problem.head_dim = problem.head_dim_v = 64;
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
+        std::vector<std::string>{"no gradients of bias tensors with dropout of packed sequences"});
+  problem.blocks = kernel::Blocks::dense;
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty());
 }
 
 TEST_CASE("a problem is large unless its queries or its tiles are few") {

@@ -145,7 +145,7 @@ Problem backward_of(const Problem& forward, Family family) {
   problem.output_dtype = problem.dtype;
   problem.extent = Extent::large;
   problem.query_gradient = QueryGradient::atomic;
-  // The gradient of a bias tensor is another family's.
+  // The gradient of a bias tensor may be another family's.
   if (problem.bias != kernel::Bias::none) problem.families = problem.families | codegen::only(Family::mma);
   return problem;
 }

@@ -19,13 +19,12 @@
 
 #include "attune/backward.h"
 #include "attune/cuda/dropout.cuh"
+#include "attune/cuda/grad_bias_sm90_producer.cuh"
 #include "attune/cuda/panels.cuh"
-#include "attune/cuda/pipeline.cuh"
 #include "attune/cuda/ptx.cuh"
 #include "attune/cuda/ptx_sm90.cuh"
 #include "attune/cuda/ptx_wgmma.cuh"
 #include "attune/cuda/score_bias.cuh"
-#include "attune/cuda/segments.cuh"
 #include "attune/cuda/shared.h"
 #include "attune/cuda/tile.cuh"
 #include "attune/cuda/vector.cuh"
@@ -36,204 +35,6 @@
 #include "attune/spec.h"
 
 namespace attune::kernel {
-
-/// What comes with a pair of tiles. Queries and keys count from the first of their tiles.
-struct GradBiasStep {
-  i32 slot;    // negative: no more work
-  i32 flags;   // GradBiasFlag
-  i32 row;     // of the query: that of the tile's first
-  i32 head;    // of the query, over all groups
-  i32 batch;
-  i32 column;  // row of the key: that of the tile's first
-  i32 first_query, last_query;  // [first, last) are the block's
-  i32 first_key, last_key;      // likewise, and some query of it sees them
-  i32 lower, upper;             // query i sees key j iff i + lower <= j <= i + upper
-};
-enum GradBiasFlag : i32 {
-  kComputes = 1,  // or its slot has no pair that sees each other
-  kLast = 2,      // of its slot
-  kMasked = 4     // is any of its pairs invisible?
-};
-
-/// Where things lie in shared memory.
-template <KernelSpec S>
-struct GradBiasMemory {
-  static constexpr GradBiasSm90Shared kShared{S};
-  using PairRing = Ring<S.stages, kShared.pair_bytes>;
-  using BiasRing = Ring<1, kShared.bias_bytes>;
-  using Cursor = typename PairRing::Cursor;
-
-  u32 base;
-
-  ATTUNE_DEVICE PairRing pairs() const { return {base, base + kShared.barrier_offset}; }
-  ATTUNE_DEVICE BiasRing biases() const {
-    return {base + kShared.bias_offset, base + kShared.barrier_offset + PairRing::kBarrierBytes};
-  }
-  /// A pair: queries, then keys.
-  ATTUNE_DEVICE u32 query_tile(const Cursor& at) const { return pairs().tile(at); }
-  ATTUNE_DEVICE u32 key_tile(const Cursor& at) const { return query_tile(at) + kShared.query_bytes; }
-
-  ATTUNE_DEVICE void write_step(const Cursor& at, const GradBiasStep& s) const {
-    const u32 step = step_address(at);
-    ptx::st_shared_word4(step, {s.slot, s.flags, s.row, s.head});
-    ptx::st_shared_word4(step + 16, {s.batch, s.column, s.first_query, s.last_query});
-    ptx::st_shared_word4(step + 32, {s.first_key, s.last_key, s.lower, s.upper});
-  }
-  ATTUNE_DEVICE GradBiasStep read_step(const Cursor& at) const {
-    const u32 step = step_address(at);
-    const ptx::Word4 a = ptx::ld_shared_word4(step);
-    const ptx::Word4 b = ptx::ld_shared_word4(step + 16);
-    const ptx::Word4 c = ptx::ld_shared_word4(step + 32);
-    return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w};
-  }
-
- private:
-  ATTUNE_DEVICE u32 step_address(const Cursor& at) const {
-    return base + kShared.step_offset + at.stage * GradBiasSm90Shared::kStepBytes;
-  }
-};
-
-template <KernelSpec S>
-class GradBiasSm90Producer {
-  using Memory = GradBiasMemory<S>;
-  using Bias = BiasTile<S>;
-
- public:
-  ATTUNE_DEVICE GradBiasSm90Producer(const GradBiasSm90Params& params, Memory memory)
-      : p_(params), memory_(memory), pairs_(memory.pairs()), biases_(memory.biases()) {}
-
-  ATTUNE_DEVICE void run() {
-#pragma unroll 1
-    for (u32 number = blockIdx.x; number < static_cast<u32>(p_.slots); number += gridDim.x) produce(number);
-    announce({.slot = -1});
-  }
-
- private:
-  static ATTUNE_DEVICE bool first_lane() {
-    return threadIdx.x % 32 == 0;
-  }
-
-  ATTUNE_DEVICE void produce(u32 number) {
-    const BiasSlot slot = bias_slot_of<S>(p_.backward, number);
-    found_ = {.slot = static_cast<i32>(number), .flags = kLast, .column = slot.begin};
-    begins_ = true;
-#pragma unroll 1
-    for (i32 i = 0; i < biased_batches(p_.backward); ++i) {
-      for_each_segment_of_block<S>(p_.backward.forward, slot.batch + i, slot.begin, slot.end,
-                                   [&](const KeySegment& segment) { produce_segment(slot, segment); });
-    }
-    if ((found_.flags & kComputes) != 0) {
-      found_.flags |= kLast;
-      load(slot);
-    } else {
-      announce(found_);
-    }
-  }
-
-  ATTUNE_DEVICE void produce_segment(const BiasSlot& slot, const KeySegment& whole) {
-    const Block& block = whole.block;
-    const Window window = window_of_block<S>(p_.backward.forward, block);
-    const KeySegment keys = seen_part<S>(whole, window);
-    const i32 count = keys.end - keys.begin;
-    if (count <= 0) return;
-    const QueryRange visiting = visiting_queries<S>(window, block.len_q, keys.key, keys.key + count);
-    const bool one_row = p_.backward.bias_rows == 1;
-    const i32 begin = max(visiting.begin, slot.m_begin - block.q_begin);
-    const i32 end = min(visiting.end, slot.m_end - block.q_begin);
-    // Where rows are kept apart, the tile's first row is the slot's, even if that comes before the block.
-#pragma unroll 1
-    for (i32 m = one_row ? begin : slot.m_begin - block.q_begin; begin < end && m < end; m += S.block_m) {
-#pragma unroll 1
-      for (i32 number = 0; number < biased_heads(p_.backward); ++number) {
-        const QueryHead head = biased_head(p_.backward, slot, number);
-        if ((found_.flags & kComputes) != 0) load(slot);
-        found_.head = head.group * p_.backward.forward.heads + head.head;
-        found_.batch = block.batch;
-        found_.row = block.q_begin + m;
-        found_.first_query = begin - m;
-        found_.last_query = end - m;
-        found_.first_key = keys.begin - slot.begin;
-        found_.last_key = keys.end - slot.begin;
-        const i32 shift = m - keys.key + found_.first_key;
-        found_.lower = window.lower + shift;
-        found_.upper = window.upper + shift;
-        found_.flags = kComputes | (sees_all() ? 0 : kMasked);
-      }
-    }
-  }
-
-  /// Does each query of the step that was found see each key?
-  ATTUNE_DEVICE bool sees_all() const {
-    bool all = found_.first_query <= 0 && found_.last_query >= S.block_m && found_.first_key <= 0 &&
-               found_.last_key >= S.block_n;
-    if constexpr (S.window_left == Edge::bounded) all = all && S.block_m - 1 + found_.lower <= 0;
-    if constexpr (S.window_right == Edge::bounded) all = all && found_.upper >= S.block_n - 1;
-    return all;
-  }
-
-  /// A step without tiles.
-  ATTUNE_DEVICE void announce(const GradBiasStep& step) {
-    pairs_.acquire(at_);
-    if (first_lane()) {
-      memory_.write_step(at_, step);
-      ptx::mbarrier_arrive(pairs_.full(at_));
-    }
-    at_.advance();
-  }
-
-  /// The step that was found.
-  ATTUNE_DEVICE void load(const BiasSlot& slot) {
-    load_pair<S.head_dim>(p_.query, p_.key);
-    load_pair<S.head_dim_v>(p_.grad_output, p_.value);
-    if (begins_) load_bias(slot);
-    begins_ = false;
-  }
-
-  template <i32 Dim>
-  ATTUNE_DEVICE void load_pair(const TensorMap& queries, const TensorMap& keys) {
-    constexpr i32 kPanels = ceil_div(Dim, Sm90Shared::kPanelElements);
-    pairs_.acquire(at_);
-    if (first_lane()) {
-      memory_.write_step(at_, found_);
-      const u32 full = pairs_.full(at_);
-      const i32 batch = found_.batch;
-      ptx::mbarrier_arrive_expect_tx(full, kPanels * kPanelBytes<S.block_m + S.block_n>);
-      load_panels<kPanels, S.block_m>(memory_.query_tile(at_), queries, full,
-                                      {0, found_.row, found_.head, batch}, ptx::kEvictLast);
-      load_panels<kPanels, S.block_n>(memory_.key_tile(at_), keys, full,
-                                      {0, found_.column, found_.head / p_.heads_per_key_head, batch},
-                                      ptx::kEvictLast);
-    }
-    at_.advance();
-  }
-
-  ATTUNE_DEVICE void load_bias(const BiasSlot& slot) {
-    biases_.acquire(bias_at_);
-    if (first_lane()) {
-      const u32 full = biases_.full(bias_at_);
-      const i32 head = (slot.group * p_.backward.forward.heads + slot.head) / p_.heads_per_bias_head;
-      ptx::BoxOrigin origin{slot.begin, p_.bias_rows == 1 ? 0 : slot.m_begin, head,
-                            slot.batch * p_.bias_batches};
-      ptx::mbarrier_arrive_expect_tx(full, p_.bias_rows * S.block_n * size_of(S.bias));
-#pragma unroll 1
-      for (i32 panel = 0; panel < Bias::kPanels; ++panel) {
-        ptx::cp_async_bulk_tensor_load(biases_.tile(bias_at_) + panel * Bias::kPanelBytes, p_.bias, full,
-                                       origin, ptx::kEvictFirst);
-        origin.column += Bias::kPanelKeys;
-      }
-    }
-    bias_at_.advance();
-  }
-
-  const GradBiasSm90Params& p_;
-  const Memory memory_;
-  const typename Memory::PairRing pairs_;
-  const typename Memory::BiasRing biases_;
-  typename Memory::Cursor at_{1};
-  typename Memory::BiasRing::Cursor bias_at_{1};
-  GradBiasStep found_;  // is loaded when the next one, or the end of the slot, has been found
-  bool begins_;         // the slot
-};
 
 template <KernelSpec S>
 class GradBiasSm90Consumer : WarpgroupThread {
@@ -371,8 +172,8 @@ class GradBiasSm90Consumer : WarpgroupThread {
       const i32 half = e / 2 % 2;
       if constexpr (kDropout) {
         const bool keeps = (kept[half] >> (e / 4 * 2 + e % 2) & 1u) != 0;
-        gradient[e] = keeps ? fmaf(gradient[e], p_.backward.forward.dropout.rescale, -delta[half])
-                            : -delta[half];
+        gradient[e] =
+            keeps ? fmaf(gradient[e], p_.backward.forward.dropout.rescale, -delta[half]) : -delta[half];
       } else {
         gradient[e] -= delta[half];
       }
@@ -433,10 +234,9 @@ class GradBiasSm90Consumer : WarpgroupThread {
                    (head_offset(slot, strides) + slot.begin * strides.key) * kBytes;
     const i32 columns = slot.end - slot.begin;
     if (p_.backward.bias_rows == 1) return store_row(elements, strides.key, columns);
-    const bool pairs = strides.key == 1 &&
-                       (reinterpret_cast<u64>(elements) | static_cast<u64>(strides.query * kBytes)) %
-                               (2 * kBytes) ==
-                           0;
+    const bool pairs =
+        strides.key == 1 &&
+        (reinterpret_cast<u64>(elements) | static_cast<u64>(strides.query * kBytes)) % (2 * kBytes) == 0;
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
       const i32 row = slot.m_begin + first_query() + half * 8;

@@ -26,6 +26,7 @@
 // Registers of one thread:    producer  consumer    S + dP, or dS + P + dQ, beside dK + dV
 //   head dim  64, 128 x 128   24        240         64 + 64, or 32 + 32 + 32, beside 32 + 32
 //   head dim 128,  64 x 128   24        240         32 + 32, or 16 + 16 + 32, beside 64 + 64
+//   bias, dropout, sequences  40        232         32 + 32, or 16 + 16 + 32, beside 32 + 32
 #pragma once
 
 #include "attune/cuda/dropout_sm90.cuh"
@@ -513,11 +514,14 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
   static_assert((S.block_m == 64 && wider_dim(S) <= 128) || (S.block_m == 128 && wider_dim(S) <= 64));
   static_assert(S.warps == 12);
+  // Both give the producer more to keep track of. They come together at small head dims alone (choose.cpp),
+  // whose consumers have less to hold.
+  constexpr bool kLaden = S.blocks == Blocks::varlen && S.bias != Bias::none && S.dropout == Dropout::on;
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
-    ptx::setmaxnreg_dec<24>();
+    ptx::setmaxnreg_dec<kLaden ? 40 : 24>();
     if (warp == 0) {
       Sm90Producer<S>(params, memory).run();
     } else if (warp < 3) {
@@ -526,7 +530,7 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
       Sm90Watcher<S>(params, memory).run();
     }
   } else {
-    ptx::setmaxnreg_inc<240>();
+    ptx::setmaxnreg_inc<kLaden ? 232 : 240>();
     Sm90Consumer<S>(params, memory, warp / 4 - 1).run();
   }
 }

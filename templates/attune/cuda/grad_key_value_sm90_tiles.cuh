@@ -37,6 +37,7 @@ enum Sm90Exchange : u32 {
   kTileSeen,                             // and has been read by the other
   kOtherSummed                           // both warpgroups of the other block have multiplied with both
 };
+
 /// Where things lie in shared memory.
 template <KernelSpec S>
 struct Sm90Memory {

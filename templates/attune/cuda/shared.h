@@ -303,9 +303,10 @@ struct GradKeyValueSm90Shared {
   }
 };
 
-/// The gradient of a bias tensor on Hopper: a ring of `stages` pairs, of a tile of queries or output gradients
-/// and one of keys or values; a tile of the bias; two barriers for each of these, and what each pair is. The
-/// tile of a bias of one row is this row alone: what lies behind is scratch, for the sums of each warp.
+/// The gradient of a bias tensor on Hopper: a ring of `stages` pairs, of a tile of queries or output
+/// gradients and one of keys or values; a tile of the bias; two barriers for each of these, and what each
+/// pair is. The tile of a bias of one row is this row alone: what lies behind is scratch, for the sums of
+/// each warp.
 struct GradBiasSm90Shared {
   static constexpr i32 kWarpgroups = 2;
   static constexpr i32 kGroupRows = 64;        // queries of a warpgroup
