@@ -95,7 +95,7 @@ constexpr Candidate kCandidates[] = {
     {"sm90_grad_key_value_128x128_d64d",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kPlainDropout | kAtomic,  64, 128,128,0,  0, 0, 12,2, 0},
     {"sm90_grad_key_value_128x128_d64b",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kBias | kSums,  64, 128,128,0,  0, 0, 12,2, 0},
     {"sm90_grad_key_value_64x128_d128",     kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kEveryFeature | kSums,    128,64, 128,0,  0, 0, 12,2, 0},
-    {"sm90_grad_key_value_64x64x2_d256",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kAtomic,        256,64, 64, 0,  0, 0, 12,2, 0, 0, 0, 0, kEveryExtent, 1},
+    {"sm90_grad_key_value_64x64x2_d256",    kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kWindow | kSums,          256,64, 64, 0,  0, 0, 12,2, 0, 0, 0, 0, kEveryExtent, 1},
     {"sm90_grad_key_value_64x64_d256",      kGradKeyValue,Family::sm90,90,90,     Isa::none,kHalf,kEveryFeature | kSums,    256,64, 64, 0,  0, 0, 12,2, 0},
     {"mma_grad_key_value_64x128x4_d64",     kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kUneven | kAtomic,        64, 64, 128,64, 2, 2, 4, 1, 0},
     {"mma_grad_key_value_64x128x4_d64d",    kGradKeyValue,Family::mma,80, kNewest,Isa::none,kHalf,kPlainDropout | kAtomic,  64, 64, 128,64, 2, 2, 4, 1, 0},

@@ -47,9 +47,12 @@ class Sm90ClusterConsumer : WarpgroupThread {
   static constexpr i32 kDim = round_up(wider_dim(S), 16);
   static constexpr i32 kLast = (kPanels - 1) * kPanel;  // where the last panel begins
 
+  using LastPanelCursor = typename Memory::LastPanelRing::Cursor;  // of a step's parity
   using Scores = float[kQueries / 2];  // element e: key half e / 2 % 2, queries e / 4 * 8 + e % 2
   using Operand = u32[kQueries / 16][4];
   using Sums = float[kPanel / 2];
+  static constexpr u32 kNowhere = ~0u;  // past the end
+  static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
 
  public:
   ATTUNE_DEVICE Sm90ClusterConsumer(const GradKeyValueSm90Params& params, Memory memory)
@@ -65,6 +68,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
 #pragma unroll 1
     while (true) {
       keys_.wait(key_at_);
+      key_at_.advance();
       const i32 steps = work().steps;
       if (steps < 0) break;
       if constexpr (Sm90Schedule<S>::kUneven) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
@@ -75,7 +79,6 @@ class Sm90ClusterConsumer : WarpgroupThread {
       }
       finish();
       clear();
-      key_at_.advance();
     }
     if constexpr (Group == 0) ptx::bar_sync(kSummed, kThreads);
   }
@@ -90,8 +93,8 @@ class Sm90ClusterConsumer : WarpgroupThread {
   }
 
   /// P, then dS.
-  ATTUNE_DEVICE u32 place(u32 step) const {
-    return memory_.scores(step % 2);
+  ATTUNE_DEVICE u32 place(u32 number) const {
+    return memory_.scores(number % 2);
   }
 
   ATTUNE_DEVICE void clear() {
@@ -106,37 +109,35 @@ class Sm90ClusterConsumer : WarpgroupThread {
   ATTUNE_DEVICE void walk_values(i32 steps) {
     Operand probability;
     Sums sums;
-    float* target;
-    float* target_before = nullptr;
+    u32 target = kNowhere;
     {
       Scores score;
       multiply_queries(score);
       ptx::wgmma_wait_group<0>();
       ptx::pin(score);
-      target = sums_target();
-      make_probabilities(probability, score);
+      make_probabilities(probability, score, summed_);
     }
 #pragma unroll 1
-    for (; steps > 1; --steps) {
+    for (i32 left = steps; left > 1; --left) {
       multiply_values(probability);
-      add(sums, target_before);
+      if (!kOrdered || left < work().steps) add(sums, target);
+      target = sums_target();
       ptx::wgmma_wait_group<0>();
       release_values();
       Scores score;
       multiply_queries(score);
       ptx::wgmma_wait_group<0>();
       ptx::pin(score);
-      target_before = target;
-      target = sums_target();
       await_gradients();
       multiply_sums(sums);
-      make_probabilities(probability, score);
+      make_probabilities(probability, score, summed_ + 1);
       ptx::wgmma_wait_group<0>();
       ptx::pin(sums);
       announce_sums();
     }
     multiply_values(probability);
-    add(sums, target_before);
+    if (!kOrdered || work().steps > 1) add(sums, target);
+    target = sums_target();
     ptx::wgmma_wait_group<0>();
     release_values();
     await_gradients();
@@ -154,7 +155,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
   }
 
   /// P^T of S^T; for warpgroup 1, too.
-  ATTUNE_DEVICE void make_probabilities(Operand& probability, Scores& score) {
+  ATTUNE_DEVICE void make_probabilities(Operand& probability, Scores& score, u32 number) const {
     subtract_lse<S>(score, memory_.numbers(query_at_), p_.backward.forward.scale * kLog2e);
     const Sm90Step step = this_step();
     const i32 first_key = work().begin + static_cast<i32>(thread() / 32 * 16 + lane() / 4);
@@ -168,26 +169,25 @@ class Sm90ClusterConsumer : WarpgroupThread {
     }
     ptx::bar_sync(kSummed, kThreads);
 #pragma unroll
-    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(place(made_), k, shared[k]);
+    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(place(number), k, shared[k]);
     ptx::bar_arrive(kShown, kThreads);
-    ++made_;
   }
 
   /// dV += P^T dO; asynchronous.
   ATTUNE_DEVICE void multiply_values(const Operand& probability) {
-    last_panels_.wait(last_at_);
-    multiply_gradient(probability, memory_.grad_output_tile(query_at_), last_panels_.tile(last_at_));
+    const LastPanelCursor at(summed_ % 2);
+    last_panels_.wait(at);
+    multiply_gradient(probability, memory_.grad_output_tile(query_at_), last_panels_.tile(at));
   }
   /// When that has been done.
   ATTUNE_DEVICE void release_values() {
     ptx::pin(first_);
     ptx::pin(last_);
     if (elected()) {
-      last_panels_.release(last_at_);
+      last_panels_.release(LastPanelCursor(0));
       queries_.release(query_at_);
     }
     query_at_.advance();
-    last_at_.advance();
   }
 
   /// Until warpgroup 1 shows dS.
@@ -200,44 +200,42 @@ class Sm90ClusterConsumer : WarpgroupThread {
   ATTUNE_DEVICE void walk_keys(i32 steps) {
     Operand gradient;
     Sums sums;
-    float* target;
-    float* target_before = nullptr;
+    u32 target = kNowhere;
     {
       Scores score;
       multiply_output_gradients(score);
-      multiply_last_panel(score);
+      multiply_last_panel(score, summed_);
       ptx::wgmma_wait_group<0>();
       take(score);
-      target = sums_target();
-      make_gradients(gradient, score);
+      make_gradients(gradient, score, summed_);
       allow_probabilities();
-      show();
+      show(summed_);
     }
 #pragma unroll 1
-    for (; steps > 1; --steps) {
+    for (i32 left = steps; left > 1; --left) {
       multiply_key_gradient(gradient);
-      add(sums, target_before);
+      if (!kOrdered || left < work().steps) add(sums, target);
+      target = sums_target();
       const auto done = query_at_;
       query_at_.advance();
       Scores score;
       multiply_output_gradients(score);
       ptx::wgmma_wait_group<1>();
       release_keys(done);
-      multiply_last_panel(score);
+      multiply_last_panel(score, summed_ + 1);
       ptx::wgmma_wait_group<0>();
       take(score);
-      target_before = target;
-      target = sums_target();
       multiply_sums(sums);
-      make_gradients(gradient, score);
-      show();
+      make_gradients(gradient, score, summed_ + 1);
+      show(summed_ + 1);
       ptx::wgmma_wait_group<0>();
       ptx::pin(sums);
       announce_sums();
       allow_probabilities();
     }
     multiply_key_gradient(gradient);
-    add(sums, target_before);
+    if (!kOrdered || work().steps > 1) add(sums, target);
+    target = sums_target();
     multiply_sums(sums);
     ptx::wgmma_wait_group<1>();
     release_keys(query_at_);
@@ -266,10 +264,11 @@ class Sm90ClusterConsumer : WarpgroupThread {
     multiply_rows<S.dtype, kKeys, kLast / 16>(d, memory_.value_tile(), memory_.grad_output_tile(query_at_));
   }
   /// That on top.
-  ATTUNE_DEVICE void multiply_last_panel(Scores& d) const {
-    last_panels_.wait(last_at_);
+  ATTUNE_DEVICE void multiply_last_panel(Scores& d, u32 number) const {
+    const LastPanelCursor at(number % 2);
+    last_panels_.wait(at);
     const u64 row = ptx::wgmma_descriptor(memory_.value_tile() + (kPanels - 1) * kPanelBytes<kKeys>);
-    const u64 column = ptx::wgmma_descriptor(last_panels_.tile(last_at_));
+    const u64 column = ptx::wgmma_descriptor(last_panels_.tile(at));
     ptx::wgmma_fence();
 #pragma unroll
     for (i32 k = 0; k < (kDim - kLast) / 16; ++k) {
@@ -281,16 +280,15 @@ class Sm90ClusterConsumer : WarpgroupThread {
   /// When both have been multiplied.
   ATTUNE_DEVICE void take(Scores& score) {
     ptx::pin(score);
-    if (elected()) last_panels_.release(last_at_);
-    last_at_.advance();
+    if (elected()) last_panels_.release(LastPanelCursor(0));
   }
 
   /// dS^T of dP^T, when P has come.
-  ATTUNE_DEVICE void make_gradients(Operand& gradient, const Scores& score) {
+  ATTUNE_DEVICE void make_gradients(Operand& gradient, const Scores& score, u32 number) const {
     ptx::bar_sync(kShown, kThreads);
 #pragma unroll
     for (i32 k = 0; k < kQueries / 16; ++k) {
-      ptx::ldmatrix_x4_trans(gradient[k], score_row<S>(place(made_), k));
+      ptx::ldmatrix_x4_trans(gradient[k], score_row<S>(place(number), k));
     }
     constexpr float kFactor = 1 / kProbabilityScale<S>;
     const u32 numbers = memory_.numbers(query_at_) + kQueries * 4 + lane() % 4 * 8;
@@ -303,16 +301,15 @@ class Sm90ClusterConsumer : WarpgroupThread {
                            probability.y * fmaf(score[e + 1], kFactor, -delta.y));
     }
 #pragma unroll
-    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(place(made_), k, gradient[k]);
-    ++made_;
+    for (i32 k = 0; k < kQueries / 16; ++k) store_scores<S>(place(number), k, gradient[k]);
   }
 
   /// dS, to both blocks.
-  ATTUNE_DEVICE void show() const {
+  ATTUNE_DEVICE void show(u32 number) const {
     ptx::fence_proxy_async();
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     ptx::bar_arrive(kShown + 1, kThreads);
-    if (elected()) ptx::mbarrier_arrive(exchange(kGradientsShown, made_ - 1));
+    if (elected()) ptx::mbarrier_arrive(exchange(kGradientsShown, number));
   }
 
   /// The next P, where the dS before was: this warpgroup has multiplied with it, and it has been sent.
@@ -378,38 +375,44 @@ class Sm90ClusterConsumer : WarpgroupThread {
     ptx::mbarrier_arrive_cluster(ptx::mapa(barrier, other_rank<S>()));
   }
   /// A step's, of barriers that there are two of.
-  ATTUNE_DEVICE u32 exchange(Sm90Exchange first, u32 step) const {
-    return memory_.exchange(first + step % 2);
+  ATTUNE_DEVICE u32 exchange(Sm90Exchange first, u32 number) const {
+    return memory_.exchange(first + number % 2);
   }
 
-  /// This lane's place in the first fragment; null past the end.
-  ATTUNE_DEVICE float* sums_target() const {
+  /// Where this warp's sums go: the number of their first fragment, which takes fewer registers than its
+  /// place.
+  ATTUNE_DEVICE u32 sums_target() const {
     const Sm90Step step = this_step();
     const i32 row = static_cast<i32>(thread() / 32 * kFragmentRows);
     const i64 head = i64{work().batch} * p_.heads * p_.sharing + step.head;
-    float* first = p_.backward.query_sums + (head * sum_rows(p_.backward) + step.begin + row) * S.head_dim;
-    const i32 fragment = panel() * (kPanel / kFragmentColumns);
-    return row < step.rows ? first + fragment * kFragmentElements + lane() * 4 : nullptr;
+    const i64 rows = (head * sum_rows(p_.backward) + step.begin + row) / kFragmentRows;
+    const i64 fragment = rows * (S.head_dim / kFragmentColumns) + panel() * (kPanel / kFragmentColumns);
+    return row < step.rows ? static_cast<u32>(fragment) : kNowhere;
   }
-
-  ATTUNE_DEVICE void add(const Sums& sums, float* target) const {
+  /// The sums multiplied last, when their turn has come.
+  ATTUNE_DEVICE void add(const Sums& sums, u32 target) const {
+    if constexpr (kOrdered) await_turn(memory_, summed_);
     constexpr i32 kOfLast = (S.head_dim - kLast) / kFragmentColumns;
-    if (target != nullptr) {
+    if (target != kNowhere) {
+      float* place = p_.backward.query_sums + i64{target} * kFragmentElements + lane() * 4;
 #pragma unroll
       for (i32 f = 0; f < kPanel / kFragmentColumns; ++f) {
         if (f < kOfLast || panel() < kPanels - 1) {
-          ptx::red_add_v4_f32(target + f * kFragmentElements, sums + 4 * f);
+          ptx::red_add_v4_f32(place + f * kFragmentElements, sums + 4 * f);
         }
       }
     }
-    __syncwarp();  // keeps the compiler from adding later, in the way of the next products
+    __syncwarp();              // keeps the compiler from adding later, in the way of the next products
+    if constexpr (kOrdered) {  // to the warp that passes the turn on
+      if (lane() == 0) ptx::mbarrier_arrive(memory_.added(summed_ - 1));
+    }
   }
 
   // ---- The end of a tile of keys ----
 
   /// A gradient leaves through the tile of what it is of.
   ATTUNE_DEVICE void finish() {
-    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
+    meet<Group>();  // both have multiplied with the keys
     const Sm90Work tile = work();
     const BackwardParams& p = p_.backward;
     const float scale = Group == 0 ? 1 / kProbabilityScale<S> : p.forward.scale;
@@ -437,9 +440,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
   const typename Memory::LastPanelRing last_panels_;
   typename Memory::KeyRing::Cursor key_at_{0};
   typename Memory::QueryCursor query_at_{0};
-  typename Memory::LastPanelRing::Cursor last_at_{0};
-  u32 made_ = 0;    // P or dS, of so many steps
-  u32 summed_ = 0;  // steps' sums multiplied
+  u32 summed_ = 0;  // so many steps' sums of dQ have been multiplied: the next's number
 
   // dV or dK
   float first_[kLast / 2];
@@ -490,7 +491,7 @@ ATTUNE_DEVICE void set_up_cluster(Sm90Memory<S> memory) {
 template <KernelSpec S>
 ATTUNE_DEVICE void grad_key_value_cluster_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32 && S.cluster != 0);
-  static_assert(S.query_gradient == QueryGradient::atomic && S.keys == Keys::contiguous);
+  static_assert(S.query_gradient != QueryGradient::apart && S.keys == Keys::contiguous);
   static_assert(S.blocks == Blocks::dense && S.bias == Bias::none && S.dropout == Dropout::off);
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(min(S.head_dim, S.head_dim_v) > 192 && wider_dim(S) <= 256);
@@ -505,6 +506,10 @@ ATTUNE_DEVICE void grad_key_value_cluster_sm90(const GradKeyValueSm90Params& par
       Sm90Producer<S>(params, memory).run();
     } else if (warp == 1) {
       send_gradients(memory);
+    } else if (Sm90Schedule<S>::kOrdered && warp == 2) {
+      Sm90Watcher<S>(params, memory).run();
+    } else if (Sm90Schedule<S>::kOrdered) {
+      Sm90TurnPasser<S>(params, memory).run();
     }
   } else {
     ptx::setmaxnreg_inc<240>();

@@ -27,7 +27,7 @@ class Sm90Producer {
 
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
-    for (i32 tile = Schedule::first(p_); tile < p_.tiles; tile = next(tile)) {
+    for (i32 tile = first(); tile < p_.tiles; tile = next(tile)) {
       produce(Schedule::work(tile, p_));
     }
     keys_.acquire(key_at_);
@@ -46,27 +46,32 @@ class Sm90Producer {
     return lane() == 0;
   }
 
-  ATTUNE_DEVICE i32 next(i32 tile) {
-    if constexpr (S.cluster == 0 || !Schedule::kUneven) {
+  ATTUNE_DEVICE i32 first() const {
+    if constexpr (S.cluster != 0 && Schedule::kOrdered) return next(0);
+    return Schedule::first(p_);
+  }
+  /// The tile after this one. In a cluster the first block takes it and tells the other.
+  ATTUNE_DEVICE i32 next(i32 tile) const {
+    if constexpr (S.cluster == 0 || (!Schedule::kUneven && !Schedule::kOrdered)) {
       return Schedule::next(tile, p_);
     } else {
+      const u32 parity = key_at_.parity ^ (Schedule::kOrdered ? 1 : 0);  // not told of the first, else
       const u32 came = memory_.exchange(kTileCame);
       const u32 seen = memory_.exchange(kTileSeen);
       if (cluster_rank<S>() == 0) {
         tile = Schedule::next(tile, p_);
-        ptx::mbarrier_wait_cluster(seen, tile_parity_ ^ 1);
+        ptx::mbarrier_wait_cluster(seen, parity ^ 1);
         if (first_lane()) {
           ptx::st_async_cluster(ptx::mapa(memory_.next_tile(), 1), static_cast<u32>(tile),
                                 ptx::mapa(came, 1));
         }
       } else {
         if (first_lane()) ptx::mbarrier_arrive_expect_tx(came, 4);
-        ptx::mbarrier_wait(came, tile_parity_);
+        ptx::mbarrier_wait(came, parity);
         tile = static_cast<i32>(ptx::ld_shared_u32(memory_.next_tile()));
         __syncwarp();
         if (first_lane()) ptx::mbarrier_arrive_cluster(ptx::mapa(seen, 0));
       }
-      tile_parity_ ^= 1;
       return tile;
     }
   }
@@ -169,7 +174,7 @@ class Sm90Producer {
 
   /// Where the tile of keys before ends to add: it has no later first step.
   ATTUNE_DEVICE i32 end_of_tile_before(const Sm90Work& work, i32 place, const Window& window) const {
-    const i32 begin = work.begin - kKeys;
+    const i32 begin = work.begin - cluster_keys(S);
     const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, place);
     return Schedule::steps(seen_part<S>(tile, window), window).last;
   }
@@ -282,7 +287,6 @@ class Sm90Producer {
   const typename Memory::QueryRing queries_;
   const typename Memory::BiasRing biases_;
   const typename Memory::LastPanelRing last_panels_;
-  u32 tile_parity_ = 0;  // of what blocks of a cluster tell each other
   typename Memory::KeyRing::Cursor key_at_{1};
   typename Memory::QueryCursor query_at_{1};
   typename Memory::BiasRing::Cursor bias_at_{1};

@@ -11,6 +11,14 @@ ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
   return p.backward.turns + 1 + static_cast<u32>(number);
 }
 
+/// The parts that a block adds: each block of a cluster has one.
+template <KernelSpec S>
+inline constexpr u32 kOwnParts = kTurnParts / cluster_blocks(S);
+template <KernelSpec S>
+ATTUNE_DEVICE u32 first_part() {
+  return static_cast<u32>(cluster_rank<S>());
+}
+
 /// Waits for the turn of the next step, and lets its stage go. By a whole warp.
 template <KernelSpec S>
 ATTUNE_DEVICE Sm90Turn next_turn(Sm90Memory<S> memory, typename Sm90Memory<S>::QueryCursor& at) {
@@ -37,8 +45,9 @@ class Sm90Watcher {
       const Sm90Turn turn = next_turn<S>(memory_, at);
       if (turn.mine == 0) return;
       // Halves of wide heads' columns are added one after the other, else both parts at once.
-      for (u32 part = 0; part < (shares_columns(S) ? kTurnParts : 1); ++part) {
-        const u32* last = turn_of(p_, turn.number) + (shares_columns(S) ? part : lane() % kTurnParts);
+      for (u32 part = 0; part < (shares_columns(S) ? kOwnParts<S> : 1); ++part) {
+        const u32* last =
+            turn_of(p_, turn.number) + (shares_columns(S) ? first_part<S>() + part : lane() % kTurnParts);
         while (!__all_sync(0xffffffffu, ptx::ld_acquire(last) == static_cast<u32>(turn.before))) {}
         __syncwarp();
         if (lane() == 0) ptx::st_shared_release(memory_.allowed(), ++allowed);
@@ -72,9 +81,10 @@ class Sm90TurnPasser {
     while (true) {
       const Sm90Turn turn = next_turn<S>(memory_, at);
       if (turn.mine == 0) return;
-      for (u32 part = 0; part < kTurnParts; ++part, ++parts) {
+      for (u32 part = 0; part < kOwnParts<S>; ++part, ++parts) {
         ptx::mbarrier_wait(memory_.added(parts), parts / GradKeyValueSm90Shared::added_barriers(S) % 2);
-        if (lane() == 0) ptx::st_release(turn_of(p_, turn.number) + part, static_cast<u32>(turn.mine));
+        if (lane() == 0)
+          ptx::st_release(turn_of(p_, turn.number) + first_part<S>() + part, static_cast<u32>(turn.mine));
       }
     }
   }

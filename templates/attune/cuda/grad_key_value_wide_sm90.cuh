@@ -412,7 +412,7 @@ class Sm90WideConsumer : WarpgroupThread {
 
   /// The gradients leave through the tiles of keys and values.
   ATTUNE_DEVICE void finish() {
-    ptx::bar_sync(kExchange, kThreads);  // both warpgroups have multiplied with the keys
+    meet<Group>();  // both have multiplied with the keys
     const Sm90Work tile = work();
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) {
