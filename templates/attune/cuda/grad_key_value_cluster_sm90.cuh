@@ -22,6 +22,9 @@
 //   warpgroup 0:  dV of j, dQ of j - 1 leaves;  S of j + 1;  dQ of j, P of j + 1 is made
 //   warpgroup 1:  dK of j, dQ of j - 1 leaves; dP of j + 1;  dQ of j, dS of j + 1 is made
 //
+// Where tiles of keys take turns to add (ADR 9), each block has one of the two parts of a turn. Under a mask,
+// and there, the first block takes the next tile for both.
+//
 // Registers of one thread:   producer  consumer   S or dP + dQ + an operand, beside dV or dK
 //   head dim 256,  64 x 64   24        240        32 + 32 + 16, beside 128
 #pragma once

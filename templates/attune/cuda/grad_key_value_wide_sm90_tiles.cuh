@@ -9,8 +9,9 @@
 
 namespace attune::kernel {
 
-/// Until both warpgroups have come here. Each announces itself at a barrier at which the other waits: PTX allows
-/// one at two places of the code, but compute-sanitizer takes that for an error. There are no adders here.
+/// Until both warpgroups have come here. Each announces itself at a barrier at which the other waits: PTX
+/// allows one at two places of the code, but compute-sanitizer takes that for an error. There are no adders
+/// here.
 template <i32 Group>
 ATTUNE_DEVICE void meet() {
   constexpr u32 kMet = kTaken + 2;
