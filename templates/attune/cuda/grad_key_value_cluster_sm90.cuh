@@ -461,6 +461,8 @@ ATTUNE_DEVICE void send_gradients(Sm90Memory<S> memory) {
     memory.keys().wait(key_at);
     i32 steps = work_of(memory).steps;
     if (steps < 0) break;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) memory.keys().release(key_at);
 #pragma unroll 1
     for (; steps > 0; --steps) {
       ptx::mbarrier_wait(memory.exchange(kGradientsShown + step % 2), step / 2 % 2);

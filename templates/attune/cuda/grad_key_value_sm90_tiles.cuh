@@ -332,7 +332,8 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
     for (const TensorMap* map : {&params.query, &params.key, &params.value, &params.grad_output}) {
       ptx::prefetch_tensormap(*map);
     }
-    memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup);
+    const u32 senders = S.cluster != 0 ? 1 : 0;  // of score gradients: they read how many there are
+    memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup + senders);
     memory.queries().init(GradKeyValueSm90Shared::kWarpgroups + kTurnWarps<S>, kQueryFills);
     for (u32 group = 0; group < GradKeyValueSm90Shared::kWarpgroups; ++group) {
       for (u32 buffer = 0; buffer < Sm90Memory<S>::kShared.sum_buffers; ++buffer) {
