@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; ++i) {
     if (std::strcmp(argv[i], "--cases") == 0) case_count = std::max(1, std::atoi(argv[i + 1]));
     if (std::strcmp(argv[i], "--family") == 0) only_family = argv[i + 1];
+    if (std::strcmp(argv[i], "--seed") == 0) setenv("ATTUNE_TEST_SEED", argv[i + 1], 1);
   }
   if (only_family != "all" && only_family != "simt" && only_family != "mma" && only_family != "sm90") {
     std::fprintf(stderr, "--family %s: expected simt, mma, sm90 or all\n", only_family.c_str());
