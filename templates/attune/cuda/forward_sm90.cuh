@@ -306,8 +306,10 @@ class Sm90Consumer : WarpgroupThread {
     const u32 key_row = lane() / 16 * 8 + lane() % 8;
 #pragma unroll
     for (i32 e = 0; e < kKeys / 2; ++e) scores_[e] = 0.0f;
+    // One step alone would be unrolled all the same, and take registers that four warpgroups do not have.
+    const i32 steps = kDimSteps == 1 ? ptx::opaque(1) : kDimSteps;
 #pragma unroll 1
-    for (i32 k = 0; k < kDimSteps; ++k) {
+    for (i32 k = 0; k < steps; ++k) {
       const auto chunk = static_cast<i32>(k * 2 + lane() / 16);
       const auto key_chunk = static_cast<i32>(k * 2 + lane() / 8 % 2);
       ptx::ldmatrix_x4(query, queries_.tile(query_at_) + panel_offset<kGroupRows>(row, chunk));
