@@ -480,12 +480,12 @@ class Sm90Consumer : WarpgroupThread {
         }
       }
     }
-    if constexpr (!kDrawsFirst) {
+    if constexpr (!kDrawsFirst) {  // the complement, which only p above 0.5 needs, behind a branch
       if (test.complements()) for_drawn([](u32& word) { word = ~word; });
       for_drawn([&](u32& word) { word = test.below(word); });
     }
   }
-  /// Two warpgroups gain nothing from what is made ready for them, and lose what orders the complement.
+  /// Two warpgroups were no faster with what the launch makes ready.
   ATTUNE_DEVICE const auto& dropout() const {
     if constexpr (kDrawsFirst) {
       return p_.forward.dropout;
@@ -493,6 +493,7 @@ class Sm90Consumer : WarpgroupThread {
       return p_.dropout;
     }
   }
+  /// Of each word, or mask, of the tile.
   template <typename Function>
   ATTUNE_DEVICE void for_drawn(Function function) {
 #pragma unroll
@@ -634,7 +635,7 @@ class Sm90Consumer : WarpgroupThread {
   Scores scores_;
   float output_[kDimV / 2];
   u32 probability_[kKeys / 16][4];
-  u32 drawn_[2][kCalls][4];  // masks of pairs, by row halves
+  u32 drawn_[2][kCalls][4];  // words, and then masks of pairs, by row halves
   u32 query_[kQueryRegisters ? kDimSteps : 1][4];
   float reference_[2];  // in base 2, scaled; -inf until a key was seen
   float sum_[2];        // of this thread's columns
