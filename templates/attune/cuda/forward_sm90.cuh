@@ -9,7 +9,8 @@
 //   +--------+
 //   | 64 x D |    warpgroup 0:  S_n = Q K_n^T   softmax(S_n) -> P_n   O += P_n V_n
 //   | 64 x D |    warpgroup 1
-//   +--------+    ring of `query_stages` for each; its output leaves through the same bytes
+//   +--------+    ring of `query_stages` for each; its output leaves through the same bytes, but where one
+//                 tile is all there is: then from registers, while the next queries come
 //
 // The loop issues S_n = Q K_n^T and O += P_n+1 V_n+1 together and does the softmax of S_n under the latter
 // (Shah et al., FlashAttention-3, arXiv 2407.08608).
@@ -67,7 +68,6 @@ class Sm90Consumer : WarpgroupThread {
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kPingPong = S.ping_pong != 0 && kGroups > 1;
   static constexpr bool kQueryRegisters = S.query_registers != 0;
-  static constexpr bool kStaged = S.output_dtype == S.dtype;
   static constexpr bool kAdditive = S.bias != Bias::none && S.bias != Bias::boolean;
   static constexpr float kSumLimit = 1024.0f;            // of a thread's share of a row in one tile
   enum NamedBarrier : u32 { kTurn = 1, kEpilogue = 5 };  // of each warpgroup; 0 is __syncthreads
@@ -77,6 +77,8 @@ class Sm90Consumer : WarpgroupThread {
  public:
   /// Does the warpgroup decide on bets, or each warp?
   static constexpr bool kVotes = S.head_dim > 64;
+  /// Does the output leave through the query tile?
+  static constexpr bool kStaged = S.output_dtype == S.dtype && S.query_stages > 1;
 
   ATTUNE_DEVICE Sm90Consumer(const ForwardSm90Params& params, Memory memory, u32 group)
       : p_(params),
@@ -94,7 +96,7 @@ class Sm90Consumer : WarpgroupThread {
       const Sm90Work work = current_work();
       if (work.last < 0) break;
       attend(work);
-      finish(current_work());  // read anew: kept through the loop it would occupy registers
+      finish();
       query_at_.advance();
     }
   }
@@ -168,13 +170,25 @@ class Sm90Consumer : WarpgroupThread {
         const bool exact = masked || n >= trust;
         if (step(n, masked, exact) && !exact) trust = 0;
       }
+      end_queries();
       values_.wait(value_at_);
       multiply_probability_value();
       finish_value();
+    } else {
+      end_queries();
     }
     if constexpr (S.window_left == Edge::bounded) {
 #pragma unroll 1
       for (; n >= first; --n) skip(true);
+    }
+  }
+
+  /// No product takes this tile of queries any more: the next may come where the output does not need its
+  /// place.
+  ATTUNE_DEVICE void end_queries() {
+    if constexpr (!kStaged) {
+      ended_ = current_work();
+      queries_.release(query_at_);  // by every thread: each has read the work item, too
     }
   }
 
@@ -520,8 +534,10 @@ class Sm90Consumer : WarpgroupThread {
 
   // ---- The end of a tile ----
 
-  /// Normalises, writes the LSE and the output, and hands the query tile back.
-  ATTUNE_DEVICE void finish(const Sm90Work& work) {
+  /// Normalises, writes the LSE and the output.
+  ATTUNE_DEVICE void finish() {
+    // Read anew: kept through the loop it would occupy registers.
+    const Sm90Work work = kStaged ? current_work() : ended_;
     const Block block = block_of<S>(p_.forward, work.block);
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
@@ -532,10 +548,10 @@ class Sm90Consumer : WarpgroupThread {
     rescale_output();
     if constexpr (kStaged) {
       store_staged(work, block);
+      queries_.release(query_at_);  // by every thread: each has read the work item, too
     } else {
       store_directly(work, block);
     }
-    queries_.release(query_at_);  // by every thread: each has read the work item, too
   }
 
   /// The output leaves through this warpgroup's query tile.
@@ -560,18 +576,42 @@ class Sm90Consumer : WarpgroupThread {
     }
   }
 
-  /// Float32 needs twice the room of the query tile: it goes from registers.
   ATTUNE_DEVICE void store_directly(const Sm90Work& work, const Block& block) const {
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
       const i32 query = row_ + half * 8;
-      if (query >= block.len_q) return;
-      float* row =
-          static_cast<float*>(p_.forward.output) + output_offset(work, block, query) + lane() % 4 * 2;
+      const bool inside = query < block.len_q;
+      const i64 offset = output_offset(work, block, inside ? query : 0);
+      if constexpr (S.output_dtype == DType::f32) {
+        store_row_f32(static_cast<float*>(p_.forward.output) + offset, half, inside);
+      } else {
+        store_row(static_cast<u16*>(p_.forward.output) + offset, half, inside);
+      }
+    }
+  }
+  ATTUNE_DEVICE void store_row_f32(float* row, i32 half, bool inside) const {
+    if (!inside) return;
 #pragma unroll
-      for (i32 n = 0; n < S.head_dim_v / 8; ++n) {
-        const float* pair = output_ + n * 4 + half * 2;
-        *reinterpret_cast<float2*>(row + n * 8) = make_float2(pair[0], pair[1]);
+    for (i32 n = 0; n < S.head_dim_v / 8; ++n) {
+      const float* pair = output_ + n * 4 + half * 2;
+      *reinterpret_cast<float2*>(row + n * 8 + lane() % 4 * 2) = make_float2(pair[0], pair[1]);
+    }
+  }
+  /// A quad of lanes holds 8 columns at a time: a lane gets one of four eights whole.
+  ATTUNE_DEVICE void store_row(u16* row, i32 half, bool inside) const {
+    constexpr i32 kEights = S.head_dim_v / 8;
+#pragma unroll
+    for (i32 n = 0; n < kEights; n += 4) {
+      u32 pairs[4] = {};
+#pragma unroll
+      for (i32 i = 0; i < 4 && n + i < kEights; ++i) {
+        const float* pair = output_ + (n + i) * 4 + half * 2;
+        pairs[i] = pack<S.dtype>(pair[0], pair[1]);
+      }
+      quad_transpose(pairs);
+      const i32 eight = n + static_cast<i32>(lane() % 4);
+      if (inside && eight < kEights) {
+        *reinterpret_cast<int4*>(row + eight * 8) = *reinterpret_cast<const int4*>(pairs);
       }
     }
   }
@@ -628,6 +668,7 @@ class Sm90Consumer : WarpgroupThread {
   const u32 group_;
   typename Memory::KeyRing::Cursor key_at_{0}, value_at_{0};
   typename Memory::QueryRing::Cursor query_at_{0};
+  Sm90Work ended_;
   i32 row_ = 0;  // this thread's first query; the second is 8 further down
   Window window_;
   i32 len_k_ = 0;
@@ -667,7 +708,7 @@ ATTUNE_DEVICE void forward_sm90(const ForwardSm90Params& params) {
   const Sm90Memory<S> memory{ptx::shared_address(shared)};
   if (threadIdx.x == 0) {
     for (const TensorMap* map : {&params.query, &params.key, &params.value}) ptx::prefetch_tensormap(*map);
-    if constexpr (S.output_dtype == S.dtype) ptx::prefetch_tensormap(params.output);
+    if constexpr (Sm90Consumer<S>::kStaged) ptx::prefetch_tensormap(params.output);
     if constexpr (S.bias != Bias::none) ptx::prefetch_tensormap(params.bias);
     memory.keys().init(Sm90Consumer<S>::kVotes ? kGroups : 4 * kGroups);
     memory.values().init(kGroups);

@@ -248,5 +248,18 @@ ATTUNE_DEVICE float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
+/// Word j of lane i becomes word i of lane j, within each quad.
+ATTUNE_DEVICE void quad_transpose(u32 (&word)[4]) {
+#pragma unroll
+  for (i32 distance = 1; distance <= 2; ++distance) {
+    const bool upper = threadIdx.x & distance;
+#pragma unroll
+    for (i32 i = 0; i < 4; ++i) {
+      if (i & distance) continue;
+      const u32 got = __shfl_xor_sync(0xffffffffu, upper ? word[i] : word[i + distance], distance);
+      (upper ? word[i] : word[i + distance]) = got;
+    }
+  }
+}
 
 }  // namespace attune::kernel
