@@ -100,6 +100,11 @@ class Sm90ClusterConsumer : WarpgroupThread {
     return memory_.scores(number % 2);
   }
 
+  /// By each warp, which has read where its sums go.
+  ATTUNE_DEVICE void release_queries(const typename Memory::QueryCursor& done) const {
+    if (lane() == 0) queries_.release(done);
+  }
+
   ATTUNE_DEVICE void clear() {
 #pragma unroll
     for (i32 e = 0; e < kLast / 2; ++e) first_[e] = 0.0f;
@@ -186,10 +191,8 @@ class Sm90ClusterConsumer : WarpgroupThread {
   ATTUNE_DEVICE void release_values() {
     ptx::pin(first_);
     ptx::pin(last_);
-    if (elected()) {
-      last_panels_.release(LastPanelCursor(0));
-      queries_.release(query_at_);
-    }
+    if (elected()) last_panels_.release(LastPanelCursor(0));
+    release_queries(query_at_);
     query_at_.advance();
   }
 
@@ -258,7 +261,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
   ATTUNE_DEVICE void release_keys(const typename Memory::QueryCursor& done) {
     ptx::pin(first_);
     ptx::pin(last_);
-    if (elected()) queries_.release(done);
+    release_queries(done);
   }
 
   /// dP^T = V dO^T without the last panel, which comes later; asynchronous.

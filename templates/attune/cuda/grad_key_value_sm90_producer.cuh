@@ -130,8 +130,8 @@ class Sm90Producer {
       queries_.acquire(query_at_);
       if constexpr (Schedule::kOrdered) {
         const i32 tile = (Schedule::kVarlen ? first_turn_tile(block) : 0) + m;
-        announce_turn(
-            {turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0, key_block + 1});
+        announce_turn({turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0,
+                       key_block + 1, number + 1 == work.steps});
       }
       load_queries(step, work.batch);
       if (number == 0) load_keys();
@@ -184,7 +184,7 @@ class Sm90Producer {
   }
   ATTUNE_DEVICE void announce_turn(const Sm90Turn& turn) const {
     if (!first_lane()) return;
-    ptx::st_shared_word4(memory_.turn(query_at_), {turn.number, turn.before, turn.mine, 0});
+    ptx::st_shared_word4(memory_.turn(query_at_), {turn.number, turn.before, turn.mine, turn.ends});
   }
   /// A stage without queries.
   ATTUNE_DEVICE void end_turns() const {

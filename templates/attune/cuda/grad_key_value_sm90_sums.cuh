@@ -78,14 +78,17 @@ class Sm90TurnPasser {
   ATTUNE_DEVICE void run() {
     typename Sm90Memory<S>::QueryCursor at(0);
     u32 parts = 0;
-    while (true) {
-      const Sm90Turn turn = next_turn<S>(memory_, at);
-      if (turn.mine == 0) return;
+    Sm90Turn turn = next_turn<S>(memory_, at);
+    while (turn.mine != 0) {
+      Sm90Turn next{};
       for (u32 part = 0; part < kOwnParts<S>; ++part, ++parts) {
         ptx::mbarrier_wait(memory_.added(parts), parts / GradKeyValueSm90Shared::added_barriers(S) % 2);
+        // Consumers have come to the next step: its stage is not to wait until memory has these sums.
+        if (part == 0 && turn.ends == 0) next = next_turn<S>(memory_, at);
         if (lane() == 0)
           ptx::st_release(turn_of(p_, turn.number) + first_part<S>() + part, static_cast<u32>(turn.mine));
       }
+      turn = turn.ends == 0 ? next : next_turn<S>(memory_, at);
     }
   }
 

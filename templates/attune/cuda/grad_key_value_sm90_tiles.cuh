@@ -133,7 +133,11 @@ inline constexpr float kProbabilityScale = 1 << kProbabilityBits<S>;
 
 /// Who fills a stage of queries: the copy engine, and the warp that reads their numbers.
 inline constexpr u32 kQueryFills = 2;
-/// Who reads a stage besides the consumers: warps that see to turns.
+/// Who lets a stage go: of consumers a thread of each warpgroup, or in clusters, whose warps read on their
+/// own where sums go, of each warp; and warps that see to turns.
+template <KernelSpec S>
+inline constexpr u32 kConsumerReleases =
+    (S.cluster != 0 ? kWarpgroup / 32 : 1) * GradKeyValueSm90Shared::kWarpgroups;
 template <KernelSpec S>
 inline constexpr u32 kTurnWarps = S.query_gradient != QueryGradient::ordered ? 0
                                   : shares_columns(S)                        ? 2
@@ -219,12 +223,13 @@ struct Sm90Turn {
   i32 number;  // of the first part's turn (backward.h)
   i32 before;  // who adds before; 0: nobody
   i32 mine;    // who adds; 0: nobody, there are no more steps
+  i32 ends;    // is it the last step of a part of a tile of keys?
 };
 
 template <KernelSpec S>
 ATTUNE_DEVICE Sm90Turn turn_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
   const ptx::Word4 w = ptx::ld_shared_word4(memory.turn(at));
-  return {w.x, w.y, w.z};
+  return {w.x, w.y, w.z, w.w};
 }
 
 /// Queries past the end of their block have an LSE of +inf, which makes their probabilities 0; but a bias
@@ -334,7 +339,7 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
     }
     const u32 senders = S.cluster != 0 ? 1 : 0;  // of score gradients: they read how many there are
     memory.keys().init(GradKeyValueSm90Shared::kWarpgroups * kWarpgroup + senders);
-    memory.queries().init(GradKeyValueSm90Shared::kWarpgroups + kTurnWarps<S>, kQueryFills);
+    memory.queries().init(kConsumerReleases<S> + kTurnWarps<S>, kQueryFills);
     for (u32 group = 0; group < GradKeyValueSm90Shared::kWarpgroups; ++group) {
       for (u32 buffer = 0; buffer < Sm90Memory<S>::kShared.sum_buffers; ++buffer) {
         ptx::mbarrier_init(memory.staged(group, buffer), kWarpgroup / 32);
