@@ -29,14 +29,15 @@ bool uneven(const KernelSpec& spec) {
 }
 
 /// How many neighbouring (batch, head) pairs have queries that fit the L2 cache together, with what goes
-/// along; but enough that every multiprocessor gets a tile, or the long ones of the last section would be all
-/// that is left to do at the end. Tiles of different lengths that take turns are to belong to many heads: in
-/// one head each begins late, behind the one before.
+/// along; but enough that every block or cluster gets a tile, or the long ones of the last section would be
+/// all that is left to do at the end. Tiles of different lengths that take turns are to belong to many heads:
+/// in one head each begins late, behind the one before.
 int section_of(const CudaDevice& device, const KernelSpec& spec, const GradKeyValueSm90Params& p) {
   const i64 pair_bytes = i64{p.backward.forward.len_q} * p.sharing * spec.head_dim * (2 + 2 + 4);
+  const int tiles = device.multiprocessors / kernel::cluster_blocks(spec);  // at a time
   const bool takes_turns = spec.query_gradient == kernel::QueryGradient::ordered && uneven(spec);
   const auto serves = [&](int section) {
-    return section / 2 * p.key_blocks < device.multiprocessors || section * pair_bytes <= kSectionBytes ||
+    return section / 2 * p.key_blocks < tiles || section * pair_bytes <= kSectionBytes ||
            (takes_turns && section * kSharingTiles <= device.multiprocessors);
   };
   int section = 1;
