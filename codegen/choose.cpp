@@ -98,9 +98,6 @@ std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
     lacks.push_back(
         "no kernels with both a bias tensor and dropout of packed sequences at head dims above 128");
   }
-  if (problem.keys == kernel::Keys::paged && problem.query_gradient == QueryGradient::ordered) {
-    lacks.push_back("adds up the query's gradient in a fixed order where keys lie in theirs: not in pages");
-  }
   if (problem.query_gradient == QueryGradient::ordered && problem.bias != kernel::Bias::none &&
       problem.window_left == kernel::Edge::bounded && widest <= 64) {
     lacks.push_back(

@@ -67,7 +67,8 @@ ATTUNE_HD constexpr i32 first_turn_tile(const Block& block) {
 }
 
 /// The numbers in `turns`: how many tiles of keys have been handed out; then, of each head, tile of queries
-/// and part, the last tile of keys that has added, counted from 1.
+/// and part, the last tile of keys that has added, counted from 1. Of paged keys, whose tiles are in no
+/// order, how many of their parts have (parts_before).
 ATTUNE_HD constexpr i64 query_turns(const ForwardParams& p) {
   return 1 + i64{p.batch} * p.groups * p.heads * turn_tiles(p) * kTurnParts;
 }
@@ -195,8 +196,7 @@ ATTUNE_HD constexpr KeySegment segment_at(const ForwardParams& p, i32 batch, i32
   } else {
     const Sequences& s = p.sequences;
     const i32 size = s.page_size.divisor;
-    const i32 page = clamp(s.pages[place], 0, max(divide(p.len_k, s.page_size) - 1, 0));
-    const i32 page_row = page * size;
+    const i32 page_row = page_at(p, place) * size;
     if (page_row >= end || page_row + size <= begin) return {};
     const Block block = block_of<S>(p, static_cast<i32>(place / s.table_width));
     // Logical key = row + shift.
@@ -205,6 +205,44 @@ ATTUNE_HD constexpr KeySegment segment_at(const ForwardParams& p, i32 batch, i32
     const i32 last = min(min(end, page_row + size), block.k_begin + block.len_k - shift);
     return {block, first, last, first + shift - block.k_begin};
   }
+}
+
+/// The keys of the segment that some query of its block sees: what is in others, NaN included, is not read.
+template <KernelSpec S>
+ATTUNE_HD constexpr KeySegment seen_part(KeySegment segment, const Window& window) {
+  const Block& block = segment.block;
+  const KeyRange seen = visited_keys<S>(window, block.len_k, 0, block.len_q);
+  const i32 shift = segment.begin - segment.key;
+  segment.begin = max(segment.begin, seen.begin + shift);
+  segment.end = min(segment.end, seen.end + shift);
+  segment.key = segment.begin - shift;
+  return segment;
+}
+
+// Parts of tiles of paged keys add to sums of the query's gradient in the order of their rows, in one tile in
+// that of their places in the table: a part's number among those of its sequence says when.
+
+/// The keys of a sequence's row of the table, counted from the row's beginning, that a tile of its queries
+/// sees: from this row of the query on.
+template <KernelSpec S>
+ATTUNE_HD constexpr KeyRange keys_seen_by_tile(const ForwardParams& p, i32 sequence, i32 row) {
+  const Block block = block_of<S>(p, sequence);
+  const i32 m_begin = row - block.q_begin;
+  const i32 m_end = min(m_begin + S.block_m, block.len_q);
+  const KeyRange seen = visited_keys<S>(window_of_block<S>(p, block), block.len_k, m_begin, m_end);
+  return {block.k_begin + seen.begin, block.k_begin + seen.end};
+}
+
+/// In how many tiles rows before `end` are such keys of a place, an entry of this column.
+template <KernelSpec S>
+ATTUNE_HD constexpr i32 parts_before(const ForwardParams& p, const KeyRange& seen, i32 place, i32 column,
+                                     i32 end) {
+  const i32 size = p.sequences.page_size.divisor;
+  const i32 page_row = page_at(p, place) * size;
+  const i32 shift = page_row - column * size;
+  const i32 first = max(page_row, seen.begin + shift);
+  const i32 last = min(min(page_row + size, seen.end + shift), end);
+  return first < last ? ceil_div(last, S.block_n) - first / S.block_n : 0;
 }
 
 /// Calls visit(segment) for every segment of the rows [begin, end) that holds a key, in a fixed order.

@@ -64,6 +64,13 @@ ATTUNE_HD constexpr Window window_of_block(const ForwardParams& p, const Block& 
   return window_of(p.reach, block.len_q, block.len_k);
 }
 
+/// The page at a place of the table.
+template <typename Place>
+ATTUNE_HD constexpr i32 page_at(const ForwardParams& p, Place place) {
+  const i32 page = p.sequences.pages[place];
+  return clamp(page, 0, max(divide(p.len_k, p.sequences.page_size) - 1, 0));
+}
+
 /// The row of key, value and bias column that key j of a block, 0 <= j < len_k, lies in.
 template <KernelSpec S>
 ATTUNE_HD constexpr i32 key_row(const ForwardParams& p, const Block& block, i32 j) {
@@ -74,8 +81,7 @@ ATTUNE_HD constexpr i32 key_row(const ForwardParams& p, const Block& block, i32 
     const Sequences& s = p.sequences;
     const i32 size = s.page_size.divisor;
     const i32 column = divide(logical, s.page_size);
-    const i32 page = s.pages[i64{block.index} * s.table_width + column];
-    return clamp(page, 0, max(divide(p.len_k, s.page_size) - 1, 0)) * size + logical - column * size;
+    return page_at(p, i64{block.index} * s.table_width + column) * size + logical - column * size;
   }
 }
 

@@ -9,8 +9,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 using namespace attune::kernel;
@@ -153,9 +155,48 @@ void check_segments(const ForwardParams& p) {
   }
 }
 
+// ---- The order in which parts of tiles of paged keys add to sums ----
+
+/// Walks over all parts as blocks take them, and counts who has added to a tile of queries.
+template <KernelSpec S>
+void check_parts_before(const ForwardParams& p) {
+  std::map<std::pair<i32, i32>, i32> added;  // of sequence and tile of queries
+  const i32 width = p.sequences.table_width;
+  for (i32 tile = 0; tile * S.block_n < p.len_k; ++tile) {
+    const i32 begin = tile * S.block_n, end = min(begin + S.block_n, p.len_k);
+    for (i32 own = 0; own < places<S>(p); ++own) {
+      const KeySegment whole = segment_at<S>(p, 0, begin, end, own);
+      if (whole.begin >= whole.end) continue;
+      const Window window = window_of_block<S>(p, whole.block);
+      const KeySegment keys = seen_part<S>(whole, window);
+      if (keys.begin >= keys.end) continue;
+      const i32 key_end = keys.key + keys.end - keys.begin;
+      const QueryRange seeing = visiting_queries<S>(window, whole.block.len_q, keys.key, key_end);
+      for (i32 m = seeing.begin / S.block_m; m * S.block_m < seeing.end; ++m) {
+        const i32 sequence = whole.block.index;
+        const KeyRange seen = keys_seen_by_tile<S>(p, sequence, whole.block.q_begin + m * S.block_m);
+        i32 before = 0;
+        for (i32 column = 0; column < width; ++column) {
+          const i32 place = sequence * width + column;
+          before += parts_before<S>(p, seen, place, column, place < own ? end : begin);
+        }
+        REQUIRE(before == added[std::pair{sequence, m}]++);
+      }
+    }
+  }
+}
+
 constexpr KernelSpec kDense{};
 constexpr KernelSpec kVarlen{.blocks = Blocks::varlen};
 constexpr KernelSpec kPaged{.blocks = Blocks::varlen, .keys = Keys::paged};
+constexpr KernelSpec in_turns(Edge left, Edge right) {
+  KernelSpec spec = kPaged;
+  spec.window_left = left;
+  spec.window_right = right;
+  spec.block_m = 3;
+  spec.block_n = 4;
+  return spec;
+}
 
 /// Tables of `count` sequences, whose numbers come from `number`.
 struct Tables {
@@ -256,6 +297,33 @@ TEST_CASE("segments hold the keys behind every page, shared ones for each sequen
     drawn.params.len_k = page_size * page_count;
     drawn.params.sequences.k_len = drawn.k_len.data();
     check_segments<kPaged>(drawn.params);
+  }
+}
+
+TEST_CASE("parts of tiles of paged keys have numbers in the order in which they add to a tile of queries") {
+  Random random(test_seed(), 3);
+  for (int round = 0; round < 2000; ++round) {
+    const i32 page_size = random.integer(1, 9), page_count = random.integer(1, 6);
+    const bool garbage = random.chance(0.2);
+    const auto number = [&]() -> i32 {
+      return garbage ? static_cast<i32>(random.bits()) : random.integer(0, page_count - 1);
+    };
+    Tables drawn(random.integer(1, 5), random.integer(1, 5), page_size, number);
+    if (!garbage) {
+      for (i32& start : drawn.q_start) start = random.integer(0, 20);
+      std::ranges::sort(drawn.q_start);
+      for (i32& start : drawn.k_start) start = random.integer(0, 2 * page_size);
+      for (i32& length : drawn.k_len) length = random.integer(0, 4 * page_size);
+    }
+    ForwardParams& p = drawn.params;
+    p.len_q = random.integer(0, 20);
+    p.len_k = page_size * page_count;
+    p.sequences.k_len = drawn.k_len.data();
+    p.reach = make_reach(random.pick({Anchor::top_left, Anchor::bottom_right}), random.integer(0, 9),
+                         random.integer(0, 9));
+    check_parts_before<in_turns(Edge::open, Edge::open)>(p);
+    check_parts_before<in_turns(Edge::open, Edge::bounded)>(p);
+    check_parts_before<in_turns(Edge::bounded, Edge::bounded)>(p);
   }
 }
 

@@ -366,10 +366,8 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
   problem.bias = kernel::Bias::none;
   problem.keys = kernel::Keys::paged;
   CHECK(query_gradient_of(problem, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
-  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/true) == kernel::QueryGradient::apart);
-  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
-        std::vector<std::string>{
-            "adds up the query's gradient in a fixed order where keys lie in theirs: not in pages"});
+  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/true) == kernel::QueryGradient::ordered);
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty());
 
   problem.query_gradient = kernel::QueryGradient::apart;
   problem.boxes = 0;

@@ -115,9 +115,9 @@ class Sm90Producer {
     const i32 key_block = work.begin / cluster_keys(S);
     const i32 first = Schedule::first_step(range, key_block, p_.key_blocks);
     i32 m = first;
-    // A part without steps may be no block's, of which the tables say nothing.
+    // A part without steps may be no block's, of which the tables say nothing. Of pages the watcher looks.
     i32 end_before = 0;
-    if (Schedule::kOrdered && key_block > 0 && work.steps > 0) {
+    if (Schedule::kOrdered && S.keys == Keys::contiguous && key_block > 0 && work.steps > 0) {
       end_before = end_of_tile_before(work, place, window);
     }
     const i32 first_head = work.head * p_.sharing;
@@ -130,8 +130,9 @@ class Sm90Producer {
       queries_.acquire(query_at_);
       if constexpr (Schedule::kOrdered) {
         const i32 tile = (Schedule::kVarlen ? first_turn_tile(block) : 0) + m;
-        announce_turn({turn_number(work.batch, step.head, tile), m < end_before ? key_block : 0,
-                       key_block + 1, number + 1 == work.steps});
+        const i32 turn = turn_number(work.batch, step.head, tile);
+        const i32 before = S.keys == Keys::paged ? place : m < end_before ? key_block : 0;
+        announce_turn({turn, before, key_block + 1, number + 1 == work.steps});
       }
       load_queries(step, work.batch);
       if (number == 0) load_keys();

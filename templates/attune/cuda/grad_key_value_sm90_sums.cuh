@@ -11,6 +11,23 @@ ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
   return p.backward.turns + 1 + static_cast<u32>(number);
 }
 
+/// Lets the next tile of keys add.
+template <KernelSpec S>
+ATTUNE_DEVICE void pass_turn_on(u32* turn, i32 mine) {
+  if constexpr (S.keys == Keys::paged) {
+    ptx::red_release_add(turn, 1);
+  } else {
+    ptx::st_release(turn, static_cast<u32>(mine));
+  }
+}
+
+/// Have all added that are to before? Where a table is wrong, other sequences may have counted there, too.
+template <KernelSpec S>
+ATTUNE_DEVICE bool allows(u32 turn, i32 before) {
+  const i32 more = static_cast<i32>(turn) - before;
+  return S.keys == Keys::paged ? more >= 0 : more == 0;
+}
+
 /// The parts that a block adds: each block of a cluster has one.
 template <KernelSpec S>
 inline constexpr u32 kOwnParts = kTurnParts / cluster_blocks(S);
@@ -44,11 +61,12 @@ class Sm90Watcher {
     while (true) {
       const Sm90Turn turn = next_turn<S>(memory_, at);
       if (turn.mine == 0) return;
+      const i32 before = S.keys == Keys::paged ? count_before(turn) : turn.before;
       // Halves of wide heads' columns are added one after the other, else both parts at once.
       for (u32 part = 0; part < (shares_columns(S) ? kOwnParts<S> : 1); ++part) {
         const u32* last =
             turn_of(p_, turn.number) + (shares_columns(S) ? first_part<S>() + part : lane() % kTurnParts);
-        while (!__all_sync(0xffffffffu, ptx::ld_acquire(last) == static_cast<u32>(turn.before))) {}
+        while (!__all_sync(0xffffffffu, allows<S>(ptx::ld_acquire(last), before))) {}
         __syncwarp();
         if (lane() == 0) ptx::st_shared_release(memory_.allowed(), ++allowed);
       }
@@ -57,6 +75,25 @@ class Sm90Watcher {
 
  private:
   static ATTUNE_DEVICE u32 lane() { return threadIdx.x % 32; }
+
+  /// Of paged keys: the parts that add before, over all places of the sequence.
+  ATTUNE_DEVICE i32 count_before(const Sm90Turn& turn) const {
+    const ForwardParams& p = p_.backward.forward;
+    const Sequences& s = p.sequences;
+    const i32 sequence = turn.before / s.table_width;
+    const KeyRange seen = keys_seen_by_tile<S>(p, sequence, turn.row);
+    const i32 own_column = turn.before - sequence * s.table_width;
+    const i32 last_column = divide(seen.end - 1, s.page_size);  // there are keys: some of the part's are seen
+    i32 count = 0;
+#pragma unroll 1
+    for (i32 column = divide(seen.begin, s.page_size) + static_cast<i32>(lane()); column <= last_column;
+         column += 32) {
+      const i32 tiles = column < own_column ? turn.mine : turn.mine - 1;
+      const i32 end = min(tiles * S.block_n, p.len_k);
+      count += parts_before<S>(p, seen, turn.before + column - own_column, column, end);
+    }
+    return __reduce_add_sync(0xffffffffu, count);
+  }
 
   const GradKeyValueSm90Params& p_;
   const Sm90Memory<S> memory_;
@@ -85,8 +122,7 @@ class Sm90TurnPasser {
         ptx::mbarrier_wait(memory_.added(parts), parts / GradKeyValueSm90Shared::added_barriers(S) % 2);
         // Consumers have come to the next step: its stage is not to wait until memory has these sums.
         if (part == 0 && turn.ends == 0) next = next_turn<S>(memory_, at);
-        if (lane() == 0)
-          ptx::st_release(turn_of(p_, turn.number) + first_part<S>() + part, static_cast<u32>(turn.mine));
+        if (lane() == 0) pass_turn_on<S>(turn_of(p_, turn.number) + first_part<S>() + part, turn.mine);
       }
       turn = turn.ends == 0 ? next : next_turn<S>(memory_, at);
     }
@@ -154,7 +190,7 @@ class Sm90Adder {
   ATTUNE_DEVICE void pass_on(i32 turn, i32 mine) const {
     ptx::cp_async_bulk_wait_group<0>();
     __syncwarp();
-    if (lane() == 0) ptx::st_release(turn_of(p_, turn) + group_, static_cast<u32>(mine));
+    if (lane() == 0) pass_turn_on<S>(turn_of(p_, turn) + group_, mine);
   }
 
   const GradKeyValueSm90Params& p_;

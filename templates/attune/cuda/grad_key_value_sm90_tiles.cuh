@@ -221,15 +221,17 @@ ATTUNE_DEVICE Sm90Step step_at(Sm90Memory<S> memory, const typename Sm90Memory<S
 /// When a tile of keys adds to the sums of a tile of queries: tiles of keys are counted from 1.
 struct Sm90Turn {
   i32 number;  // of the first part's turn (backward.h)
-  i32 before;  // who adds before; 0: nobody
+  i32 before;  // who adds before; 0: nobody. Paged keys: the place of those that add
   i32 mine;    // who adds; 0: nobody, there are no more steps
   i32 ends;    // is it the last step of a part of a tile of keys?
+  i32 row;     // paged keys: the first of the queries
 };
 
 template <KernelSpec S>
 ATTUNE_DEVICE Sm90Turn turn_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
   const ptx::Word4 w = ptx::ld_shared_word4(memory.turn(at));
-  return {w.x, w.y, w.z, w.w};
+  const i32 row = S.keys == Keys::paged ? step_at(memory, at).begin : 0;
+  return {w.x, w.y, w.z, w.w, row};
 }
 
 /// Queries past the end of their block have an LSE of +inf, which makes their probabilities 0; but a bias

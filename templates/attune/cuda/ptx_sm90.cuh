@@ -57,6 +57,9 @@ ATTUNE_DEVICE u32 ld_acquire(const u32* address) {
 ATTUNE_DEVICE void st_release(u32* address, u32 value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
+ATTUNE_DEVICE void red_release_add(u32* address, u32 value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
 
 /// The same within a block, of shared memory.
 ATTUNE_DEVICE u32 ld_shared_acquire(u32 address) {

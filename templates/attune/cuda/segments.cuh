@@ -41,18 +41,6 @@ ATTUNE_DEVICE Place<S> next_place(const ForwardParams& p, i32 begin, i32 end, Pl
   return count;
 }
 
-/// The keys of the segment that some query of its block sees: what is in others, NaN included, is not read.
-template <KernelSpec S>
-ATTUNE_DEVICE KeySegment seen_part(KeySegment segment, const Window& window) {
-  const Block& block = segment.block;
-  const KeyRange seen = visited_keys<S>(window, block.len_k, 0, block.len_q);
-  const i32 shift = segment.begin - segment.key;
-  segment.begin = max(segment.begin, seen.begin + shift);
-  segment.end = min(segment.end, seen.end + shift);
-  segment.key = segment.begin - shift;
-  return segment;
-}
-
 /// Calls visit(segment) for every segment of the rows [begin, end) that holds a key, in the order of
 /// for_each_segment(). Each warp looks for itself, and all warps of a block find the same, so visit() may
 /// wait for the whole block. A place is all that is kept meanwhile: visit() may need every register.
