@@ -20,12 +20,20 @@ using kernel::KernelSpec;
 
 constexpr i64 kSectionBytes = i64{32} << 20;  // of queries, output gradients and sums in the L2 cache
 
-constexpr int kSharingTiles = 8;  // that read queries together, so that memory bounds nothing
+constexpr int kSharingTiles = 8;  // of a sequence, that read queries together, so that memory bounds nothing
 
 /// Do tiles of keys meet different numbers of queries?
 bool uneven(const KernelSpec& spec) {
   return spec.window_left == kernel::Edge::bounded || spec.window_right == kernel::Edge::bounded ||
          spec.blocks == kernel::Blocks::varlen;
+}
+
+/// Tiles of a head that should run at a time where they take turns, so that they share queries. Neighbours of
+/// whole pages are keys of any sequence. Smaller pages are of many sequences in each tile, and tiles would
+/// hold each other up.
+i64 sharing_tiles(const KernelSpec& spec, const ForwardParams& p) {
+  const bool whole_pages = spec.keys == kernel::Keys::paged && p.sequences.page_size.divisor >= spec.block_n;
+  return i64{kSharingTiles} * (whole_pages ? p.sequences.count : 1);
 }
 
 /// How many neighbouring (batch, head) pairs have queries that fit the L2 cache together, with what goes
@@ -36,9 +44,10 @@ int section_of(const CudaDevice& device, const KernelSpec& spec, const GradKeyVa
   const i64 pair_bytes = i64{p.backward.forward.len_q} * p.sharing * spec.head_dim * (2 + 2 + 4);
   const int tiles = device.multiprocessors / kernel::cluster_blocks(spec);  // at a time
   const bool takes_turns = spec.query_gradient == kernel::QueryGradient::ordered && uneven(spec);
+  const i64 sharing = sharing_tiles(spec, p.backward.forward);
   const auto serves = [&](int section) {
     return section / 2 * p.key_blocks < tiles || section * pair_bytes <= kSectionBytes ||
-           (takes_turns && section * kSharingTiles <= device.multiprocessors);
+           (takes_turns && section * sharing <= device.multiprocessors);
   };
   int section = 1;
   while (section * 2 <= p.pairs && serves(section * 2)) section *= 2;
