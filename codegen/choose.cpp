@@ -98,11 +98,6 @@ std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
     lacks.push_back(
         "no kernels with both a bias tensor and dropout of packed sequences at head dims above 128");
   }
-  if (problem.query_gradient == QueryGradient::ordered && problem.bias != kernel::Bias::none &&
-      problem.window_left == kernel::Edge::bounded && widest <= 64) {
-    lacks.push_back(
-        "no deterministic kernels with both a bias tensor and a window's left end at head dims to 64");
-  }
   if (problem.query_gradient == QueryGradient::apart) {
     lacks.push_back("adds up the query's gradient: not for calls without it");
   }

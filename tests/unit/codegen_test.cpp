@@ -358,9 +358,7 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
   local.window_left = local.window_right = kernel::Edge::bounded;
   for (const int head_dim : {64, 72}) {
     local.head_dim = local.head_dim_v = head_dim;
-    const auto deterministic = query_gradient_of(local, hopper, /*deterministic=*/true);
-    CHECK((deterministic == kernel::QueryGradient::ordered) == (head_dim > 64));
-    CHECK(query_gradient_of(local, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
+    CHECK(query_gradient_of(local, hopper, /*deterministic=*/true) == kernel::QueryGradient::ordered);
   }
 
   problem.bias = kernel::Bias::none;
