@@ -82,11 +82,11 @@ void CacheFilter::add_options(CLI::App& command) {
   names("--dtype", dtypes_, "Only kernels for these types: f16,bf16")->check(is_name_of<kernel::DType>());
   command.add_option("--unused-for", unused_for_,
                      "Only those last used so long ago or longer: 90s, 5min, 3h, 12d");
-  command.add_option("--used-within", used_within_, "Only those used since");
+  command.add_option("--used-within", used_within_, "Only those last used so long ago or later");
   command.add_option("--at-least", at_least_, "Only those of so many bytes or more: 500K, 1M");
   command.add_option("--at-most", at_most_, "Only those of so many bytes or less");
   command.add_flag("--defective", defective_, "Only entries that are not whole");
-  command.add_option("--sort", sort_, "By what; numbers descend, times ascend")
+  command.add_option("--sort", sort_, "By what; the largest, most often hit, oldest or longest unused first")
       ->check(CLI::IsMember({"key", "size", "hits", "age", "used", "target", "candidate"}))
       ->capture_default_str();
   command.add_flag("--reverse", reverse_, "The other way round");

@@ -212,7 +212,7 @@ Result<int> bench(const BenchOptions& options, bool as_json) {
 void add_bench(CLI::App& app, Session& session) {
   auto options = std::make_shared<BenchOptions>();
   CLI::App* command = app.add_subcommand(
-      "bench", "How long each candidate takes for a problem, and which is the choice from then on");
+      "bench", "How long each candidate takes for a problem; --tune makes the fastest the choice");
   command->add_option("LIST", options->list,
                       "Problems, one a line (ATTUNE_RECORD writes them) or a JSON array");
   command->add_option("--problem", options->problems, "One more problem, as for `attune explain`")
@@ -223,13 +223,13 @@ void add_bench(CLI::App& app, Session& session) {
     command->add_option(name, value, what)->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 24));
   };
   extent("--batch", options->extents.batch,
-         "Batch entries, or packed sequences; typical ones by default, as the others");
+         "Batch entries, or packed sequences; this and the others have typical defaults");
   extent("--heads", options->extents.heads, "Heads of the query");
   extent("--key-heads", options->extents.key_heads, "Heads of key and value; the query's by default");
   extent("--queries", options->extents.queries, "Queries of a batch entry or sequence");
   extent("--keys", options->extents.keys, "Its keys; as many as queries by default");
   command->add_flag("--tune", options->tune,
-                    "Keep the fastest in the cache: the choice of later processes on such a device");
+                    "Note the fastest in the cache: later processes on such a device choose it");
   command->callback([options, &session] {
     session.action = [options, &session] { return bench(*options, session.json); };
   });

@@ -26,7 +26,7 @@ Result<int> print_as(const char* name, const std::string& text, bool as_json) {
 void add_completion(CLI::App& app, Session& session) {
   auto shell = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("completion", "Print a shell's completion script");
-  command->add_option("SHELL", *shell, "Which one's")
+  command->add_option("SHELL", *shell, "The shell to complete commands in")
       ->required()
       ->check(CLI::IsMember({"bash", "zsh", "fish"}));
   command->callback([&app, shell, &session] {

@@ -149,14 +149,15 @@ Result<int> verify_numerics(const NumericsCommand& command, bool as_json) {
 void add_numerics(CLI::App* verify, Session& session) {
   auto options = std::make_shared<NumericsCommand>();
   CLI::App* command =
-      verify->add_subcommand("numerics", "Random problems over the whole surface against float64");
+      verify->add_subcommand("numerics", "Random problems over all that kernels take, against float64");
   command->add_option("--seed", options->seed, "Draws the same cases again")
       ->check(integer_from<std::uint64_t>(0))
       ->capture_default_str();
   command->add_option("--cases", options->cases, "How many")->check(integer_from(1))->capture_default_str();
   command->add_flag("--backward", options->backward, "Gradients, in place of attention and merges");
   command->add_option("--only", options->only, "Run this one of the cases alone")->check(integer_from(0));
-  command->add_option("--family", options->families, "Kernel families, in turns; default all of the device")
+  command
+      ->add_option("--family", options->families, "Kernel families, in turns; by default all of the device")
       ->delimiter(',')
       ->expected(1)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)

@@ -82,7 +82,8 @@ std::string problem_help() {
     fields += fmt::format("{}{}", fields.empty() ? "" : " ", name);
   });
   return "\"dtype=f16 head_dim=64 window_right=bounded lse=write\"; the fields are " + fields +
-         "; operation=backward stands for the kernels of a backward pass";
+         "; boxes=1 says that strides are multiples of 16 bytes, which sm90 needs; operation=backward stands "
+         "for the kernels of a backward pass, with query_gradient=ordered of a deterministic one";
 }
 
 Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch) {
