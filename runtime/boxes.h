@@ -32,7 +32,8 @@ BoxAxes bias_gradient_axes(const kernel::BackwardParams& params);
 bool boxes_fit(const kernel::ForwardParams& params);
 /// Does the output, or its gradient, likewise, with these strides?
 bool output_boxes_fit(const kernel::ForwardParams& params, const kernel::Strides& output);
-/// Do pages, if there are any, have rows enough together? Its boxes begin at 8 rows' multiples of a tile.
+/// Do pages, if there are any, suit it? Boxes begin at multiples of 8 rows of a tile, so from such a multiple
+/// of a sequence's keys on 8 must be neighbours in memory.
 bool pages_fit(const kernel::Sequences& sequences);
 /// Does a bias of this type suit it?
 bool bias_boxes_fit(const kernel::ForwardParams& params, kernel::Bias bias);

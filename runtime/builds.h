@@ -1,5 +1,6 @@
-// Builds: the compilers that made the kernels of the cache. Where a machine lacks the compiler, a key can't
-// be made of its own: but of theirs, and so what was compiled elsewhere runs.
+// Builds: the compilers that made the kernels of the cache. A key names the compiler, so a machine without
+// one can't make keys of its own. It makes them with these, and so finds and runs what was compiled
+// elsewhere.
 #pragma once
 
 #include "codegen/unit.h"

@@ -20,7 +20,7 @@ using kernel::KernelSpec;
 
 constexpr i64 kSectionBytes = i64{32} << 20;  // of queries, output gradients and sums in the L2 cache
 
-constexpr int kSharingTiles = 8;  // of a sequence, that read queries together, so that memory bounds nothing
+constexpr int kSharingTiles = 8;  // of a sequence, that read queries together: fewer, and memory is the limit
 
 /// Do tiles of keys meet different numbers of queries?
 bool uneven(const KernelSpec& spec) {
@@ -28,18 +28,19 @@ bool uneven(const KernelSpec& spec) {
          spec.blocks == kernel::Blocks::varlen;
 }
 
-/// Tiles of a head that should run at a time where they take turns, so that they share queries. Neighbours of
-/// whole pages are keys of any sequence. Smaller pages are of many sequences in each tile, and tiles would
-/// hold each other up.
+/// Tiles of a head that should run at a time where they take turns, so that they share queries. Neighbouring
+/// tiles that are whole pages may belong to any sequences, so it takes as many more of them. A tile of
+/// smaller pages has keys of many sequences, and more tiles would hold each other up.
 i64 sharing_tiles(const KernelSpec& spec, const ForwardParams& p) {
   const bool whole_pages = spec.keys == kernel::Keys::paged && p.sequences.page_size.divisor >= spec.block_n;
   return i64{kSharingTiles} * (whole_pages ? p.sequences.count : 1);
 }
 
-/// How many neighbouring (batch, head) pairs have queries that fit the L2 cache together, with what goes
-/// along; but enough that every block or cluster gets a tile, or the long ones of the last section would be
-/// all that is left to do at the end. Tiles of different lengths that take turns are to belong to many heads:
-/// in one head each begins late, behind the one before.
+/// How many neighbouring (batch, head) pairs are a section: as many as have queries, with what goes along,
+/// that fit the L2 cache together. But enough that every block or cluster gets a tile: with fewer, the long
+/// tiles of the last section would be all that is left to do at the end. And where tiles of different lengths
+/// take turns, enough that those that run at a time belong to many heads: in one head each waits for the one
+/// before.
 int section_of(const CudaDevice& device, const KernelSpec& spec, const GradKeyValueSm90Params& p) {
   const i64 pair_bytes = i64{p.backward.forward.len_q} * p.sharing * spec.head_dim * (2 + 2 + 4);
   const int tiles = device.multiprocessors / kernel::cluster_blocks(spec);  // at a time

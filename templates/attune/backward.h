@@ -58,7 +58,8 @@ ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot,
 inline constexpr i32 kTurnRows = 64;
 inline constexpr i32 kTurnParts = 2;
 
-/// Tiles of queries of one head, and the first of a packed sequence's: no two share one.
+/// How many tiles of queries one head has, and the number of a packed sequence's first: no two sequences
+/// share a tile.
 ATTUNE_HD constexpr i32 turn_tiles(const ForwardParams& p) {
   return ceil_div(p.len_q, kTurnRows) + p.sequences.count;
 }
@@ -75,31 +76,33 @@ ATTUNE_HD constexpr i64 query_turns(const ForwardParams& p) {
 
 // ---- Where the sums of the query's gradient lie ----
 
-/// Kernels whose warps add what they hold in registers as it is leave fragments of 16 queries by 8 columns:
-/// lane l of a warp holds columns l % 4 * 2 and the next of the queries l / 4 and l / 4 + 8.
+/// Kernels whose warps add accumulators in the order in which registers hold them leave fragments of 16
+/// queries by 8 columns: lane l of a warp holds the columns l % 4 * 2 and the next, of the queries l / 4 and
+/// l / 4 + 8.
 inline constexpr i32 kFragmentRows = 16;
 inline constexpr i32 kFragmentColumns = 8;
 inline constexpr i32 kFragmentElements = kFragmentRows * kFragmentColumns;
 
-/// Does the kernel leave fragments? mma adds to rows.
+/// Does the kernel leave fragments? That of mma adds to rows.
 ATTUNE_HD constexpr bool leaves_fragments(const KernelSpec& s) {
   return s.family == Family::sm90;
 }
 
-/// Rows of one head's sums: those of fragments are whole.
+/// Rows of one head's sums: of fragments there are only whole ones.
 ATTUNE_HD constexpr i32 sum_rows(const BackwardParams& p) {
   if (p.sum_fragments == 0) return p.forward.len_q;
   return round_up(p.forward.len_q, kFragmentRows) + p.forward.sequences.count * kFragmentRows;
 }
 
-/// The first of a block's. Fragments begin with each sequence: one that begins and ends anywhere needs no
-/// more of them than the multiples of their rows that it crosses, and one.
+/// The first row of a block's sums. Each sequence begins with a fragment of its own, and has room for as many
+/// as it crosses multiples of kFragmentRows, and one more: enough wherever its rows begin and end.
 ATTUNE_HD constexpr i32 first_sum_row(const BackwardParams& p, const Block& block) {
   if (p.sum_fragments == 0 || p.forward.sequences.count == 0) return block.q_begin;
   return (block.q_begin / kFragmentRows + block.index) * kFragmentRows;
 }
 
-/// The number of a query's row of sums, or, in a fragment, of as many elements.
+/// The number of a query's row of sums. With fragments, for the first of their queries: how many rows' worth
+/// of elements lie before them.
 ATTUNE_HD constexpr i64 sum_row(const BackwardParams& p, const Slot& slot, i32 query) {
   const i64 head = i64{slot.block.batch} * p.forward.groups * p.forward.heads + head_number(p.forward, slot);
   return head * sum_rows(p) + first_sum_row(p, slot.block) + query;

@@ -25,8 +25,7 @@ ATTUNE_HD Ints<L> lane_numbers() {
   return lane;
 }
 
-// --- Memory
-// ------------------------------------------------------------------------------------------------------
+// ---- Memory ----
 
 template <typename V, typename T>
 ATTUNE_HD V load(const T* p) {
@@ -128,8 +127,7 @@ ATTUNE_HD float load_bias_as_float(const BiasElement<B>* p) {
   }
 }
 
-// --- Arithmetic
-// --------------------------------------------------------------------------------------------------
+// ---- Arithmetic ----
 
 template <i32 L>
 ATTUNE_HD Floats<L> fma(Floats<L> a, Floats<L> b, Floats<L> c) {
@@ -211,8 +209,7 @@ ATTUNE_HD Floats<L> log2(Floats<L> x) {
   return fma<L>(2.0f * kLog2e * t, series, __builtin_convertvector(exponent, F)) + nan_or_zero;
 }
 
-// --- Transposition
-// -----------------------------------------------------------------------------------------------
+// ---- Transposition ----
 
 template <i32 L>
 ATTUNE_HD void interleave(Floats<L> a, Floats<L> b, Floats<L>& low, Floats<L>& high) {

@@ -1,8 +1,8 @@
-// What the gradients need of every query (backward.h): its LSE in base 2 and delta. Where they are asked for,
-// also a copy of the output's gradient that the other kernels can read, and zeros where grad_key_value adds
-// up the query's gradient, for the turns in which it does, and for the bias's where it stores that of some
-// pairs. One pass over memory, and nothing else takes
-// long: a row belongs to kLanes neighbouring threads, each to kColumns vectors of 4 of its columns.
+// What the gradients need of every query (backward.h): its LSE in base 2 and delta. Where the call asks for
+// them, also a copy of the output's gradient that the other kernels can read, and zeros that grad_key_value
+// starts from: of the sums of the query's gradient, of the turns in which it adds to these, and of the bias's
+// gradient, of which it leaves out tiles under a window. Memory bounds the kernel, and each byte is touched
+// once: a row belongs to kLanes neighbouring threads, each to kColumns vectors of 4 of its columns.
 #pragma once
 
 #include "attune/backward.h"
@@ -114,7 +114,7 @@ class Delta {
     }
   }
 
-  /// Those of fragments to the end of the last.
+  /// Of this thread's row; where sums are fragments, to the end of the last fragment.
   ATTUNE_DEVICE void clear_query_sums() const {
     const i32 end = p_.sum_fragments == 0 ? slot_.end : round_up(slot_.end, kFragmentRows);
     if (query_ >= end) return;
@@ -139,7 +139,7 @@ class Delta {
     for (i32 key = whole + lane(); key < p_.forward.len_k; key += kLanes) row[key] = 0;
   }
 
-  /// One of each thread, of which there are more.
+  /// One for each thread: there are more of these than of turns.
   ATTUNE_DEVICE void clear_turn() const {
     static_assert(S.block_m <= kTurnRows && S.warps * 32 > 2 * kTurnParts);
     const i64 turn = i64{blockIdx.x} * blockDim.x + threadIdx.x;

@@ -372,7 +372,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
     }
   }
 
-  /// Both blocks' dS have been multiplied with.
+  /// Tells the other block that this warpgroup has multiplied with the dS of both.
   ATTUNE_DEVICE void announce_sums() {
     if (elected()) announce_to_other(memory_.exchange(kOtherSummed));
     ++summed_;
@@ -380,7 +380,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
   static ATTUNE_DEVICE void announce_to_other(u32 barrier) {
     ptx::mbarrier_arrive_cluster(ptx::mapa(barrier, other_rank<S>()));
   }
-  /// A step's, of barriers that there are two of.
+  /// The barrier of a step, where two take turns.
   ATTUNE_DEVICE u32 exchange(Sm90Exchange first, u32 number) const {
     return memory_.exchange(first + number % 2);
   }
@@ -416,7 +416,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
 
   // ---- The end of a tile of keys ----
 
-  /// A gradient leaves through the tile of what it is of.
+  /// Gradients leave through shared memory: dK in the place of the keys, dV in that of the values.
   ATTUNE_DEVICE void finish() {
     meet<Group>();  // both have multiplied with the keys
     const Sm90Work tile = work();

@@ -18,15 +18,16 @@
 // them to the float32 sums in memory (the structure of Shah et al., FlashAttention-3, arXiv 2407.08608).
 // Where tiles take turns to add (ADR 9), one more warp watches for them.
 //
-// Tiles of packed sequences are rows of the tensors: one is worked on once for every block that has keys in
-// it, and what lies beside the block's becomes 0 in shared memory. Pages are such rows, too: their blocks are
-// what the table says. A tile of a bias tensor comes for each
-// tile of queries; its gradient is the exchanged tile of dS, which the copy engine stores.
+// A tile of packed sequences is rows of the tensors, which may be keys of several sequences, or with pages of
+// whichever the table says. It is worked on once for each, and rows that are not the sequence's become 0 in
+// shared memory. A tile of a bias tensor comes with each tile of queries. Where its gradient is stored here,
+// that is the tile of dS which the warpgroups exchange: the copy engine takes it to memory as it is.
 //
 // Registers of one thread:    producer  consumer    S + dP, or dS + P + dQ, beside dK + dV
 //   head dim  64, 128 x 128   24        240         64 + 64, or 32 + 32 + 32, beside 32 + 32
 //   head dim 128,  64 x 128   24        240         32 + 32, or 16 + 16 + 32, beside 64 + 64
-//   bias, dropout, sequences  40        232         32 + 32, or 16 + 16 + 32, beside 32 + 32
+//   sequences with a bias and
+//   dropout: 64,  64 x 128    40        232         32 + 32, or 16 + 16 + 32, beside 32 + 32
 #pragma once
 
 #include "attune/cuda/dropout_sm90.cuh"

@@ -76,7 +76,7 @@ class Sm90Producer {
     }
   }
 
-  /// One part after the other of a tile of keys; a tile that is no block's has one without queries.
+  /// A tile of keys, one part after the other. Where it has keys of no block, it is one part without queries.
   ATTUNE_DEVICE void produce(const Sm90Work& work) {
     const ForwardParams& p = p_.backward.forward;
     const i32 end = min(work.begin + cluster_keys(S), p.len_k);
@@ -95,7 +95,7 @@ class Sm90Producer {
     }
   }
 
-  /// The first queries do not wait until the keys before have been multiplied.
+  /// The first queries are loaded before the keys, as these have to wait until the keys before are done with.
   ATTUNE_DEVICE void produce_part(Sm90Work work, const KeySegment& segment, i32 place, bool ends) {
     const Block& block = segment.block;
     const Window window = window_of_block<S>(p_.backward.forward, block);
@@ -141,7 +141,7 @@ class Sm90Producer {
         bias_at_.advance();
       }
       load_numbers(step, work.batch);
-      // There is room for the bias later, and a place with each stage.
+      // Here last, as room for it comes last: in the places of P and dS, of which each stage has one.
       if constexpr (S.bias != Bias::none && shares_columns(S)) load_bias(work, step, query_at_);
       if constexpr (S.cluster != 0) load_last_panel(step, work.batch);
       query_at_.advance();
@@ -173,7 +173,8 @@ class Sm90Producer {
     }
   }
 
-  /// Where the tile of keys before ends to add: it has no later first step.
+  /// The tile of keys before adds to tiles of queries below this one; to all of them that this tile of keys
+  /// meets, too, as it begins no later.
   ATTUNE_DEVICE i32 end_of_tile_before(const Sm90Work& work, i32 place, const Window& window) const {
     const i32 begin = work.begin - cluster_keys(S);
     const KeySegment tile = segment_at<S>(p_.backward.forward, work.batch, begin, work.begin, place);

@@ -6,7 +6,7 @@
 
 namespace attune::kernel {
 
-/// The last tile of keys that has added to a part of a tile's sums.
+/// The number in memory that says who has added to a part of a tile's sums (query_turns() in backward.h).
 ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
   return p.backward.turns + 1 + static_cast<u32>(number);
 }
@@ -21,7 +21,8 @@ ATTUNE_DEVICE void pass_turn_on(u32* turn, i32 mine) {
   }
 }
 
-/// Have all added that are to before? Where a table is wrong, other sequences may have counted there, too.
+/// Have all who are to add before this one? Where a table of pages is wrong, other sequences may have counted
+/// here, too: more is as good.
 template <KernelSpec S>
 ATTUNE_DEVICE bool allows(u32 turn, i32 before) {
   const i32 more = static_cast<i32>(turn) - before;
@@ -99,7 +100,7 @@ class Sm90Watcher {
   const Sm90Memory<S> memory_;
 };
 
-/// Until so many steps, or parts, may be added to the sums.
+/// Waits until so many steps, or parts of theirs, may be added to the sums.
 template <KernelSpec S>
 ATTUNE_DEVICE void await_turn(Sm90Memory<S> memory, u32 count) {
   while (static_cast<i32>(ptx::ld_shared_acquire(memory.allowed()) - count) < 0) {}
@@ -135,7 +136,7 @@ class Sm90TurnPasser {
   const Sm90Memory<S> memory_;
 };
 
-/// Adds the sums of a warpgroup as the copy engine can.
+/// Has the copy engine add the sums that a warpgroup has staged.
 template <KernelSpec S>
 class Sm90Adder {
   static constexpr i32 kRows = GradKeyValueSm90Shared::kGroupRows;

@@ -28,10 +28,10 @@ ATTUNE_DEVICE u32 other_rank() {
   return static_cast<u32>(1 - cluster_rank<S>());
 }
 
-/// Barriers of what blocks of a cluster exchange. They complete when
+/// Barriers of what blocks of a cluster exchange, by when they complete: when ...
 enum Sm90Exchange : u32 {
-  kGradientsShown,                       // this block's dS is there for the warp that sends it: each place's
-  kGradientsSent = kGradientsShown + 2,  // it has come to the other block: likewise
+  kGradientsShown,  // this block's dS is there for the warp that sends it; for each place
+  kGradientsSent = kGradientsShown + 2,  // it has come to the other block; likewise
   kGradientsCame = kGradientsSent + 2,   // the other's has come here
   kTileCame,                             // the next tile of keys has come from the first block
   kTileSeen,                             // and has been read by the other
@@ -90,11 +90,11 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 scores(u32 buffer) const {
     return base + kShared.score_offset + buffer * kShared.score_bytes;
   }
-  /// When that may be added to the sums.
+  /// When what a stage gives may be added to the sums.
   ATTUNE_DEVICE u32 turn(const QueryCursor& at) const { return base + kShared.turn_offset + at.stage * 16; }
-  /// How many may be: steps, or parts of their sums that follow each other.
+  /// How many may be added so far: steps or, where their parts are added one after the other, parts.
   ATTUNE_DEVICE u32 allowed() const { return base + kShared.allowed_offset; }
-  /// Sums on their way to memory; where they go, and how many rows there are and when.
+  /// Sums on their way to memory; and where they go, how many rows they have, and when they may.
   static constexpr u32 place_of_sums(u32 group, u32 buffer) {
     return group * kShared.sum_buffers + (kShared.sum_buffers == 1 ? 0 : buffer);
   }
@@ -322,7 +322,7 @@ struct Sm90Schedule {
   }
 
  private:
-  /// What nobody else takes of a counter, which ends at 0 when that has been done so many times.
+  /// A number from a counter that nobody else gets. After so many takes, all of a launch, it is 0 again.
   static ATTUNE_DEVICE i32 take(u32* counter, i32 times) {
     u32 taken = 0;
     if (threadIdx.x % 32 == 0) taken = ptx::atom_inc(counter, static_cast<u32>(times - 1));

@@ -115,7 +115,7 @@ class BiasTile {
   static constexpr i32 kPanels = S.block_n / kPanelKeys;
   static_assert(kPanels * kPanelKeys == S.block_n);
 
-  /// For a lane of the warp whose 16 rows begin at `row`; or all have the tile's first row.
+  /// For a lane of the warp whose 16 rows begin at `row`; with `one_row` all rows are the tile's first.
   ATTUNE_DEVICE BiasTile(u32 tile, i32 row, bool one_row, i32 lane)
       : eight_rows_(one_row ? 0 : 8 * kRowBytes) {
     if constexpr (kBytes == 2) {  // where ldmatrix wants an address from this lane
@@ -174,7 +174,8 @@ class KeyRowBiasTile {
   static constexpr i32 kPanels = S.block_n / kPanelKeys;
   static_assert(kPanels * kPanelKeys == S.block_n);
 
-  /// For a lane of the warp whose 16 keys begin at `key` of the tile; or all queries have the first's.
+  /// For a lane of the warp whose 16 keys begin at `key` of the tile; with `one_row` all queries have the
+  /// first's elements.
   ATTUNE_DEVICE KeyRowBiasTile(u32 tile, i32 key, bool one_row, i32 lane)
       : query_bytes_(one_row ? 0 : kRowBytes), odd_query_(one_row ? 0 : kOddQuery) {
     const i32 first = kBytes == 2 ? key + lane / 8 % 2 * 8 : key + lane / 4;
@@ -211,7 +212,7 @@ class KeyRowBiasTile {
 
  private:
   using Panel = SwizzledTile<kRowBytes / kChunkBytes>;
-  /// Two rows of 64 bytes are twisted alike.
+  /// The swizzle differs from an even row to the next where rows have 128 bytes; shorter ones share it.
   static constexpr u32 kOddQuery = kRowBytes | (Panel::kGroup == 8 ? kChunkBytes : 0);
 
   u32 origin_;

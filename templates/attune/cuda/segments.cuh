@@ -1,4 +1,5 @@
-// Which keys the rows of a tile are, on a GPU: for_each_segment() of backward.h, by a warp.
+// Which keys the rows of a tile are: for_each_segment() of backward.h on a GPU, where a warp looks at 32
+// places at a time.
 #pragma once
 
 #include "attune/backward.h"
@@ -9,8 +10,8 @@
 
 namespace attune::kernel {
 
-/// Number of a place; 64 bits where every entry of a table of pages is one, unless the host has seen that 32
-/// are enough.
+/// Number of a place. Every entry of a table of pages is one, so 32 bits may not be enough; for sm90 the host
+/// has checked that they are.
 template <bool Many>
 struct PlaceNumber {
   using Type = i32;
