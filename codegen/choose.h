@@ -30,7 +30,8 @@ struct Choice {
 };
 
 /// The spec to run: that of the candidate named `tuned` where it is among the contenders, else of the first
-/// of them. Fails with unsupported, giving the first reason of the preferred family and then the others.
+/// of them. Fails with unsupported: the first reason of the most general family that the call allows, and
+/// then all.
 Result<Choice> choose(const Problem& problem, const Arch& arch, std::string_view tuned = {});
 
 /// The candidates that could run the problem, of the family that choose() takes: rows that give the same spec

@@ -82,8 +82,9 @@ std::string print_entry(const KernelSpec& spec) {
         "}}\n",
         spec.cluster != 0 ? " __cluster_dims__(2, 1, 1)" : "", kEntryName, params, function);
   }
-  // Told a number of blocks, ptxas never spills to make room for more: the tiles of simt fill the shared
-  // memory, those of a gradient or of a merge's chunks the registers.
+  // "1": one block of a multiprocessor is enough. Without it ptxas may spill to make room for more, which
+  // these have no use for: tiles of simt fill the shared memory, those of a gradient or a merge's chunks the
+  // registers.
   const bool fills = spec.family == Family::simt || spec.family == Family::merge ||
                      (spec.family == Family::mma && spec.operation != Operation::forward);
   const std::string_view blocks = fills ? ", 1" : "";

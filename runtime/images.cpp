@@ -118,7 +118,8 @@ Result<std::shared_ptr<const Obtained>> Images::obtain(const codegen::Unit& unit
   });
 }
 
-/// The unit as its compiler has it once it is open: unit_of() may have taken a file's word for it.
+/// The unit with the compiler as it says itself that it is, once opened. unit_of() may have read that from
+/// its file, which can mislead.
 Result<codegen::Unit> Images::with_opened_compiler(const codegen::Unit& unit) const {
   ATTUNE_ASSIGN(compiler, compiler_for(unit.arch));
   if (compiler == unit.compiler) return unit;

@@ -5,7 +5,8 @@
 namespace attune::runtime {
 namespace {
 
-// About a millisecond of writing, on a slow device more: the host queues some tens of launches meanwhile.
+// Writing these keeps the device busy for about a millisecond, a slow one for longer: meanwhile the host
+// queues some tens of launches.
 constexpr std::size_t kBusyBytes = std::size_t{256} << 20;
 constexpr int kBusyWrites = 8;
 
