@@ -9,29 +9,30 @@
 //   +--------+
 //   | 64 x D |    warpgroup 0:  S_n = Q K_n^T   softmax(S_n) -> P_n   O += P_n V_n
 //   | 64 x D |    warpgroup 1
-//   +--------+    ring of `query_stages` for each; its output leaves through the same bytes, but where one
-//                 tile is all there is: then from registers, while the next queries come
+//   +--------+    ring of `query_stages` for each; its output leaves through the same bytes. Where there is
+//                 one stage alone, or the output is float32, it leaves from registers, while the next come
 //
 // The loop issues S_n = Q K_n^T and O += P_n+1 V_n+1 together and does the softmax of S_n under the latter
 // (Shah et al., FlashAttention-3, arXiv 2407.08608).
 //
-// The softmax is blind: softmax(s) is the same relative to any reference, not only to the maximum, until
-// something overflows. So only masked tiles and the first look for a maximum; later ones are exponentiated
-// relative to the reference as it stands, and what overflows shows in the sums, which exist anyway. When a
-// bet is lost (a sum beyond kSumLimit), the tile, which is still there, is multiplied again and taken the
-// exact way, as is the rest of the query tile. At head dims above 64 a warpgroup votes on that in each tile;
-// at smaller ones, where the vote's barrier would cost 7 per cent, each warp decides and multiplies alone.
+// The softmax bets. It is the same relative to any reference, not only to the maximum, until something
+// overflows. So only the first tile and masked ones look for the maximum; the others are exponentiated
+// relative to the reference as it stands, and the sums, which are taken anyway, tell whether that will do. A
+// bet is lost when a thread's part of a row's sum exceeds kSumLimit: the tile, which is still there, is then
+// multiplied again and taken the exact way, and so are all later ones for these queries. At head dims above
+// 64 the warps of a warpgroup vote on that in each tile; at smaller ones, where the barrier of a vote would
+// cost 7 per cent, each warp decides for itself and multiplies its rows alone.
 //
 // A tile of a bias tensor comes with its tile of keys, on the same barrier, and is let go with it.
 //
-// What dropout drops depends on no score: of two warpgroups each draws before it issues products, and keeps
-// masks for its packed probabilities. Of more it would keep the others waiting: they draw when probabilities
-// are packed, and the registers of scores free.
+// What dropout drops does not depend on scores. So where there are two warpgroups, each draws before it
+// issues products, and keeps masks for its packed probabilities. Where there are more, that would keep the
+// others waiting: they draw when probabilities have been packed and the registers of scores are free.
 //
 // Registers of one thread, by warpgroups:    producer  consumer    S + P + O of the widest tile
-//   2 (block_m 128)                            24        240       head dim 128 x 128 keys: 64 + 32 + 64
+//   2 (block_m 128)                            24        240       head dim 256 x  64 keys: 32 + 16 + 128
 //   2, uneven tiles or a bias                  40        232       head dim 256 x  64 keys: 32 + 16 + 128
-//   3 (block_m 192)                            32        160       head dim  64 x 128 keys: 64 + 32 + 32
+//   3 (block_m 192)                            32        160       head dim  96 x 112 keys: 56 + 28 + 48
 //   3, a bias, dropout of packed sequences     56        152       head dim 128 x  64 keys: 32 + 16 + 64
 //   4 (block_m 256)                            32        112       head dim  64 x  64 keys: 32 + 16 + 32
 #pragma once
@@ -352,8 +353,8 @@ class Sm90Consumer : WarpgroupThread {
 
   // ---- Softmax ----
 
-  /// Scores of tile n become probabilities; the key tile is let go where both ways have met: in between it
-  /// would cost registers. Does O owe a rescale?
+  /// Scores of tile n become probabilities. The key tile is let go at the end, where the bet and the exact
+  /// way have met again: earlier, in each of them, it would cost registers. Does O owe a rescale?
   ATTUNE_DEVICE bool probabilities(i32 n, bool masked, bool exact) {
     complete_scores();
     if (!exact && bet_is_lost()) {
@@ -441,8 +442,8 @@ class Sm90Consumer : WarpgroupThread {
     for (i32 e = 0; e < kKeys / 2; e += 2) sum_[e / 2 % 2] += scores_[e] + scores_[e + 1];
   }
 
-  /// The blind way: relative to the reference as it stands. True: it does not serve, and the scores are gone.
-  /// Who multiplies again as one decides as one.
+  /// The bet: relative to the reference as it stands. True: it is lost, and the scores are gone. Warps that
+  /// multiply again together decide together.
   ATTUNE_DEVICE bool bet_is_lost() {
     const float scale2 = positive_scale2();
     float part[2][2] = {};
@@ -474,8 +475,8 @@ class Sm90Consumer : WarpgroupThread {
 
   // ---- Dropout ----
 
-  /// What of the tile at `key` is dropped. Between products and their end it would be moved behind that:
-  /// ptxas keeps only waits at barriers in their place.
+  /// What of the tile at `key` is dropped. It can't be drawn while products run: ptxas would move it behind
+  /// their end, as it keeps only waits at barriers in their place.
   ATTUNE_DEVICE void draw(i32 key) {
     const auto& p = dropout();
     const Sm90Work work = current_work();
@@ -499,7 +500,8 @@ class Sm90Consumer : WarpgroupThread {
       for_drawn([&](u32& word) { word = test.below(word); });
     }
   }
-  /// Two warpgroups are faster with what the launch makes ready where O leaves them few registers alone.
+  /// Of the call, or as the launch made them ready, which saves instructions: with two warpgroups that is
+  /// faster only where O leaves few registers.
   ATTUNE_DEVICE const auto& dropout() const {
     if constexpr (kDrawsFirst && kDimV <= 192) {
       return p_.forward.dropout;
