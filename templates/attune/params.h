@@ -57,13 +57,18 @@ struct DropoutParams {
 
 inline constexpr i32 kPhiloxRounds = 10;
 
-/// The same for a kernel that has no instructions to spare: what ready() of philox.h makes of it.
-struct ReadyDropout {
-  u32 key[kPhiloxRounds][2] = {};  // of each round
-  // For both 16-bit halves of a word at once. The bound is at most 2^15, so that a half's distance from it
-  // has 16 bits with its sign: above that threshold bits are complemented, and those below the bound kept.
+/// The threshold for both 16-bit halves of a word at once (drop_bounds() of philox.h). It is at most 2^15, so
+/// that a half's distance from it has 16 bits with its sign: above that threshold bits are complemented, and
+/// those below the bound kept.
+struct DropBounds {
   u32 flip = 0;  // ~0: complemented
   u32 bound = 0, negative_bound = 0;
+};
+
+/// All of it for a kernel that has no instructions to spare: what ready() of philox.h makes of it.
+struct ReadyDropout {
+  u32 key[kPhiloxRounds][2] = {};  // of each round
+  DropBounds bounds;
 };
 
 struct ForwardParams {

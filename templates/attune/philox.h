@@ -110,17 +110,20 @@ constexpr DropoutParams make_dropout(double p, u64 seed, u64 offset) {
   return result;
 }
 
+/// x >= threshold is ~x < 2^16 - threshold.
+ATTUNE_HD constexpr DropBounds drop_bounds(const DropoutParams& p) {
+  const u32 flip = 0u - ((p.threshold + 0x7fff) >> 16);  // selected, it would select in DropTest, too
+  return {flip, (flip == 0 ? p.threshold : 0x10000u - p.threshold) * 0x10001u,
+          (flip == 0 ? 0x10000u - p.threshold : p.threshold) % 0x10000u * 0x10001u};
+}
+
 constexpr ReadyDropout ready(const DropoutParams& p) {
   ReadyDropout result;
   for (u32 round = 0; round < kPhiloxRounds; ++round) {
     result.key[round][0] = p.key[0] + round * kWeyl0;
     result.key[round][1] = p.key[1] + round * kWeyl1;
   }
-  const bool flips = p.threshold > 0x8000u;
-  const u32 bound = flips ? 0x10000u - p.threshold : p.threshold;
-  result.flip = flips ? ~0u : 0u;
-  result.bound = bound * 0x10001u;
-  result.negative_bound = (0x10000u - bound) % 0x10000u * 0x10001u;
+  result.bounds = drop_bounds(p);
   return result;
 }
 

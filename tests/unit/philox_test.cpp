@@ -96,12 +96,13 @@ TEST_CASE("what is made ready for a launch draws the same bits and tells them ap
                         drawn = dropout_bits<u32>(r, 1, 2, 3, call);
       REQUIRE(std::equal(expected.word, expected.word + 4, drawn.word));
     }
-    REQUIRE(r.bound == r.bound % 0x10000u * 0x10001u);
-    REQUIRE(r.negative_bound == r.negative_bound % 0x10000u * 0x10001u);
+    const DropBounds b = r.bounds;
+    REQUIRE(b.bound == b.bound % 0x10000u * 0x10001u);
+    REQUIRE(b.negative_bound == b.negative_bound % 0x10000u * 0x10001u);
     for (u32 x = 0; x < 0x10000u; ++x) {  // as cuda/dropout.cuh does it, one half at a time
-      const u32 least = std::min((x ^ r.flip) % 0x10000u, r.bound % 0x10000u);
-      const bool below = static_cast<std::int16_t>(least + r.negative_bound) < 0;
-      REQUIRE((below == (r.flip != 0)) == kept(p, x, 0));
+      const u32 least = std::min((x ^ b.flip) % 0x10000u, b.bound % 0x10000u);
+      const bool below = static_cast<std::int16_t>(least + b.negative_bound) < 0;
+      REQUIRE((below == (b.flip != 0)) == kept(p, x, 0));
     }
   }
 }

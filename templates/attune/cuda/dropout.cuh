@@ -30,30 +30,37 @@ struct MultiplyHigh<DropoutWord> {
   }
 };
 
+/// Which of a call's 8 keys are kept for a query: a bit for each, in their order.
+ATTUNE_DEVICE u32 kept_keys(const DropoutParams& p, i32 block, i32 head, u32 query, i32 call) {
+  const Philox<DropoutWord> bits = dropout_bits(p, block, head, DropoutWord(query), call);
+  const u32 last_dropped = (p.threshold << 16) - 1;  // of 16 bits in the high half of a word; ~0 if all are
+  u32 kept = 0;
+#pragma unroll
+  for (i32 w = 0; w < 4; ++w) {
+    kept |= bits.word[w].bits << 16 > last_dropped ? 1u << w * 2 : 0u;
+    kept |= bits.word[w].bits > last_dropped ? 2u << w * 2 : 0u;
+  }
+  return kept;
+}
+
 /// kept() of philox.h for the pair of a word at once, by arithmetic on halves of 16 bits.
 class DropTest {
  public:
-  /// Below a threshold up to 2^15 a half's distance from it fits 16 bits with a sign. Others are told from
-  /// the complement: x >= threshold is ~x < 2^16 - threshold.
-  ATTUNE_DEVICE explicit DropTest(const DropoutParams& p)
-      : flip_(0u - ((p.threshold + 0x7fff) >> 16)),  // selected, it would select in below(), too
-        bound_((flip_ == 0 ? p.threshold : 0x10000u - p.threshold) * 0x10001u),
-        negative_((flip_ == 0 ? 0x10000u - p.threshold : p.threshold) % 0x10000u * 0x10001u) {}
-  ATTUNE_DEVICE explicit DropTest(const ReadyDropout& p)
-      : flip_(p.flip), bound_(p.bound), negative_(p.negative_bound) {}
+  ATTUNE_DEVICE explicit DropTest(const DropoutParams& p) : bounds_(drop_bounds(p)) {}
+  ATTUNE_DEVICE explicit DropTest(const ReadyDropout& p) : bounds_(p.bounds) {}
 
   /// What drop() takes: below() of a word, or of its complement where complements() says so.
-  ATTUNE_DEVICE u32 dropped(u32 word) const { return below(word ^ flip_); }
-  ATTUNE_DEVICE bool complements() const { return flip_ != 0; }
+  ATTUNE_DEVICE u32 dropped(u32 word) const { return below(word ^ bounds_.flip); }
+  ATTUNE_DEVICE bool complements() const { return bounds_.flip != 0; }
   ATTUNE_DEVICE u32 below(u32 word) const {
-    const u32 least = ptx::min_u16x2(word, bound_);
-    return ptx::max_s16x2(ptx::add_s16x2(least, negative_), 0xffffffffu);
+    const u32 least = ptx::min_u16x2(word, bounds_.bound);
+    return ptx::max_s16x2(ptx::add_s16x2(least, bounds_.negative_bound), 0xffffffffu);
   }
   /// Of a pair of 16-bit numbers, those that are dropped become 0.
-  ATTUNE_DEVICE void drop(u32& pair, u32 dropped) const { pair &= ~(dropped ^ flip_); }
+  ATTUNE_DEVICE void drop(u32& pair, u32 dropped) const { pair &= ~(dropped ^ bounds_.flip); }
 
  private:
-  u32 flip_, bound_, negative_;
+  DropBounds bounds_;
 };
 
 }  // namespace attune::kernel

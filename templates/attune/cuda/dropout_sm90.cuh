@@ -60,7 +60,7 @@ class KeptKeyRows {
     const u32 odd_warp = threadIdx.x / 32 % 2;
     const u32 first = static_cast<u32>(query) + lane % 4 * 2 + odd_key + odd_warp * 8;
     const i32 call = dropout_call(key) + static_cast<i32>(lane / 8);
-    const u32 last_dropped = (p.threshold << 16) - 1;  // of 16 bits in the high half of a word; ~0 if all are
+    const u32 last_dropped = (p.threshold << 16) - 1;  // as in kept_keys()
     u32 drawn[2] = {};  // for both warps: a bit for each query and key, of odd keys in the high halves
 #pragma unroll 4
     for (i32 n = kDraws - 1; n >= 0; --n) {
@@ -101,24 +101,12 @@ class KeptKeyRows {
 #pragma unroll 1
       for (i32 n = 0; n < kDraws; ++n) {
         const u32 drawn_for = static_cast<u32>(query + n * 16) + threadIdx.x % 16;
-        const u32 kept = kept_byte(p, block, head, drawn_for, call + group * 4);
+        const u32 kept = kept_keys(p, block, head, drawn_for, call + group * 4);
         ptx::st_shared_u8(place + static_cast<u32>(n * 32 + group), kept);
       }
     }
     ptx::bar_sync(barrier, 64);
     pick(pair, first + threadIdx.x / 32 % 2 * 16 + threadIdx.x % 32 / 4);
-  }
-
-  static ATTUNE_DEVICE u32 kept_byte(const DropoutParams& p, i32 block, i32 head, u32 query, i32 call) {
-    const Philox<DropoutWord> bits = dropout_bits(p, block, head, DropoutWord(query), call);
-    const u32 last_dropped = (p.threshold << 16) - 1;  // as in draw()
-    u32 kept = 0;
-#pragma unroll
-    for (i32 w = 0; w < 4; ++w) {
-      kept |= bits.word[w].bits << 16 > last_dropped ? 1u << w * 2 : 0u;
-      kept |= bits.word[w].bits > last_dropped ? 2u << w * 2 : 0u;
-    }
-    return kept;
   }
 
   /// This thread's keys: `key` of the two groups, and 8 further down.

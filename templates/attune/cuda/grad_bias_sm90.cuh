@@ -209,18 +209,11 @@ class GradBiasSm90Consumer : WarpgroupThread {
     const i32 call = dropout_call(step.column) + static_cast<i32>(lane() % 4);
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
-      const DropoutWord query(static_cast<u32>(step.row + first_query() + half * 8));
+      const u32 query = static_cast<u32>(step.row + first_query() + half * 8);
       kept[half] = 0;
 #pragma unroll 1
       for (i32 group = 0; group < S.block_n / kDropoutGroup; ++group) {
-        const Philox<DropoutWord> bits = dropout_bits(p, step.batch, step.head, query, call + group * 4);
-        u32 byte = 0;
-#pragma unroll
-        for (i32 w = 0; w < 4; ++w) {
-          byte |= kernel::kept(p, bits.word[w].bits, 0) ? 1u << w * 2 : 0u;
-          byte |= kernel::kept(p, bits.word[w].bits, 1) ? 2u << w * 2 : 0u;
-        }
-        kept[half] |= byte << group * 8;
+        kept[half] |= kept_keys(p, step.batch, step.head, query, call + group * 4) << group * 8;
       }
     }
   }
