@@ -227,8 +227,30 @@ class CudaKernel final : public Kernel {
   Result<void> launch_sm90(CUfunction function, const Params& told, void* stream) const {
     Sm90Params params;
     ATTUNE_TRY(fill_sm90_params(device_, spec_, told, static_cast<CUstream>(stream), params));
+    if constexpr (std::is_same_v<Sm90Params, kernel::GradBiasSm90Params>) {
+      if (params.slot_blocks > 1) return launch_clusters(function, params, stream);
+    }
     const auto cluster = static_cast<unsigned>(kernel::cluster_blocks(spec_));
     return launch(function, &params, sm90_blocks(device_, params) * cluster, stream);
+  }
+
+  /// Clusters of a size that the kernel's source does not say.
+  Result<void> launch_clusters(CUfunction function, const kernel::GradBiasSm90Params& params,
+                               void* stream) const {
+    CUlaunchAttribute cluster{};
+    cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+    cluster.value.clusterDim = {static_cast<unsigned>(params.slot_blocks), 1, 1};
+    CUlaunchConfig config{};
+    config.gridDimX = sm90_blocks(device_, params);
+    config.blockDimX = static_cast<unsigned>(codegen::threads(spec_));
+    config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
+    config.sharedMemBytes = static_cast<unsigned>(kernel::shared_bytes(spec_));
+    config.hStream = static_cast<CUstream>(stream);
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    void* arguments[] = {const_cast<kernel::GradBiasSm90Params*>(&params)};
+    return driver_.check(driver_.cuLaunchKernelEx(&config, function, arguments, nullptr),
+                         "launching an attention kernel in clusters");
   }
 
   /// One block per slot of the operation's work; sm90 blocks stay and take one after the other.

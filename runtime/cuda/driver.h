@@ -52,6 +52,7 @@
   X(cuMemFreeAsync, 11020)         \
   X(cuCtxGetId, 12000)             \
   X(cuStreamGetId, 12000)          \
+  X(cuLaunchKernelEx, 11060)       \
   X(cuTensorMapEncodeTiled, 12000) \
   X(cuLibraryLoadData, 12000)      \
   X(cuLibraryUnload, 12000)        \

@@ -196,6 +196,7 @@ struct GradBiasSm90Params {
   i32 bias_rows = 0;  // as in ForwardSm90Params
   i32 bias_batches = 0;
   i32 slots = 0;
+  i32 slot_blocks = 1;  // of a cluster, which share out the queries of a slot: of a bias of one row
 };
 static_assert(sizeof(GradBiasSm90Params) <= 4096, "kernel parameters of every GPU fit 4 KiB");
 

@@ -264,6 +264,30 @@ TEST_CASE("what a backward pass keeps between its kernels lies in the workspace 
   }
 }
 
+TEST_CASE("blocks of a cluster share out the queries of a bias of one row, while multiprocessors are idle") {
+  if (old_driver) return;
+  const Example example({"sm90", Family::sm90, DType::bf16, 64});
+  const auto gradient_of = [&](std::int64_t batch, std::int64_t heads, std::int64_t rows) {
+    const Tensor bias(DType::bf16, kHopper, {batch, heads, rows, 336});
+    TensorView keys = bias.view();  // rows are 16 bytes' multiples apart
+    keys.shape[3] = Example::kLenK;
+    const Recording recording;
+    memory_efficient_attention_backward(example.grad_output.view(), example.output.view(), example.lse.view(),
+                                        example.query.view(), example.key.view(), example.value.view(), keys,
+                                        {.families = {Family::sm90}}, {.bias_gradient = true});
+    return recording.launches().back();
+  };
+  const unsigned tiles = 3;  // of 128 keys
+  const Launch shared = gradient_of(1, 1, 1);
+  CHECK(shared.cluster == 8);
+  CHECK(shared.blocks == 8 * tiles);
+  CHECK(shared.told<kernel::GradBiasSm90Params>().slot_blocks == 8);
+  const Launch own = gradient_of(1, 1, Example::kLenQ);
+  CHECK(own.cluster == 1);
+  CHECK(own.blocks == 2 * tiles);
+  CHECK(own.told<kernel::GradBiasSm90Params>().slot_blocks == 1);
+}
+
 TEST_CASE("allocated results and workspaces are given back") {
   for (const Kind& kind : runnable()) {
     CAPTURE(std::string(kind.name));

@@ -111,7 +111,8 @@ class Text {
     add(p.backward);
     base_ = static_cast<const std::byte*>(p.backward.forward.query);
     for (const auto& map : {p.query, p.key, p.value, p.grad_output, p.bias}) add(map);
-    numbers(p.heads, p.heads_per_key_head, p.heads_per_bias_head, p.bias_rows, p.bias_batches, p.slots);
+    numbers(p.heads, p.heads_per_key_head, p.heads_per_bias_head, p.bias_rows, p.bias_batches, p.slots,
+            p.slot_blocks, static_cast<int>(launch_.cluster));
   }
 
   const Launch& launch_;

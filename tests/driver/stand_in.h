@@ -48,6 +48,7 @@ struct Launch {
   std::string kernel;
   int device = 0;
   unsigned blocks = 0;   // of the grid's x axis; the others must be 1
+  unsigned cluster = 1;  // of so many of them, where the launch says so
   unsigned threads = 0;  // likewise, of a block
   unsigned shared_bytes = 0;
   CUstream stream = nullptr;

@@ -39,6 +39,7 @@ constexpr ErrorText kErrors[] = {
     STAND_IN_ERROR(CUDA_ERROR_NOT_FOUND, "named symbol not found"),
     STAND_IN_ERROR(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered"),
     STAND_IN_ERROR(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "too many resources requested for launch"),
+    STAND_IN_ERROR(CUDA_ERROR_INVALID_CLUSTER_SIZE, "invalid cluster size"),
     STAND_IN_ERROR(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"),
     STAND_IN_ERROR(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
                    "operation failed due to a previous error during capture"),
@@ -484,18 +485,19 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int
   return CUDA_SUCCESS;
 }
 
-CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+namespace {
+
+CUresult enqueue_kernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                         unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-                        CUstream handle, void** parameters, void** extra) {
-  STAND_IN_ENTER(cuLaunchKernel, context);
+                        CUstream handle, unsigned cluster, void** parameters, void** extra) {
   CUstream stream = nullptr;
   if (const CUresult met = enqueue(handle, &stream); met != CUDA_SUCCESS) return met;
-  if (function->context != thread.current()) return CUDA_ERROR_INVALID_HANDLE;
+  if (function->context != attune::stand_in::this_thread().current()) return CUDA_ERROR_INVALID_HANDLE;
   const attune::cache::CubinKernel& kernel = *function->kernel;
   const bool one_axis = grid_y == 1 && grid_z == 1 && block_y == 1 && block_z == 1;
   const bool one_parameter = kernel.parameter_bytes.size() == 1 && extra == nullptr;
   const bool some = grid_x > 0 && grid_x <= 0x7fff'ffffu && block_x > 0 && block_x <= kMaxThreads;
-  if (!one_axis || !one_parameter || !some ||
+  if (!one_axis || !one_parameter || !some || cluster == 0 || grid_x % cluster != 0 ||
       static_cast<int>(shared_bytes) > function->granted_shared_bytes) {
     return CUDA_ERROR_INVALID_VALUE;
   }
@@ -504,12 +506,14 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
       kernel.registers * threads > kRegistersOfBlock) {
     return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
   }
+  attune::stand_in::State& driver = attune::stand_in::state();
   ++driver.launches;
   if (!driver.recording.on && !is_captured(stream)) return CUDA_SUCCESS;
   const auto* told = static_cast<const std::byte*>(parameters[0]);
   Launch launch{.kernel = kernel.name,
                 .device = function->context->device,
                 .blocks = grid_x,
+                .cluster = cluster,
                 .threads = block_x,
                 .shared_bytes = shared_bytes,
                 .stream = handle,
@@ -518,6 +522,30 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
   if (launch.captured) stream->captured.push_back(launch);
   if (driver.recording.on) driver.recording.launches.push_back(std::move(launch));
   return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
+                        CUstream stream, void** parameters, void** extra) {
+  STAND_IN_ENTER(cuLaunchKernel, context);
+  return enqueue_kernel(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, 1,
+                        parameters, extra);
+}
+
+/// Of attributes it knows the size of clusters, up to what every GPU has that has any.
+CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters,
+                          void** extra) {
+  STAND_IN_ENTER(cuLaunchKernelEx, context);
+  if (config->numAttrs != 1 || config->attrs[0].id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+    return CUDA_ERROR_INVALID_VALUE;
+  const auto& cluster = config->attrs[0].value.clusterDim;
+  const bool fits = cluster.x <= 8 && cluster.y == 1 && cluster.z == 1;
+  if (!fits || traits_of(function->context->device).sm < 90) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+  return enqueue_kernel(function, config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX,
+                        config->blockDimY, config->blockDimZ, config->sharedMemBytes, config->hStream,
+                        cluster.x, parameters, extra);
 }
 
 // ---- Tensor maps, within the limits of the driver's documentation ----

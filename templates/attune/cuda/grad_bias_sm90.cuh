@@ -10,6 +10,9 @@
 //
 //    S = Q K^T    P = exp2(S + bias - LSE)    dP = dO V^T    sums += P (dP - delta)
 //
+// A bias of one row has few slots. Blocks of a cluster share out the queries of one, where that many are idle
+// else, and the first adds up what they have.
+//
 // Queries are rows, so that their LSE and delta are two numbers of a thread each. Sums stay in registers: the
 // same bits in every run, and no memory beside the result.
 //
@@ -258,8 +261,8 @@ class GradBiasSm90Consumer : WarpgroupThread {
     }
   }
 
-  /// A bias of one row: the sums over all of the block's queries, added up in a fixed order. Warps leave
-  /// theirs behind the row of the bias tile, where the copy engine never writes.
+  /// A bias of one row: the sums over all of the block's queries, then over all of the cluster's, added up in
+  /// a fixed order. Warps leave theirs behind the row of the bias tile, where the copy engine never writes.
   ATTUNE_DEVICE void store_row(u8* elements, i64 stride, i32 columns) {
     const u32 scratch = biases_.tile(typename Memory::BiasRing::Cursor(0)) + Shared::kScratchOffset;
     const u32 warp = threadIdx.x / 32 - kWarpgroup / 32;
@@ -275,15 +278,29 @@ class GradBiasSm90Consumer : WarpgroupThread {
     }
     ptx::bar_sync(1, kThreads);
     const i32 key = static_cast<i32>(threadIdx.x) - kWarpgroup;
-    if (key < columns) {
-      float sum = 0.0f;
-#pragma unroll
-      for (u32 i = 0; i < kThreads / 32; ++i) {
-        sum += float_of(ptx::ld_shared_b32(scratch + (i * S.block_n + static_cast<u32>(key)) * 4));
-      }
-      store1<kType>(elements + key * stride * size_of(kType), sum);
+    const bool has_key = key < columns;
+    float sum = has_key ? column_sum(scratch, kThreads / 32, key) : 0.0f;
+    if (p_.slot_blocks > 1) {  // the cluster has this slot alone
+      const u32 rank = ptx::cluster_ctarank();
+      const u32 of_blocks = scratch + kThreads / 32 * S.block_n * 4;
+      const u32 place = of_blocks + (rank * S.block_n + static_cast<u32>(key)) * 4;
+      if (has_key) ptx::st_shared_cluster_float(ptx::mapa(place, 0), sum);
+      ptx::cluster_sync();
+      if (rank != 0) return;
+      if (has_key) sum = column_sum(of_blocks, p_.slot_blocks, key);
     }
+    if (has_key) store1<kType>(elements + key * stride * size_of(kType), sum);
     ptx::bar_sync(1, kThreads);
+  }
+
+  /// Of so many rows in shared memory, one number a key.
+  static ATTUNE_DEVICE float column_sum(u32 rows, i32 count, i32 key) {
+    float sum = 0.0f;
+#pragma unroll
+    for (i32 row = 0; row < count; ++row) {
+      sum += float_of(ptx::ld_shared_b32(rows + static_cast<u32>(row * S.block_n + key) * 4));
+    }
+    return sum;
   }
 
   const GradBiasSm90Params& p_;
@@ -317,10 +334,14 @@ ATTUNE_DEVICE void grad_bias_sm90(const GradBiasSm90Params& params) {
     ptx::fence_mbarrier_init();
   }
   __syncthreads();
+  if (params.slot_blocks > 1) ptx::cluster_sync();                 // all of its blocks have begun
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
     ptx::setmaxnreg_dec<40>();
-    if (warp == 0) GradBiasSm90Producer<S>(params, memory).run();
+    if (warp == 0) {
+      GradBiasSm90Producer<S>(params, memory).run();
+      if (params.slot_blocks > 1) ptx::cluster_sync();  // with the consumers, in store_row()
+    }
   } else {
     ptx::setmaxnreg_inc<232>();
     GradBiasSm90Consumer<S>(params, memory, warp / 4 - 1).run();

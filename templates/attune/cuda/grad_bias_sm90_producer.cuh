@@ -82,13 +82,20 @@ class GradBiasSm90Producer {
 
   ATTUNE_DEVICE void run() {
 #pragma unroll 1
-    for (u32 number = blockIdx.x; number < static_cast<u32>(p_.slots); number += gridDim.x) produce(number);
+    for (u32 number = blockIdx.x / slot_blocks(); number < static_cast<u32>(p_.slots);
+         number += gridDim.x / slot_blocks()) {
+      produce(number);
+    }
     announce({.slot = -1});
   }
 
  private:
   static ATTUNE_DEVICE bool first_lane() {
     return threadIdx.x % 32 == 0;
+  }
+
+  ATTUNE_DEVICE u32 slot_blocks() const {
+    return static_cast<u32>(p_.slot_blocks);
   }
 
   ATTUNE_DEVICE void produce(u32 number) {
@@ -118,9 +125,11 @@ class GradBiasSm90Producer {
     const bool one_row = p_.backward.bias_rows == 1;
     const i32 begin = max(visiting.begin, slot.m_begin - block.q_begin);
     const i32 end = min(visiting.end, slot.m_end - block.q_begin);
+    const i32 own = static_cast<i32>(blockIdx.x % slot_blocks()) * S.block_m;
     // Where rows are kept apart, the tile's first row is the slot's, even if that comes before the block.
 #pragma unroll 1
-    for (i32 m = one_row ? begin : slot.m_begin - block.q_begin; begin < end && m < end; m += S.block_m) {
+    for (i32 m = one_row ? begin + own : slot.m_begin - block.q_begin; begin < end && m < end;
+         m += S.block_m * p_.slot_blocks) {
 #pragma unroll 1
       for (i32 number = 0; number < biased_heads(p_.backward); ++number) {
         const QueryHead head = biased_head(p_.backward, slot, number);

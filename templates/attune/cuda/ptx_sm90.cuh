@@ -119,6 +119,10 @@ ATTUNE_DEVICE u32 mapa(u32 address, u32 rank) {
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
   return there;
 }
+/// Stores to another block; others see it after cluster_sync().
+ATTUNE_DEVICE void st_shared_cluster_float(u32 address, float value) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
 /// Arrives at a barrier of the cluster, of which mapa() gives the address: to say what has been read. Of what
 /// has been written it says nothing, as it would wait for all that is on its way to memory.
 ATTUNE_DEVICE void mbarrier_arrive_cluster(u32 barrier) {
