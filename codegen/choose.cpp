@@ -94,9 +94,10 @@ bool laden(const Problem& problem) {
 std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
   const int widest = std::max(problem.head_dim, problem.head_dim_v);
-  if (laden(problem) && widest > 128) {
+  if (problem.query_gradient == QueryGradient::ordered && laden(problem) && widest > 192) {
     lacks.push_back(
-        "no kernels with both a bias tensor and dropout of packed sequences at head dims above 128");
+        "no deterministic kernels with both a bias tensor and dropout of packed sequences at head dims above "
+        "192");
   }
   if (problem.query_gradient == QueryGradient::apart) {
     lacks.push_back("adds up the query's gradient: not for calls without it");

@@ -343,7 +343,7 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
       for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
         problem.head_dim_v = problem.head_dim;
         const bool both = bias != kernel::Bias::none && dropout == kernel::Dropout::on;
-        const bool lacks = both && problem.head_dim > 128;
+        const bool lacks = both && problem.head_dim > 192;
         CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty() == !lacks);
       }
     }
@@ -351,7 +351,9 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
   problem.head_dim = problem.head_dim_v = 256;
   CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
         std::vector<std::string>{
-            "no kernels with both a bias tensor and dropout of packed sequences at head dims above 128"});
+            "no deterministic kernels with both a bias tensor and dropout of packed sequences "
+            "at head dims above 192"});
+  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
 
   Problem local{problem};
   local.dropout = kernel::Dropout::off;

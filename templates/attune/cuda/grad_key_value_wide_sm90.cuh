@@ -21,7 +21,8 @@
 //
 // Registers of one thread:   producer  consumer   S or dP + half of dQ, beside dK + dV
 //   head dim 256,  64 x 64   24        240        32 + 32, beside 64 + 64
-//   paged keys in turns      40        232        likewise
+//   pages in turns; bias     40        232        likewise
+//   and dropout, sequences
 #pragma once
 
 #include "attune/cuda/grad_key_value_sm90.cuh"
@@ -453,13 +454,15 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
   static_assert(shares_columns(S) && 64 < wider_dim(S) && wider_dim(S) <= 256);
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
   static_assert(S.stages == Sm90Memory<S>::kShared.bias_stages);  // and as many tiles of P and dS
-  // The producer keeps track of turns beside its search for pages.
-  constexpr bool kLaden = S.query_gradient == QueryGradient::ordered && S.keys == Keys::paged;
+  // The producer keeps track of turns beside its search for pages, or of what a bias and dropout need.
+  constexpr bool kTurnsOfPages = S.query_gradient == QueryGradient::ordered && S.keys == Keys::paged;
+  constexpr bool kLaden = S.blocks == Blocks::varlen && S.bias != Bias::none && S.dropout == Dropout::on;
+  constexpr bool kMoreToProducer = kTurnsOfPages || (kLaden && wider_dim(S) > 128);
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
-    ptx::setmaxnreg_dec<kLaden ? 40 : 24>();
+    ptx::setmaxnreg_dec<kMoreToProducer ? 40 : 24>();
     if (warp == 0) {
       Sm90Producer<S>(params, memory).run();
     } else if (Sm90Schedule<S>::kOrdered && warp == 1) {
@@ -468,7 +471,7 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
       Sm90TurnPasser<S>(params, memory).run();
     }
   } else {
-    ptx::setmaxnreg_inc<kLaden ? 232 : 240>();
+    ptx::setmaxnreg_inc<kMoreToProducer ? 232 : 240>();
     if (warp < 8) {
       Sm90WideConsumer<S, 0>(params, memory).run();
     } else {
