@@ -1,6 +1,6 @@
 // The gradient of a bias tensor on Hopper: products of warpgroups (wgmma), tiles by the tensor copy engine,
-// warp-specialised. For what grad_key_value does not store beside its own results: above all tensors that
-// are broadcast, whose elements have a sum over all pairs that they were added to.
+// warp-specialised. It computes what grad_key_value can't store beside its own results: above all gradients
+// of broadcast tensors, where an element's is the sum over all pairs that the element was added to.
 //
 // A block stays on its SM and takes one slot (backward.h) after the other, block_m queries by block_n keys.
 // It walks over all batch entries, sequences and heads that its elements were added to; for a bias of one row
@@ -10,14 +10,15 @@
 //
 //    S = Q K^T    P = exp2(S + bias - LSE)    dP = dO V^T    sums += P (dP - delta)
 //
-// A bias of one row has few slots. Blocks of a cluster share out the queries of one, where that many are idle
-// else, and the first adds up what they have.
+// A bias of one row has few slots. Where multiprocessors would be idle, the blocks of a cluster share out the
+// queries of a slot, and the first adds up what they have.
 //
 // Queries are rows, so that their LSE and delta are two numbers of a thread each. Sums stay in registers: the
 // same bits in every run, and no memory beside the result.
 //
 // Registers of one thread, head dim to 128:  producer  consumer    S + dP + sums
 //                                            40        232         64 + 64 + 64
+//   to 256                                   40        232         32 + 32 + 32
 #pragma once
 
 #include "attune/backward.h"

@@ -28,8 +28,8 @@ struct GradBiasStep {
   i32 lower, upper;             // query i sees key j iff i + lower <= j <= i + upper
 };
 enum GradBiasFlag : i32 {
-  kComputes = 1,  // or its slot has no pair that sees each other
-  kLast = 2,      // of its slot
+  kComputes = 1,  // there are tiles to multiply; no pair of a slot without them sees each other
+  kLast = 2,      // it is the last of its slot
   kMasked = 4     // is any of its pairs invisible?
 };
 
