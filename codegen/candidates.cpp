@@ -33,6 +33,7 @@ constexpr unsigned kNoBias = kMasks | kDropout;
 constexpr unsigned kNoDropout = kMasks | kBias;
 constexpr unsigned kPlainDropout = kWindow | kDropout;
 constexpr unsigned kPlainScores = kEveryFeature & ~(kBias | kDropout);
+constexpr unsigned kShares = kMasks | kSplit;
 constexpr unsigned kSums = kAtomic | kOrdered;
 
 constexpr unsigned kFewTiles = 1u << static_cast<int>(Extent::few_tiles);
@@ -84,6 +85,10 @@ constexpr Candidate kCandidates[] = {
     {"mma_64x32x4_d512",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoDropout,    512,  64,   32,   256,  1,  0,  4,  1,  0},
     {"mma_32x32x2_d512",    kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoBias,       512,  32,   32,   256,  1,  0,  2,  1,  0},
     {"mma_32x32x2_d512b",   kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kNoDropout,    512,  32,   32,   256,  1,  0,  2,  1,  0},
+    {"mma_16x32x4_d128s",   kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kShares,       128,  16,   32,   0,    1,  0,  4,  2,  0},
+    {"mma_16x32x2_d128s",   kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kShares,       128,  16,   32,   0,    1,  0,  2,  2,  0},
+    {"mma_16x32x4_d256s",   kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kShares,       256,  16,   32,   0,    1,  0,  4,  2,  0},
+    {"mma_16x16x2_d256s",   kForward, Family::mma,   80,  kNewest,  Isa::none,    kHalf, kShares,       256,  16,   16,   0,    1,  0,  2,  2,  0},
     {"mma_grad_query_128x32x4_d64",         kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kUneven,                  64, 128,32, 64, 2, 0, 4, 1, 0},
     {"mma_grad_query_64x32x4_d64",          kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kEveryFeature,            64, 64, 32, 64, 1, 0, 4, 1, 0},
     {"mma_grad_query_64x64x4_d128",         kGradQuery,   Family::mma,80, kNewest,Isa::none,kHalf,kUneven,                  128,64, 64, 128,1, 0, 4, 1, 0},
@@ -141,6 +146,9 @@ constexpr Candidate kCandidates[] = {
     {"merge_16x4_d64",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   16,   0,    0,    0,  0,  4,  4,  0},
     {"merge_8x4_d128",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  8,    0,    0,    0,  0,  4,  4,  0},
     {"merge_4x4_d512",      kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 512,  4,    0,    0,    0,  0,  4,  4,  0},
+    {"merge_8x16_d64s",     kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kF32,  kUneven | kSplit, 64, 8,    0,    0,    0,  0,  4,  16, 0},
+    {"merge_4x16_d128s",    kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kF32,  kUneven | kSplit, 128, 4,   0,    0,    0,  0,  4,  16, 0},
+    {"merge_4x8_d256s",     kMerge,   Family::merge, 60,  kNewest,  Isa::none,    kF32,  kUneven | kSplit, 256, 4,   0,    0,    0,  0,  4,  8,  0},
     {"grad_merge_32x4_d32", kGradMerge,Family::merge,60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 32,   32,   0,    0,    0,  0,  4,  4,  0},
     {"grad_merge_16x4_d64", kGradMerge,Family::merge,60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 64,   16,   0,    0,    0,  0,  4,  4,  0},
     {"grad_merge_8x4_d128", kGradMerge,Family::merge,60,  kNewest,  Isa::none,    kAll,  kEveryFeature, 128,  8,    0,    0,    0,  0,  4,  4,  0},
@@ -231,7 +239,8 @@ unsigned features_of(const Problem& problem) {
               ? kWindow
               : 0u) |
          (problem.query_gradient == kernel::QueryGradient::atomic ? kAtomic : 0u) |
-         (problem.query_gradient == kernel::QueryGradient::ordered ? kOrdered : 0u);
+         (problem.query_gradient == kernel::QueryGradient::ordered ? kOrdered : 0u) |
+         (problem.split == kernel::Split::on ? kSplit : 0u);
 }
 
 std::span<const Candidate> candidates() {

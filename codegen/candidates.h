@@ -22,6 +22,8 @@ inline constexpr unsigned kEveryFeature = 31;
 // grad_key_value: adds to sums of the query's gradient (QueryGradient).
 inline constexpr unsigned kAtomic = 32;
 inline constexpr unsigned kOrdered = 64;
+// forward: shares keys out over blocks (Split).
+inline constexpr unsigned kSplit = 128;
 /// The features of a problem, as a set of these bits.
 unsigned features_of(const Problem& problem);
 

@@ -162,7 +162,8 @@ std::vector<std::string> lacks_of(const std::vector<const Candidate*>& rows, con
                                       {kBias, "a bias tensor"},
                                       {kDropout, "dropout"},
                                       {kAtomic, "sums of the query's gradient"},
-                                      {kOrdered, "sums of the query's gradient in a fixed order"}}) {
+                                      {kOrdered, "sums of the query's gradient in a fixed order"},
+                                      {kSplit, "keys shared out over blocks"}}) {
     const unsigned wanted = features_of(problem) & feature;
     if (wanted != 0 && none([&](const Candidate* row) { return (row->features & wanted) != 0; })) {
       lacks.push_back(fmt::format("no kernels with {}", name));
@@ -221,6 +222,7 @@ KernelSpec spec_of(const Candidate& row, const Problem& problem) {
           .dropout = problem.dropout,
           .lse = problem.lse,
           .query_gradient = problem.query_gradient,
+          .split = problem.split,
           .block_m = row.block_m,
           .block_n = row.block_n,
           .block_v = block_v_of(row, problem),
@@ -295,6 +297,13 @@ std::optional<KernelSpec> key_value_spec(Problem problem, const Arch& arch, bool
 QueryGradient query_gradient_of(const Problem& problem, const Arch& arch, bool deterministic) {
   const auto spec = key_value_spec(problem, arch, deterministic);
   return spec ? spec->query_gradient : QueryGradient::apart;
+}
+
+bool may_split_keys(const Problem& problem) {
+  constexpr int kWidest = 256;
+  return problem.operation == Operation::forward && problem.dtype != kernel::DType::f32 &&
+         problem.bias == kernel::Bias::none && problem.dropout == kernel::Dropout::off &&
+         contains(problem.families, Family::mma) && std::max(problem.head_dim, problem.head_dim_v) <= kWidest;
 }
 
 std::vector<const Candidate*> contenders(const Problem& problem, const Arch& arch) {

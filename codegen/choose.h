@@ -43,6 +43,10 @@ std::vector<const Candidate*> contenders(const Problem& problem, const Arch& arc
 std::optional<kernel::KernelSpec> key_value_spec(Problem problem, const Arch& arch, bool deterministic);
 kernel::QueryGradient query_gradient_of(const Problem& problem, const Arch& arch, bool deterministic);
 
+/// Has the problem kernels whose blocks share the keys of a tile, on GPUs that run mma? They are there for
+/// decoding: for any masks and pages, without bias tensors and dropout.
+bool may_split_keys(const Problem& problem);
+
 /// The spec of one candidate row for a problem, whether or not choose() would take it. For tuning and tests.
 kernel::KernelSpec spec_of(const Candidate& candidate, const Problem& problem);
 

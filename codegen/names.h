@@ -67,6 +67,11 @@ struct EnumNames<kernel::QueryGradient> {
   static constexpr std::string_view kType = "QueryGradient";
   static constexpr std::array<std::string_view, 3> kValues{"apart", "atomic", "ordered"};
 };
+template <>
+struct EnumNames<kernel::Split> {
+  static constexpr std::string_view kType = "Split";
+  static constexpr std::array<std::string_view, 2> kValues{"off", "on"};
+};
 
 template <>
 struct EnumNames<Extent> {

@@ -51,6 +51,7 @@ struct Problem {
   kernel::Dropout dropout = kernel::Dropout::off;
   kernel::Lse lse = kernel::Lse::skip;
   kernel::QueryGradient query_gradient = kernel::QueryGradient::apart;
+  kernel::Split split = kernel::Split::off;
   int align_bytes = 16;  // what every row of query, key, value and output is aligned for: 16, 8, 4 or 2
   int boxes = 0;         // 1: they can be described to a tensor copy engine (runtime/boxes.h)
   Extent extent = Extent::large;  // less only of dense forward problems with boxes: others have no such rows
@@ -58,7 +59,7 @@ struct Problem {
 
   bool operator==(const Problem&) const = default;
 };
-static_assert(sizeof(Problem) == 17 * sizeof(int),
+static_assert(sizeof(Problem) == 18 * sizeof(int),
               "Problem is hashed as bytes: no padding, and update for_each_field");
 
 /// Is it about chunks of a merge? They have no keys, so no head_dim.
@@ -81,6 +82,7 @@ constexpr void for_each_problem_field(P& problem, Visit&& visit) {
   visit("dropout", problem.dropout);
   visit("lse", problem.lse);
   visit("query_gradient", problem.query_gradient);
+  visit("split", problem.split);
   visit("align_bytes", problem.align_bytes);
   visit("boxes", problem.boxes);
   visit("extent", problem.extent);

@@ -6,6 +6,7 @@
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/engine.h"
 #include "runtime/raise.h"
+#include "runtime/split_keys.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -98,6 +99,12 @@ class Temporary {
   void* stream_;
 };
 
+/// The shape of a tensor of float32 that has so many bytes, or some more.
+std::vector<std::int64_t> floats_of(std::size_t bytes) {
+  constexpr std::size_t kFloat = sizeof(float);
+  return {static_cast<std::int64_t>((bytes + kFloat - 1) / kFloat)};
+}
+
 std::vector<std::int64_t> shape_of(const TensorView& tensor) {
   return {tensor.shape.begin(), tensor.shape.begin() + tensor.rank};
 }
@@ -109,6 +116,14 @@ Result<runtime::Call> check_without_output(const TensorView& query, const Tensor
                                            const TensorView& value, bool with_lse, const AttentionBias& bias,
                                            const AttentionOptions& options) {
   return runtime::check({query, key, value, nullptr, nullptr, with_lse, bias, options});
+}
+
+/// Likewise, with the number of parts that its keys are split into.
+runtime::Call plan_without_output(const TensorView& query, const TensorView& key, const TensorView& value,
+                                  bool with_lse, const AttentionBias& bias, const AttentionOptions& options) {
+  runtime::Call call = take(check_without_output(query, key, value, with_lse, bias, options));
+  take(engine().plan(call));
+  return call;
 }
 
 /// Allocates the results of a call and runs it; `dtype` is the output's unless options have another.
@@ -148,11 +163,10 @@ runtime::BackwardPlan plan_of(const runtime::BackwardCall& call) {
   return plan;
 }
 
-void check_workspace(const BackwardOptions& backward, std::size_t needed) {
-  if (backward.workspace_bytes >= needed) return;
-  raise(invalid_argument(
-      fmt::format("workspace: {} bytes, expected at least the {} that backward_workspace_bytes() says",
-                  backward.workspace_bytes, needed)));
+void check_workspace(const char* pass, std::size_t given, std::size_t needed) {
+  if (given >= needed) return;
+  raise(invalid_argument(fmt::format(
+      "workspace: {} bytes, expected at least the {} that {}_workspace_bytes() says", given, needed, pass)));
 }
 
 // ---- Merging ----
@@ -264,7 +278,23 @@ void memory_efficient_attention_forward(const TensorView& query, const TensorVie
                                         const AttentionOptions& options) {
   runtime::Call call;
   take(runtime::check({query, key, value, &output, lse, lse != nullptr, bias, options}, call));
+  take(engine().plan(call));
+  const std::size_t needed = runtime::workspace_bytes(call);
+  if (needed == 0) return take(engine().run(call));
+  if (options.workspace != nullptr) {
+    check_workspace("forward", options.workspace_bytes, needed);
+    call.workspace = options.workspace;
+    return take(engine().run(call));
+  }
+  const Temporary workspace(DType::f32, query.device, floats_of(needed), options.stream);
+  call.workspace = workspace.view().data;
   take(engine().run(call));
+}
+
+std::size_t forward_workspace_bytes(const TensorView& query, const TensorView& key, const TensorView& value,
+                                    bool with_lse, const AttentionBias& bias,
+                                    const AttentionOptions& options) {
+  return runtime::workspace_bytes(plan_without_output(query, key, value, with_lse, bias, options));
 }
 
 Tensor memory_efficient_attention(const TensorView& query, const TensorView& key, const TensorView& value,
@@ -302,12 +332,10 @@ void memory_efficient_attention_backward(const TensorView& grad_output, const Te
       call));
   const runtime::BackwardPlan plan = plan_of(call);
   if (backward.workspace != nullptr) {
-    check_workspace(backward, plan.workspace_bytes);
+    check_workspace("backward", backward.workspace_bytes, plan.workspace_bytes);
     return take(engine().run(call, plan));
   }
-  constexpr std::size_t kFloat = sizeof(float);
-  const auto floats = static_cast<std::int64_t>((plan.workspace_bytes + kFloat - 1) / kFloat);
-  const Temporary workspace(DType::f32, query.device, {floats}, options.stream);
+  const Temporary workspace(DType::f32, query.device, floats_of(plan.workspace_bytes), options.stream);
   call.workspace = workspace.view().data;
   take(engine().run(call));
 }
@@ -425,8 +453,10 @@ std::vector<Attention> merge_attentions_backward(const TensorView& grad_output, 
 
 void prepare(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,
              const AttentionBias& bias, const AttentionOptions& options) {
-  const runtime::Call call = take(check_without_output(query, key, value, with_lse, bias, options));
-  take(engine().prepare(call.problem, call.device, call.stream));
+  const runtime::Call call = plan_without_output(query, key, value, with_lse, bias, options);
+  for (const codegen::Problem& problem : runtime::problems_of(call)) {
+    take(engine().prepare(problem, call.device, call.stream));
+  }
 }
 
 std::vector<std::string> not_supported_reasons(Family family, const TensorView& query, const TensorView& key,
@@ -446,9 +476,18 @@ std::vector<std::string> backward_not_supported_reasons(Family family, const Ten
 
 std::string explain(const TensorView& query, const TensorView& key, const TensorView& value, bool with_lse,
                     const AttentionBias& bias, const AttentionOptions& options) {
-  const runtime::Call call = take(check_without_output(query, key, value, with_lse, bias, options));
+  const runtime::Call call = plan_without_output(query, key, value, with_lse, bias, options);
   const codegen::Arch& arch = take(runtime::backend_of(call.device))->arch();
-  return runtime::to_json(take(engine().explain(call.problem, arch, call.device))).dump();
+  const auto explained = [&](const codegen::Problem& problem) {
+    return runtime::to_json(take(engine().explain(problem, arch, call.device)));
+  };
+  const auto problems = runtime::problems_of(call);
+  nlohmann::json json = explained(problems.front());
+  if (call.params.splits > 1) {
+    json["splits"] = call.params.splits;
+    json["merge"] = explained(problems.back());
+  }
+  return json.dump();
 }
 
 std::string explain_backward(const TensorView& grad_output, const TensorView& output, const TensorView& lse,

@@ -144,6 +144,18 @@ attune_status attune_memory_efficient_attention_forward(const attune_tensor* que
   });
 }
 
+attune_status attune_forward_workspace_bytes(const attune_tensor* query, const attune_tensor* key,
+                                             const attune_tensor* value, int with_lse,
+                                             const attune_bias* bias, const attune_options* options,
+                                             size_t* bytes) {
+  return guarded([&] {
+    if (bytes == nullptr) refuse("forward_workspace_bytes: null bytes");
+    *bytes = attune::forward_workspace_bytes(
+        view_of<attune::TensorView>("query", query), view_of<attune::TensorView>("key", key),
+        view_of<attune::TensorView>("value", value), with_lse != 0, bias_of(bias), options_of(options));
+  });
+}
+
 attune_status attune_prepare(const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
                              int with_lse, const attune_bias* bias, const attune_options* options) {
   return guarded([&] {

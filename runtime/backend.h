@@ -43,6 +43,8 @@ class Backend {
   virtual ~Backend() = default;
 
   virtual const codegen::Arch& arch() const = 0;
+  /// Of a GPU: how many blocks run side by side at least.
+  virtual int multiprocessors() const { return 1; }
   /// The compiler's identity for the key. Must not load LLVM; fails with environment when there is no
   /// compiler.
   virtual Result<codegen::CompilerId> compiler() = 0;

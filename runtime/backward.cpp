@@ -3,6 +3,7 @@
 #include "attune/backward.h"
 #include "codegen/choose.h"
 #include "runtime/boxes.h"
+#include "runtime/check_tensors.h"
 
 #include <fmt/format.h>
 

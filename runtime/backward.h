@@ -66,7 +66,4 @@ codegen::Problem problem_of(const codegen::Problem& forward, kernel::Operation o
 std::vector<codegen::Problem> problems_of_pass(const codegen::Problem& forward, const codegen::Arch& arch,
                                                bool deterministic);
 
-/// Workspaces begin at multiples of this, as allocations of CUDA do.
-inline constexpr std::size_t kWorkspaceAlignment = 256;
-
 }  // namespace attune::runtime

@@ -96,6 +96,8 @@ AttentionOptions options_of(const attune_options* given) {
   result.families = families_of(options.families);
   result.p = options.p;
   result.dropout = {options.seed, options.offset};
+  result.workspace = options.workspace;
+  result.workspace_bytes = options.workspace_bytes;
   if (options.output_dtype != nullptr) result.output_dtype = static_cast<DType>(*options.output_dtype);
   return result;
 }

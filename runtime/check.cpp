@@ -163,6 +163,7 @@ Result<void> check(const Arguments& a, Call& call) {
   ATTUNE_ASSIGN(dropout, dropout_of(a.options));
   ATTUNE_ASSIGN(families, families_of(a.options));
   ATTUNE_ASSIGN(output_dtype, output_dtype_of(a));
+  ATTUNE_TRY(check_workspace(a.options.workspace));
 
   call.device = a.query.device;
   call.stream = a.options.stream;

@@ -159,12 +159,6 @@ kernel::Strides strides_of(const MutableTensorView* view, std::int64_t groups) {
   return view == nullptr ? kernel::Strides() : regrouped(axes_of(*view), groups).strides;
 }
 
-Result<void> check_workspace(const BackwardOptions& options) {
-  if (reinterpret_cast<std::uintptr_t>(options.workspace) % kWorkspaceAlignment == 0) return done();
-  return invalid_argument(
-      fmt::format("workspace: its address should be a multiple of {}", kWorkspaceAlignment));
-}
-
 }  // namespace
 
 Result<BackwardCall> check_backward(const BackwardArguments& a) {
@@ -230,7 +224,7 @@ Result<void> check_backward(const BackwardArguments& a, BackwardCall& call) {
     ATTUNE_ASSIGN(memory, check_memory("grad_bias", view, LastStride::any));
     ATTUNE_TRY(known.add_written(memory));
   }
-  ATTUNE_TRY(check_workspace(a.backward));
+  ATTUNE_TRY(check_workspace(a.backward.workspace));
 
   const std::int64_t groups = p.forward.groups;
   p.grad_query = data_of(gradients.query);

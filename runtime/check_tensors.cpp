@@ -295,6 +295,12 @@ bool overlap(const Memory& a, const Memory& b) {
   return reaches(differences.terms(), -below - differences.base(), above - differences.base(), budget);
 }
 
+Result<void> check_workspace(const void* workspace) {
+  if (reinterpret_cast<std::uintptr_t>(workspace) % kWorkspaceAlignment == 0) return done();
+  return invalid_argument(
+      fmt::format("workspace: its address should be a multiple of {}", kWorkspaceAlignment));
+}
+
 // ---- Several tensors ----
 
 void Alignment::include(const TensorView& tensor) {

@@ -5,6 +5,7 @@
 #include "attune/tensor.h"
 #include "base/result.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <span>
@@ -92,6 +93,10 @@ inline Result<void> check_apart(const Memory& written, std::initializer_list<con
 /// Do two tensors have a byte in common? Exact for views of common layouts, interleaved ones included; says
 /// no where finding out takes too long.
 bool overlap(const Memory& a, const Memory& b);
+
+/// Workspaces begin at multiples of this, as allocations of CUDA do.
+inline constexpr std::size_t kWorkspaceAlignment = 256;
+Result<void> check_workspace(const void* workspace);
 
 // ---- Several tensors ----
 

@@ -1,11 +1,13 @@
 #include "runtime/engine.h"
 
+#include "attune/blocks.h"
 #include "attune/merge.h"
 #include "base/log.h"
 #include "cache/single_flight.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/cuda/cuda_backend.h"
 #include "runtime/hot_table.h"
+#include "runtime/split_keys.h"
 
 #include <fmt/format.h>
 
@@ -57,8 +59,7 @@ struct Engine::State {
   Images images;
 
   std::array<HotTable, kMaxCudaDevices + 1> tables;
-  std::array<std::atomic<const codegen::Arch*>, kMaxCudaDevices + 1>
-      archs{};  // of devices that were asked for
+  std::array<std::atomic<Backend*>, kMaxCudaDevices + 1> backends{};  // of devices that were asked for
   cache::SingleFlight<std::pair<std::size_t, Digest>, Kernel> loads;
   std::mutex loaded_mutex;
   std::map<std::pair<std::size_t, Digest>, std::shared_ptr<Kernel>> loaded;
@@ -76,10 +77,11 @@ struct Engine::State {
   Result<const ReadyKernel*> ready(const codegen::Problem& problem, Device device, void* stream);
   Result<std::unique_ptr<ReadyKernel>> make_ready(const codegen::Problem& problem, std::size_t index,
                                                   Backend& backend, std::string_view tuned_candidate);
-  Result<const codegen::Arch*> arch_of(Device device);
+  Result<Backend*> allowed_backend(Device device);
   std::optional<TunedChoice> tuned(const codegen::Problem& problem, const Backend& backend);
   void record(const codegen::Problem& problem, const codegen::Arch& arch);
   void launched(const ReadyKernel& ready);
+  Result<void> run_split(const Call& call);
 };
 
 Engine::Engine(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -194,13 +196,13 @@ std::optional<TunedChoice> Engine::State::tuned(const codegen::Problem& problem,
 }
 
 /// Without a lock once it is known.
-Result<const codegen::Arch*> Engine::State::arch_of(Device device) {
+Result<Backend*> Engine::State::allowed_backend(Device device) {
   ATTUNE_ASSIGN(index, table_index(device));
-  if (const codegen::Arch* known = archs[index].load(std::memory_order_acquire)) return known;
+  if (Backend* known = backends[index].load(std::memory_order_acquire)) return known;
   ATTUNE_TRY(check_allowed(options.backend, device));
   ATTUNE_ASSIGN(backend, backend_of(device));
-  archs[index].store(&backend->arch(), std::memory_order_release);
-  return &backend->arch();
+  backends[index].store(backend, std::memory_order_release);
+  return backend;
 }
 
 void Engine::State::record(const codegen::Problem& problem, const codegen::Arch& arch) {
@@ -219,9 +221,31 @@ void Engine::State::launched(const ReadyKernel& ready) {
 
 // ---- Calls ----
 
+/// Both kernels are loaded before the first is launched.
+Result<void> Engine::State::run_split(const Call& call) {
+  SplitCall split;
+  split_keys(call, split);
+  ATTUNE_ASSIGN(attention, ready(split.attention.problem, call.device, call.stream));
+  ATTUNE_ASSIGN(merge, ready(split.merge.problem, call.device, call.stream));
+  ATTUNE_TRY(attention->kernel->forward(split.attention.params, call.stream));
+  launched(*attention);
+  ATTUNE_TRY(merge->kernel->merge(split.merge.params, call.stream));
+  launched(*merge);
+  last_name = &attention->name;
+  return done();
+}
+
+Result<void> Engine::plan(Call& call) {
+  if (kernel::output_rows(call.params) == 0) return done();
+  ATTUNE_ASSIGN(backend, state_->allowed_backend(call.device));
+  call.params.splits = splits_of(call, backend->arch(), backend->multiprocessors());
+  return done();
+}
+
 Result<void> Engine::run(const Call& call) {
   const kernel::ForwardParams& params = call.params;
   if (params.batch == 0 || params.groups == 0 || params.heads == 0 || params.len_q == 0) return done();
+  if (params.splits > 1) return state_->run_split(call);
   ATTUNE_ASSIGN(ready, state_->ready(call.problem, call.device, call.stream));
   ATTUNE_TRY(ready->kernel->forward(params, call.stream));
   state_->launched(*ready);
@@ -272,8 +296,8 @@ Result<void> Engine::run(const BackwardCall& call, const BackwardPlan& plan) {
 }
 
 Result<void> Engine::plan(const BackwardCall& call, BackwardPlan& plan) {
-  ATTUNE_ASSIGN(arch, state_->arch_of(call.device));
-  return plan_of(call, *arch, plan);
+  ATTUNE_ASSIGN(backend, state_->allowed_backend(call.device));
+  return plan_of(call, backend->arch(), plan);
 }
 
 Result<void> Engine::prepare(const codegen::Problem& problem, Device device, void* stream) {

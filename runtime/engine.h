@@ -31,6 +31,7 @@ struct Call {
   kernel::ForwardParams params;
   Device device;
   void* stream = nullptr;
+  void* workspace = nullptr;  // where keys are split: Engine::plan() says into how many parts
 };
 
 /// One merge of chunks, likewise.
@@ -63,6 +64,8 @@ class Engine {
 
   /// Runs. On a hit: one table look-up and one launch; no string, lock, allocation or environment read.
   Result<void> run(const Call& call);
+  /// Decides whether the keys of a call are split, which takes a workspace and two launches (split_keys.h).
+  Result<void> plan(Call& call);
   Result<void> run(const MergeCall& call);
   Result<void> run(const GradMergeCall& call);
   /// Launches every kernel of the pass, or none: all are loaded before the first is launched.

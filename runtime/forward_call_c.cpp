@@ -27,6 +27,8 @@ void run(const attune_forward_call& call, const attune_forward_memory& memory) {
   AttentionOptions options = call.options;
   options.stream = memory.stream;
   options.dropout = {memory.seed, memory.offset};
+  options.workspace = memory.workspace;
+  options.workspace_bytes = memory.workspace_bytes;
   const MutableTensorView lse = call.lse ? at(*call.lse, memory.lse) : MutableTensorView();
   const auto run_with = [&](const AttentionBias& bias) {
     memory_efficient_attention_forward(at(call.query, memory.query), at(call.key, memory.key),
@@ -65,6 +67,15 @@ attune_status attune_forward_call_create(const attune_tensor* query, const attun
                             .options = options_of(options)});
     if (lse != nullptr) made->lse = view_of<attune::MutableTensorView>("lse", lse);
     *call = made.release();
+  });
+}
+
+attune_status attune_forward_call_workspace_bytes(const attune_forward_call* call, size_t* bytes) {
+  return guarded([&] {
+    if (call == nullptr) refuse("forward_call_workspace_bytes: null call");
+    if (bytes == nullptr) refuse("forward_call_workspace_bytes: null bytes");
+    *bytes = attune::forward_workspace_bytes(call->query, call->key, call->value, call->lse.has_value(),
+                                             call->bias, call->options);
   });
 }
 

@@ -12,12 +12,6 @@ using kernel::KernelSpec;
 
 namespace {
 
-bool packs(const KernelSpec& spec, const ForwardParams& p) {
-  return p.len_q == 1 && p.heads > 1 && p.key_strides.head == 0 && p.value_strides.head == 0 &&
-         spec.blocks == kernel::Blocks::dense && spec.bias == kernel::Bias::none &&
-         spec.dropout == kernel::Dropout::off;
-}
-
 const void* row_of(const void* tensor, i32 row, const kernel::Strides& strides, kernel::DType dtype) {
   return static_cast<const std::byte*>(tensor) + row * strides.seq * size_of(dtype);
 }
@@ -25,7 +19,7 @@ const void* row_of(const void* tensor, i32 row, const kernel::Strides& strides, 
 }  // namespace
 
 std::optional<ForwardParams> packed_heads(const KernelSpec& spec, const ForwardParams& params) {
-  if (!packs(spec, params)) return std::nullopt;
+  if (!packs_heads(spec, params)) return std::nullopt;
   // The keys that the one query sees; no window hides any of them from its neighbours then.
   const i32 begin = spec.window_left == Edge::bounded ? std::max(params.window.lower, 0) : 0;
   const i32 end =

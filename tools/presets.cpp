@@ -95,6 +95,8 @@ class List {
       problem.extent = extent;
       if (dense && problem.boxes != 0) add_operation("", problem);
     }
+    problem.extent = Extent::large;
+    if (codegen::may_split_keys(problem)) add_operation("operation=split ", problem);
   }
 
   void add_training(Problem problem) {

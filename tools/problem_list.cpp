@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "runtime/backward.h"
+#include "runtime/split_keys.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -17,6 +18,7 @@ using nlohmann::json;
 
 constexpr std::string_view kSpaces = " \t\r\n";
 constexpr std::string_view kWholePass = "operation=backward";
+constexpr std::string_view kSplitCall = "operation=split";
 
 /// A problem's text with the place that it came from.
 using Line = std::pair<std::string, std::string>;
@@ -83,13 +85,19 @@ std::string problem_help() {
   });
   return "\"dtype=f16 head_dim=64 window_right=bounded lse=write\"; the fields are " + fields +
          "; boxes=1 says that strides are multiples of 16 bytes, which sm90 needs; operation=backward stands "
-         "for the kernels of a backward pass, with query_gradient=ordered of a deterministic one";
+         "for the kernels of a backward pass, with query_gradient=ordered of a deterministic one, "
+         "operation=split for those of a call whose keys are split over blocks";
 }
 
 Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch) {
   std::vector<std::string_view> words = words_of(text);
   const bool whole_pass = std::erase(words, kWholePass) > 0;
+  const bool split_call = std::erase(words, kSplitCall) > 0;
   ATTUNE_ASSIGN(problem, codegen::parse_problem(fmt::format("{}", fmt::join(words, " "))));
+  if (split_call) {
+    if (!runtime::splits_keys(arch)) return std::vector<codegen::Problem>();
+    return std::vector{runtime::problem_of_parts(problem), runtime::problem_of_merge(problem)};
+  }
   if (!whole_pass) return std::vector{problem};
   const bool deterministic = problem.query_gradient == kernel::QueryGradient::ordered;
   problem.query_gradient = kernel::QueryGradient::apart;

@@ -16,6 +16,8 @@ std::string problem_help();
 
 /// A problem, or with operation=backward in place of an operation those of every kernel of a backward pass on
 /// the architecture: of one that gives the same bits in every run, if query_gradient=ordered is asked for.
+/// With operation=split those of a call whose keys are split over blocks, none where the architecture
+/// doesn't.
 Result<std::vector<codegen::Problem>> parse_problems(std::string_view text, const codegen::Arch& arch);
 
 /// A list's text. Fails with invalid_argument.

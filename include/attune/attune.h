@@ -63,6 +63,10 @@ struct AttentionOptions {
   double p = 0;          ///< Dropout probability in [0, 1], rounded to a multiple of 2^-16.
   DropoutState dropout;  ///< Which pairs are dropped; the same state drops the same pairs on every device.
   std::optional<DType> output_dtype;  ///< Of results that Attune allocates; default as each function says.
+  /// Scratch memory of forward calls, on the tensors' device, at a multiple of 256: forward_workspace_bytes()
+  /// says who needs any. Null: Attune allocates it in the stream's order.
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
 };
 
 struct Attention {
@@ -83,6 +87,13 @@ ATTUNE_EXPORT void memory_efficient_attention_forward(const TensorView& query, c
                                                       const MutableTensorView* lse = nullptr,
                                                       const AttentionBias& bias = {},
                                                       const AttentionOptions& options = {});
+
+/// Bytes of workspace that the same call needs: 0, but where few queries leave most of a GPU idle, as in
+/// decoding, and its keys are split over blocks. Only shapes, strides and types of the tensors matter.
+ATTUNE_EXPORT std::size_t forward_workspace_bytes(const TensorView& query, const TensorView& key,
+                                                  const TensorView& value, bool with_lse,
+                                                  const AttentionBias& bias = {},
+                                                  const AttentionOptions& options = {});
 
 /// The same into memory that Attune allocates; output_dtype defaults to the query's.
 ATTUNE_EXPORT Tensor memory_efficient_attention(const TensorView& query, const TensorView& key,
@@ -220,7 +231,8 @@ ATTUNE_EXPORT std::vector<std::string> not_supported_reasons(Family family, cons
                                                              const AttentionOptions& options = {});
 
 /// Which kernel the call would run and why, as a JSON object: family, candidate, spec, key, device, reasons
-/// against the other families, whether it is loaded, cached or has to be compiled, and a tuned choice.
+/// against the other families, whether it is loaded, cached or has to be compiled, and a tuned choice. Where
+/// keys are split over blocks it is the kernel of their parts, with "splits", how many, and "merge" like it.
 ATTUNE_EXPORT std::string explain(const TensorView& query, const TensorView& key, const TensorView& value,
                                   bool with_lse, const AttentionBias& bias = {},
                                   const AttentionOptions& options = {});

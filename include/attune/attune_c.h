@@ -91,9 +91,11 @@ typedef struct attune_options {
   uint64_t offset;
   const int32_t* output_dtype; /* attune_dtype, null: the query's. For prepare, explain and the reasons; calls
                                   that compute have their output tensor */
+  void* workspace; /* of forward calls. Null: allocated in the stream's order; else at a multiple of 256 */
+  size_t workspace_bytes;
 } attune_options;
 #define ATTUNE_OPTIONS_INIT \
-  { sizeof(attune_options), NULL, NULL, 0, 0.0, 0, 0, NULL }
+  { sizeof(attune_options), NULL, NULL, 0, 0.0, 0, 0, NULL, NULL, 0 }
 
 /* Where gradients go; null: not wanted. See GradientViews in attune.h. */
 typedef struct attune_gradients {
@@ -133,6 +135,13 @@ ATTUNE_EXPORT attune_status attune_memory_efficient_attention_forward(
     const attune_tensor* output, const attune_tensor* lse, const attune_bias* bias,
     const attune_options* options);
 
+/* See attune.h. Touches no data. */
+ATTUNE_EXPORT attune_status attune_forward_workspace_bytes(const attune_tensor* query,
+                                                           const attune_tensor* key,
+                                                           const attune_tensor* value, int with_lse,
+                                                           const attune_bias* bias,
+                                                           const attune_options* options, size_t* bytes);
+
 /* The same call again and again: described once, then run with memory after memory, for callers to whom a
  * description costs more than the call. `create` checks nothing and keeps copies: neither the structs nor the
  * tensors have to live on, but the tables of a bias that are on a GPU, whose numbers are read by each run; of
@@ -153,15 +162,20 @@ typedef struct attune_forward_memory {
   void* stream;
   uint64_t seed;
   uint64_t offset;
+  void* workspace; /* as in attune_options */
+  size_t workspace_bytes;
 } attune_forward_memory;
 #define ATTUNE_FORWARD_MEMORY_INIT \
-  { sizeof(attune_forward_memory), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0 }
+  { sizeof(attune_forward_memory), NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, 0 }
 
 ATTUNE_EXPORT attune_status attune_forward_call_create(const attune_tensor* query, const attune_tensor* key,
                                                        const attune_tensor* value,
                                                        const attune_tensor* output, const attune_tensor* lse,
                                                        const attune_bias* bias, const attune_options* options,
                                                        attune_forward_call** call);
+/* As attune_forward_workspace_bytes of these arguments. */
+ATTUNE_EXPORT attune_status attune_forward_call_workspace_bytes(const attune_forward_call* call,
+                                                                size_t* bytes);
 ATTUNE_EXPORT attune_status attune_forward_call_run(const attune_forward_call* call,
                                                     const attune_forward_memory* memory);
 ATTUNE_EXPORT void attune_forward_call_destroy(attune_forward_call* call);

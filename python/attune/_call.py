@@ -71,12 +71,29 @@ class Call:
         if self.drops:
             self._options.seed, self._options.offset = _random.state_of(generator, self.query.value)
         output, lse = self._results(with_lse)
+        workspace = self._use_workspace_of_torch(with_lse)
         _library.check(
             _library.library().attune_memory_efficient_attention_forward(
                 *self._inputs, output.c, None if lse is None else lse.c, *self._settings
             )
         )
+        self._options.workspace, self._options.workspace_bytes = None, 0
+        del workspace  # it had to live until here
         return output.value, None if lse is None else lse.value
+
+    def _use_workspace_of_torch(self, with_lse: bool) -> Any:
+        """On a GPU torch's allocator counts its memory and knows graphs. Elsewhere none is needed."""
+        if self.query.stream is None:
+            return None
+        size = ctypes.c_size_t()
+        _library.check(
+            _library.library().attune_forward_workspace_bytes(*self._inputs, with_lse, *self._settings, size)
+        )
+        if size.value == 0:
+            return None
+        workspace = self.query.empty((size.value,), "uint8")
+        self._options.workspace, self._options.workspace_bytes = workspace.data_ptr(), size.value
+        return workspace
 
     def described(self, output: Any, lse: Any) -> ctypes.c_void_p:
         """The library's attune_forward_call of a call that gave these results."""

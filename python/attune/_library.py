@@ -84,12 +84,14 @@ class Options(_Sized):
         ("seed", c_uint64),
         ("offset", c_uint64),
         ("output_dtype", POINTER(c_int32)),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
     ]
 
 
-# attune_forward_memory: its size, query, key, value, output, lse, bias, stream, seed and offset. Packed, since to fill a
-# ctypes structure takes three times as long.
-FORWARD_MEMORY = struct.Struct("@N7P2Q")
+# attune_forward_memory: its size, query, key, value, output, lse, bias, stream, seed, offset, workspace and its bytes.
+# Packed, since to fill a ctypes structure takes three times as long.
+FORWARD_MEMORY = struct.Struct("@N7P2QPN")
 
 
 class Gradients(_Sized):
@@ -142,10 +144,12 @@ _FUNCTIONS = {
     "attune_last_kernel": (c_char_p, []),
     "attune_free": (None, [c_void_p]),
     "attune_memory_efficient_attention_forward": (c_int, _INPUTS + [POINTER(Tensor)] * 2 + _SETTINGS),
+    "attune_forward_workspace_bytes": (c_int, _INPUTS + [c_int] + _SETTINGS + [POINTER(c_size_t)]),
     "attune_forward_call_create": (
         c_int,
         _INPUTS + [POINTER(Tensor)] * 2 + _SETTINGS + [POINTER(c_void_p)],
     ),
+    "attune_forward_call_workspace_bytes": (c_int, [c_void_p, POINTER(c_size_t)]),
     "attune_forward_call_run": (c_int, [c_void_p, c_char_p]),  # the second is ForwardMemory's bytes
     "attune_forward_call_destroy": (None, [c_void_p]),
     "attune_memory_efficient_attention_backward": (c_int, _BACKWARD),

@@ -7,6 +7,7 @@ as it always does: time on the host is all that differs.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import TYPE_CHECKING, Any, Dict, Hashable, Optional, Tuple
 
@@ -35,6 +36,11 @@ class _Kept:
         self._stream = _tensor.stream_of(output.device)
         self._output = _layout(output)
         self._lse = None if lse is None else _layout(lse)
+        size = ctypes.c_size_t()
+        _library.check(library.attune_forward_call_workspace_bytes(self._handle, size))
+        self._workspace_bytes = size.value
+        torch = sys.modules["torch"]
+        self._workspace = torch.Size((size.value,)), (1,), torch.uint8, output.device
 
     def __del__(self) -> None:
         self._destroy(self._handle)
@@ -43,6 +49,7 @@ class _Kept:
         seed, offset = _random.state_of(generator, query) if self._drops else (0, 0)
         output = self._allocated(self._output)
         lse = None if self._lse is None else self._allocated(self._lse)
+        workspace = None if self._workspace_bytes == 0 else self._allocated(self._workspace)
         memory = _library.FORWARD_MEMORY.pack(
             _library.FORWARD_MEMORY.size,
             query.data_ptr(),
@@ -54,6 +61,8 @@ class _Kept:
             self._stream(),
             seed,
             offset,
+            0 if workspace is None else workspace.data_ptr(),
+            self._workspace_bytes,
         )
         status = self._run(self._handle, memory)
         if status != 0:

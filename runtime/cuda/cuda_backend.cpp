@@ -18,6 +18,7 @@ class CudaBackend final : public Backend {
   explicit CudaBackend(const CudaDevice& device) : device_(device) {}
 
   const codegen::Arch& arch() const override { return device_.arch; }
+  int multiprocessors() const override { return device_.multiprocessors; }
   Result<codegen::CompilerId> compiler() override { return nvrtc_compiler(device_.arch); }
   Result<Image> compile(const codegen::Unit& unit) override { return nvrtc_compile(unit); }
 

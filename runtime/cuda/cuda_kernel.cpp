@@ -256,12 +256,43 @@ class CudaKernel final : public Kernel {
   /// One block per slot of the operation's work; sm90 blocks stay and take one after the other.
   Result<void> launch(CUfunction function, const void* params, unsigned blocks, void* stream) const {
     void* arguments[] = {const_cast<void*>(params)};  // the driver copies them
+    const CUlaunchConfig config = config_of(blocks, static_cast<CUstream>(stream));
     const CUresult result =
-        driver_.cuLaunchKernel(function, blocks, 1, 1, static_cast<unsigned>(codegen::threads(spec_)), 1, 1,
-                               static_cast<unsigned>(kernel::shared_bytes(spec_)),
-                               static_cast<CUstream>(stream), arguments, nullptr);
+        begins_early() ? launch_early(config, function, arguments)
+                       : driver_.cuLaunchKernel(function, blocks, 1, 1, config.blockDimX, config.blockDimY, 1,
+                                                config.sharedMemBytes, config.hStream, arguments, nullptr);
     if (result == CUDA_SUCCESS) return done();
     return driver_.check(result, "launching an attention kernel");
+  }
+
+  CUlaunchConfig config_of(unsigned blocks, CUstream stream) const {
+    const int lone_warps = kernel::lone_warps(spec_);
+    return {.gridDimX = blocks,
+            .gridDimY = 1,
+            .gridDimZ = 1,
+            .blockDimX = static_cast<unsigned>(codegen::threads(spec_) / lone_warps),
+            .blockDimY = static_cast<unsigned>(lone_warps),
+            .blockDimZ = 1,
+            .sharedMemBytes = static_cast<unsigned>(kernel::shared_bytes(spec_)),
+            .hStream = stream,
+            .attrs = nullptr,
+            .numAttrs = 0};
+  }
+
+  /// The merge of parts of the keys waits for them in the kernel.
+  bool begins_early() const {
+    return spec_.operation == kernel::Operation::merge && spec_.split == kernel::Split::on &&
+           device_.arch.sm >= 90 && driver_.cuLaunchKernelEx != nullptr;
+  }
+
+  /// As soon as the launch before lets it, so that its way to the GPU is none of the call's time.
+  CUresult launch_early(CUlaunchConfig config, CUfunction function, void** arguments) const {
+    CUlaunchAttribute early{
+        .id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, .pad = {}, .value = {}};
+    early.value.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return driver_.cuLaunchKernelEx(&config, function, arguments, nullptr);
   }
 
   const CudaDevice& device_;

@@ -108,7 +108,7 @@ ATTUNE_HD constexpr i64 tiles_of_head(const KernelSpec& spec, i32 len_q, i32 seq
 
 /// All slots of a launch.
 constexpr i64 forward_slots(const KernelSpec& spec, const ForwardParams& p) {
-  return i64{p.batch} * p.groups * p.heads * tiles_of_head(spec, p.len_q, p.sequences.count) *
+  return i64{p.batch} * p.groups * p.heads * tiles_of_head(spec, p.len_q, p.sequences.count) * p.splits *
          column_parts(spec);
 }
 
@@ -147,6 +147,7 @@ struct Slot {
   i32 group = 0;
   i32 head = 0;  // of the group
   i32 part = 0;
+  i32 split = 0;  // of the keys
   i32 begin = 0;
   i32 end = 0;
 };
@@ -161,6 +162,10 @@ ATTUNE_HD constexpr Slot slot_of(const ForwardParams& p, Number number) {
   Slot slot;
   slot.part = static_cast<i32>(number % parts);
   number /= parts;
+  if constexpr (S.split == Split::on) {
+    slot.split = static_cast<i32>(number % static_cast<Number>(p.splits));
+    number /= static_cast<Number>(p.splits);
+  }
   const i32 tile_number = static_cast<i32>(number % tiles);
   number /= tiles;
   slot.head = static_cast<i32>(number % heads);
@@ -174,6 +179,19 @@ ATTUNE_HD constexpr Slot slot_of(const ForwardParams& p, Number number) {
   slot.begin = (reversed ? block_tiles - 1 - found.tile : found.tile) * S.block_m;
   slot.end = min(slot.begin + S.block_m, slot.block.len_q);
   return slot;
+}
+
+/// The share of a range that one of `parts` takes, which is as even as can be; empty for some where there are
+/// more parts than numbers in the range.
+ATTUNE_HD constexpr KeyRange part_of(KeyRange range, i32 part, i32 parts) {
+  const i64 count = max(range.end - range.begin, 0);
+  const auto bound = [&](i32 n) { return range.begin + static_cast<i32>(count * n / parts); };
+  return {bound(part), bound(part + 1)};
+}
+
+/// Rows of the output, over all heads; so many lie between the results of blocks that share keys.
+ATTUNE_HD constexpr i64 output_rows(const ForwardParams& p) {
+  return i64{p.batch} * p.groups * p.heads * p.len_q;
 }
 
 /// Elements from a tensor's start to row 0 of this batch entry and head.
@@ -191,7 +209,8 @@ ATTUNE_HD constexpr i32 head_number(const ForwardParams& p, const Slot& slot) {
 
 /// Where the LSE of a block's query goes.
 ATTUNE_HD constexpr i64 lse_offset(const ForwardParams& p, const Slot& slot, i32 query) {
-  return (i64{slot.block.batch} * p.groups * p.heads + head_number(p, slot)) * p.len_q + slot.block.q_begin +
+  return slot.split * output_rows(p) +
+         (i64{slot.block.batch} * p.groups * p.heads + head_number(p, slot)) * p.len_q + slot.block.q_begin +
          query;
 }
 

@@ -92,6 +92,8 @@ struct ForwardParams {
   Window window;       // dense: window_of(reach, len_q, len_k)
   float scale = 1.0f;  // finite, of any sign; scores are scale * q.k + bias
   DropoutParams dropout;
+  i32 splits = 1;  // blocks that share the keys of a tile; 1 unless the spec says so. Then output and lse
+                   // hold their results one after the other, float32 and contiguous
   Sequences sequences;
 };
 
@@ -221,6 +223,13 @@ struct MergeParams {
   i32 len = 0;
   i32 chunks = 0;
   Chunk chunk[kMaxChunks];
+  // Of parts of the keys (Split::on) the first is told, and how many elements lie from one to the next.
+  i64 output_step = 0;
+  i64 lse_step = 0;
+  // And if they are of packed sequences: rows outside [*row_begin, *row_end), which belong to none, are not
+  // written.
+  const i32* row_begin = nullptr;
+  const i32* row_end = nullptr;
 };
 static_assert(sizeof(MergeParams) <= 4096, "kernel parameters of every GPU fit 4 KiB");
 

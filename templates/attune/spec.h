@@ -28,6 +28,8 @@ enum class Dropout : i32 { off, on };
 enum class Lse : i32 { skip, write };
 /// Does grad_key_value add to float32 sums of it, and in the same order in every run?
 enum class QueryGradient : i32 { apart, atomic, ordered };
+/// Forward: do several blocks share the keys of a tile of queries? Each writes partial results, to be merged.
+enum class Split : i32 { off, on };
 
 struct KernelSpec {
   Operation operation = Operation::forward;
@@ -44,6 +46,7 @@ struct KernelSpec {
   Dropout dropout = Dropout::off;
   Lse lse = Lse::skip;
   QueryGradient query_gradient = QueryGradient::apart;
+  Split split = Split::off;
   i32 block_m = 0;  // queries of one tile; merge and other operations by row: rows of one block
   i32 block_n = 0;  // keys of one tile
   i32 block_v = 0;  // columns of the result that one block computes: all, or less where those are too many
@@ -60,7 +63,7 @@ struct KernelSpec {
   constexpr bool operator==(const KernelSpec&) const = default;
 };
 
-inline constexpr i32 kKernelSpecFields = 27;
+inline constexpr i32 kKernelSpecFields = 28;
 inline constexpr i32 kMaxHeadDim = 512;
 
 /// Calls visit(name, field) for every field in order. Refuses to compile when a field is forgotten.
@@ -82,6 +85,7 @@ constexpr void for_each_field(Spec& spec, Visit&& visit) {
   visit("dropout", spec.dropout);
   visit("lse", spec.lse);
   visit("query_gradient", spec.query_gradient);
+  visit("split", spec.split);
   visit("block_m", spec.block_m);
   visit("block_n", spec.block_n);
   visit("block_v", spec.block_v);

@@ -157,6 +157,13 @@ Problem random_problem(Random& random, const Candidate& row, const Traits& trait
   problem.output_dtype =
       random.chance(0.7) ? problem.dtype : random.pick({DType::bf16, DType::f16, DType::f32});
   if (codegen::merges(row.operation)) problem.head_dim = 0;
+  if ((row.features & codegen::kSplit) != 0) {  // rows of their own
+    problem.split = kernel::Split::on;
+    if (row.operation == Operation::forward) {  // whatever the caller wants of the whole
+      problem.output_dtype = DType::f32;
+      problem.lse = Lse::write;
+    }
+  }
   if (row.family == Family::sm90) {
     problem.head_dim = kernel::round_up(problem.head_dim, 8);
     problem.head_dim_v = kernel::round_up(problem.head_dim_v, 8);

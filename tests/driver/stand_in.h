@@ -49,10 +49,11 @@ struct Launch {
   int device = 0;
   unsigned blocks = 0;   // of the grid's x axis; the others must be 1
   unsigned cluster = 1;  // of so many of them, where the launch says so
-  unsigned threads = 0;  // likewise, of a block
+  unsigned threads = 0;  // of a block, on its x and y axes
   unsigned shared_bytes = 0;
   CUstream stream = nullptr;
-  bool captured = false;  // into a graph: it would run when that is launched
+  bool captured = false;      // into a graph: it would run when that is launched
+  bool begins_early = false;  // as soon as the blocks of the launch before let it
   std::vector<std::byte> parameters;
 
   bool operator==(const Launch&) const = default;

@@ -155,6 +155,53 @@ bool is_captured(CUstream stream) {
   return stream->capture == CU_STREAM_CAPTURE_STATUS_ACTIVE;
 }
 
+/// What attributes say of a launch.
+struct LaunchTraits {
+  unsigned cluster = 1;
+  bool begins_early = false;
+};
+
+/// A launch, in a context.
+CUresult launch(const CUlaunchConfig& config, const LaunchTraits& traits, CUfunction function,
+                void** parameters, void** extra) {
+  CUstream stream = nullptr;
+  if (const CUresult met = enqueue(config.hStream, &stream); met != CUDA_SUCCESS) return met;
+  if (function->context != attune::stand_in::this_thread().current()) return CUDA_ERROR_INVALID_HANDLE;
+  const attune::cache::CubinKernel& kernel = *function->kernel;
+  const bool few_axes =
+      config.gridDimY == 1 && config.gridDimZ == 1 && config.blockDimY > 0 && config.blockDimZ == 1;
+  const bool one_parameter = kernel.parameter_bytes.size() == 1 && extra == nullptr;
+  const unsigned block = config.blockDimX * config.blockDimY;
+  const bool some =
+      config.gridDimX > 0 && config.gridDimX <= 0x7fff'ffffu && block > 0 && block <= kMaxThreads;
+  if (!few_axes || !one_parameter || !some || traits.cluster == 0 || config.gridDimX % traits.cluster != 0 ||
+      static_cast<int>(config.sharedMemBytes) > function->granted_shared_bytes) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  const int threads = static_cast<int>(block);
+  if ((kernel.max_threads != 0 && threads > kernel.max_threads) ||
+      kernel.registers * threads > kRegistersOfBlock) {
+    return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
+  }
+  auto& driver = attune::stand_in::state();
+  ++driver.launches;
+  if (!driver.recording.on && !is_captured(stream)) return CUDA_SUCCESS;
+  const auto* told = static_cast<const std::byte*>(parameters[0]);
+  Launch launch{.kernel = kernel.name,
+                .device = function->context->device,
+                .blocks = config.gridDimX,
+                .cluster = traits.cluster,
+                .threads = block,
+                .shared_bytes = config.sharedMemBytes,
+                .stream = config.hStream,
+                .captured = is_captured(stream),
+                .begins_early = traits.begins_early,
+                .parameters = {told, told + kernel.parameter_bytes[0]}};
+  if (launch.captured) stream->captured.push_back(launch);
+  if (driver.recording.on) driver.recording.launches.push_back(std::move(launch));
+  return CUDA_SUCCESS;
+}
+
 }  // namespace
 
 // ---- The driver ----
@@ -485,67 +532,41 @@ CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute which, int
   return CUDA_SUCCESS;
 }
 
-namespace {
-
-CUresult enqueue_kernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
-                        unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-                        CUstream handle, unsigned cluster, void** parameters, void** extra) {
-  CUstream stream = nullptr;
-  if (const CUresult met = enqueue(handle, &stream); met != CUDA_SUCCESS) return met;
-  if (function->context != attune::stand_in::this_thread().current()) return CUDA_ERROR_INVALID_HANDLE;
-  const attune::cache::CubinKernel& kernel = *function->kernel;
-  const bool one_axis = grid_y == 1 && grid_z == 1 && block_y == 1 && block_z == 1;
-  const bool one_parameter = kernel.parameter_bytes.size() == 1 && extra == nullptr;
-  const bool some = grid_x > 0 && grid_x <= 0x7fff'ffffu && block_x > 0 && block_x <= kMaxThreads;
-  if (!one_axis || !one_parameter || !some || cluster == 0 || grid_x % cluster != 0 ||
-      static_cast<int>(shared_bytes) > function->granted_shared_bytes) {
-    return CUDA_ERROR_INVALID_VALUE;
-  }
-  const int threads = static_cast<int>(block_x);
-  if ((kernel.max_threads != 0 && threads > kernel.max_threads) ||
-      kernel.registers * threads > kRegistersOfBlock) {
-    return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
-  }
-  attune::stand_in::State& driver = attune::stand_in::state();
-  ++driver.launches;
-  if (!driver.recording.on && !is_captured(stream)) return CUDA_SUCCESS;
-  const auto* told = static_cast<const std::byte*>(parameters[0]);
-  Launch launch{.kernel = kernel.name,
-                .device = function->context->device,
-                .blocks = grid_x,
-                .cluster = cluster,
-                .threads = block_x,
-                .shared_bytes = shared_bytes,
-                .stream = handle,
-                .captured = is_captured(stream),
-                .parameters = {told, told + kernel.parameter_bytes[0]}};
-  if (launch.captured) stream->captured.push_back(launch);
-  if (driver.recording.on) driver.recording.launches.push_back(std::move(launch));
-  return CUDA_SUCCESS;
-}
-
-}  // namespace
-
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                         unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared_bytes,
-                        CUstream stream, void** parameters, void** extra) {
+                        CUstream handle, void** parameters, void** extra) {
   STAND_IN_ENTER(cuLaunchKernel, context);
-  return enqueue_kernel(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, stream, 1,
-                        parameters, extra);
+  return launch({.gridDimX = grid_x,
+                 .gridDimY = grid_y,
+                 .gridDimZ = grid_z,
+                 .blockDimX = block_x,
+                 .blockDimY = block_y,
+                 .blockDimZ = block_z,
+                 .sharedMemBytes = shared_bytes,
+                 .hStream = handle,
+                 .attrs = nullptr,
+                 .numAttrs = 0},
+                {}, function, parameters, extra);
 }
 
-/// Of attributes it knows the size of clusters, up to what every GPU has that has any.
+/// Of attributes it knows the two that Attune sets, one at a time: the size of clusters, up to what every GPU
+/// has that has any, and that a launch may begin early.
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** parameters,
                           void** extra) {
   STAND_IN_ENTER(cuLaunchKernelEx, context);
-  if (config->numAttrs != 1 || config->attrs[0].id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+  if (config->numAttrs != 1) return CUDA_ERROR_INVALID_VALUE;
+  LaunchTraits traits;
+  if (config->attrs[0].id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
+    traits.begins_early = config->attrs[0].value.programmaticStreamSerializationAllowed != 0;
+  } else if (config->attrs[0].id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) {
+    const auto& cluster = config->attrs[0].value.clusterDim;
+    const bool fits = cluster.x <= 8 && cluster.y == 1 && cluster.z == 1;
+    if (!fits || traits_of(function->context->device).sm < 90) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    traits.cluster = cluster.x;
+  } else {
     return CUDA_ERROR_INVALID_VALUE;
-  const auto& cluster = config->attrs[0].value.clusterDim;
-  const bool fits = cluster.x <= 8 && cluster.y == 1 && cluster.z == 1;
-  if (!fits || traits_of(function->context->device).sm < 90) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
-  return enqueue_kernel(function, config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX,
-                        config->blockDimY, config->blockDimZ, config->sharedMemBytes, config->hStream,
-                        cluster.x, parameters, extra);
+  }
+  return launch(*config, traits, function, parameters, extra);
 }
 
 // ---- Tensor maps, within the limits of the driver's documentation ----

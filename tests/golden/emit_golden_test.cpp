@@ -31,9 +31,14 @@ constexpr Golden kGoldens[] = {
      "dtype=bf16 output_dtype=f32 head_dim=128 window_left=bounded window_right=bounded blocks=varlen "
      "keys=paged "
      "bias=boolean dropout=on lse=write"},
+    {"forward_split_mma.txt", "sm_80",
+     "dtype=f16 output_dtype=f32 head_dim=128 blocks=varlen keys=paged window_right=bounded lse=write "
+     "split=on"},
     {"forward_sm90.txt", "sm_90a", "dtype=f16 head_dim=128 window_right=bounded lse=write boxes=1"},
     {"merge_cpu.txt", "x86-64-v3", "operation=merge dtype=f32 output_dtype=f16 head_dim_v=64"},
     {"merge_gpu.txt", "sm_80", "operation=merge dtype=f16 head_dim_v=128 lse=write"},
+    {"merge_split_gpu.txt", "sm_90a",
+     "operation=merge dtype=f32 output_dtype=f16 head_dim_v=128 blocks=varlen split=on"},
     {"grad_query_cpu.txt", "x86-64-v4",
      "operation=grad_query dtype=f16 head_dim=64 head_dim_v=80 dropout=on"},
     {"grad_key_value_cpu.txt", "x86-64-v3",

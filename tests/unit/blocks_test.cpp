@@ -252,3 +252,45 @@ TEST_CASE("wrong tables of a device name no row outside the tensors") {
     check_rows<kPaged>(p);
   }
 }
+
+TEST_CASE("parts of a range are in order, even, and all of it") {
+  for (i32 count = -1; count <= 40; ++count) {
+    for (i32 parts = 1; parts <= 50; ++parts) {
+      i32 end = 7;
+      for (i32 part = 0; part < parts; ++part) {
+        const KeyRange share = part_of({7, 7 + count}, part, parts);
+        REQUIRE(share.begin == end);
+        end = share.end;
+        const i32 size = share.end - share.begin;
+        REQUIRE((size == max(count, 0) / parts || size == max(count, 0) / parts + 1));
+      }
+      REQUIRE(end == 7 + max(count, 0));
+    }
+  }
+  const KeyRange last = part_of({0, kMaxLength}, 3999, 4000);  // no product of these fits 32 bits
+  CHECK(last.end == kMaxLength);
+}
+
+TEST_CASE("slots of blocks that share keys are those of the tile, once for each") {
+  constexpr KernelSpec kSplit{.split = Split::on, .block_m = 16};
+  constexpr KernelSpec kWhole{.block_m = 16};
+  ForwardParams whole;
+  whole.batch = 2;
+  whole.groups = 3;
+  whole.heads = 2;
+  whole.len_q = 20;
+  ForwardParams split = whole;
+  split.splits = 5;
+  const i64 slots = forward_slots(kWhole, whole);
+  REQUIRE(forward_slots(kSplit, split) == 5 * slots);
+  for (u32 number = 0; number < 5 * slots; ++number) {
+    const Slot one = slot_of<kWhole>(whole, number / 5);
+    const Slot part = slot_of<kSplit>(split, number);
+    CHECK(part.split == static_cast<i32>(number % 5));
+    CHECK(part.block.index == one.block.index);
+    CHECK(part.group == one.group);
+    CHECK(part.head == one.head);
+    CHECK(part.begin == one.begin);
+    CHECK(part.end == one.end);
+  }
+}

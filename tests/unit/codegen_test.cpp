@@ -430,6 +430,32 @@ TEST_CASE("a row that is not for large problems serves none") {
   CHECK(others > 0);
 }
 
+TEST_CASE(
+    "what may be split has a kernel for parts of its keys on every GPU that runs mma, and another has none") {
+  for (const char* name : kArchs) {
+    const Arch arch = *arch_from_name(name);
+    for (Problem problem : everything()) {
+      for (const int head_dim : head_dims()) {
+        problem.head_dim = problem.head_dim_v = head_dim;
+        problem.split = kernel::Split::on;
+        const bool expected = may_split_keys(problem) && arch.backend == Backend::cuda && arch.sm >= 80;
+        const auto choice = choose(problem, arch);
+        CHECK(choice.ok() == expected);
+        if (choice.ok()) CHECK(choice->spec.family == Family::mma);
+      }
+    }
+  }
+  Problem problem = half_problem();
+  CHECK(may_split_keys(problem));
+  problem.families = only(Family::sm90);
+  CHECK_FALSE(may_split_keys(problem));
+  problem.split = kernel::Split::on;
+  const Arch hopper = *arch_from_name("sm_90a");
+  problem.boxes = 1;
+  CHECK(not_supported_reasons(Family::sm90, problem, hopper).front() ==
+        "no kernels with keys shared out over blocks");
+}
+
 TEST_CASE("candidate names are unique and every row is the choice for something") {
   std::set<std::string> names;
   for (const Candidate& row : candidates()) {
@@ -451,6 +477,9 @@ TEST_CASE("candidate names are unique and every row is the choice for something"
         problem.head_dim = merges(problem.operation) ? 0 : head_dim;
         problem.head_dim_v = head_dim;
         chosen.insert(choose(problem, arch)->candidate->name);
+        problem.split = kernel::Split::on;
+        if (const auto choice = choose(problem, arch); choice.ok()) chosen.insert(choice->candidate->name);
+        problem.split = kernel::Split::off;
       }
     }
   }

@@ -110,6 +110,9 @@ class Lines {
             problem_of_call(mask, dtype_, head_dims_, with_lse, options, ragged, extent);
         if (!operation.empty()) problem.extent = Extent::large;  // no gradient's kernel differs
         lines.insert(operation + codegen::to_string(problem));
+        problem.extent = Extent::large;
+        if (operation.empty() && codegen::may_split_keys(problem))
+          lines.insert("operation=split " + codegen::to_string(problem));
       }
     }
   }

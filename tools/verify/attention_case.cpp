@@ -1,5 +1,6 @@
 #include "runtime/engine.h"
 #include "runtime/raise.h"
+#include "runtime/split_keys.h"
 #include "tools/verify/case.h"
 #include "tools/verify/verdict.h"
 
@@ -10,6 +11,8 @@
 namespace attune::verify {
 
 using namespace reference;  // NOLINT: cases speak of references and plain values all the time
+
+constexpr int kMostParts = 40;  // more than any case has tiles of keys
 
 AttentionCase::AttentionCase(Random& random, const KernelClass& kernel_class, const MaskClass& mask)
     : problem(random, kernel_class, mask) {
@@ -23,18 +26,29 @@ AttentionCase::AttentionCase(Random& random, const KernelClass& kernel_class, co
   output = GuardedTensor(output_dtype, problem.output_shape(),
                          problem.layout(random, output_dtype, Access::write));
   lse = GuardedTensor(DType::f32, problem.lse_shape(problem.batch(), problem.plan().len_q), Layout{});
+  if (is_split()) parts_of_keys_ = random.integer(2, kMostParts);
   if (is_disguised()) function_ = Function::into;
   describe();
 }
 
 bool AttentionCase::is_disguised() const {
   const codegen::Problem& p = problem.traits();
-  return p.boxes != 0 && p.blocks == kernel::Blocks::dense && p.extent != codegen::Extent::few_tiles;
+  const bool other_extent =
+      p.boxes != 0 && p.blocks == kernel::Blocks::dense && p.extent != codegen::Extent::few_tiles;
+  return other_extent || codegen::may_split_keys(p);
+}
+
+codegen::Problem AttentionCase::last(const codegen::Arch&) const {
+  return is_split() ? runtime::problem_of_parts(problem.traits()) : problem.traits();
 }
 
 void AttentionCase::run_disguised(const runtime::Arguments& arguments) const {
   runtime::Call call = runtime::take(runtime::check(arguments));
   call.problem.extent = problem.traits().extent;
+  call.params.splits = parts_of_keys_;
+  const auto floats = static_cast<std::int64_t>(runtime::workspace_bytes(call) / sizeof(float));
+  const Tensor workspace(DType::f32, call.device, {floats}, call.stream);
+  call.workspace = workspace.view().data;
   runtime::take(runtime::take(runtime::Engine::global())->run(call));
 }
 
@@ -46,11 +60,14 @@ void AttentionCase::describe() {
   bias = problem.mask_name();
   aspects = problem.aspects();
   aspects.emplace_back("function", function);
-  name = fmt::format("{} {}{}", problem.text(), function, writes_lse() ? " with lse" : "");
+  const std::string parts = is_split() ? fmt::format(" in {} parts", parts_of_keys_) : "";
+  aspects.emplace_back("keys", is_split() ? "split" : "whole");
+  name = fmt::format("{} {}{}{}", problem.text(), function, writes_lse() ? " with lse" : "", parts);
 }
 
 int AttentionCase::launches() const {
-  return problem.batch() == 0 || problem.plan().len_q == 0 ? 0 : 1;
+  if (problem.batch() == 0 || problem.plan().len_q == 0) return 0;
+  return is_split() ? 2 : 1;
 }
 
 std::vector<Part> AttentionCase::parts() const {

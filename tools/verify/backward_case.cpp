@@ -1,3 +1,6 @@
+#include "runtime/check.h"
+#include "runtime/engine.h"
+#include "runtime/raise.h"
 #include "tools/reference/element.h"
 #include "tools/reference/plain.h"
 #include "tools/reference/rows.h"
@@ -275,7 +278,9 @@ void BackwardCase::run_once(Arena& arena) {
   Call call{.forward = problem.on(arena), .output = arena.put(output_), .lse = arena.put(lse_.tensor)};
   if (own_forward_) {
     const auto& [query, key, value, mask, options] = call.forward;
-    memory_efficient_attention_forward(query, key, value, call.output, &call.lse, mask, options);
+    const runtime::Call whole = runtime::take(  // its keys are never split
+        runtime::check({query, key, value, &call.output, &call.lse, /*with_lse=*/true, mask, options}));
+    runtime::take(runtime::take(runtime::Engine::global())->run(whole));
   }
   call.grad_output = arena.put(grad_output_);
   call.options.deterministic = deterministic_;

@@ -54,7 +54,7 @@ class AttentionCase : public Case {
 
   void run(Arena& arena) override;
   int launches() const override;
-  codegen::Problem last(const codegen::Arch&) const override { return problem.traits(); }
+  codegen::Problem last(const codegen::Arch&) const override;
   std::string verdict() const override;
 
   AttentionProblem problem;
@@ -62,7 +62,9 @@ class AttentionCase : public Case {
   GuardedTensor lse;  // contiguous
 
  private:
-  /// Has the class another extent than the case's few small tensors? Then the call is told the class's.
+  bool is_split() const { return problem.traits().split == kernel::Split::on; }
+  /// Has the class another extent than the case's few small tensors, or may it be split otherwise than they
+  /// would be? Then the call is told the class's.
   bool is_disguised() const;
   void run_disguised(const runtime::Arguments& arguments) const;
   void describe();
@@ -70,6 +72,7 @@ class AttentionCase : public Case {
   std::vector<Part> parts() const;
 
   Function function_ = Function::into;
+  int parts_of_keys_ = 1;
 };
 
 /// Gradients of results that the reference or Attune's own forward computed. In deterministic mode the call

@@ -1,6 +1,7 @@
 #include "tools/verify/kernel_classes.h"
 
 #include "codegen/names.h"
+#include "runtime/split_keys.h"
 
 #include <fmt/format.h>
 
@@ -170,6 +171,9 @@ std::optional<KernelClass> random_class(Random& random, const Combination& drawn
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     Problem problem = random_forward(random, drawn, head_dim, head_dim_v);
     problem.families = codegen::only(drawn.family);
+    if (pass == Pass::forward && codegen::may_split_keys(problem) && random.chance(0.5)) {
+      problem.split = kernel::Split::on;
+    }
     if (pass == Pass::backward) problem = backward_of(problem, drawn.family);
     if (has_kernel(problem) && (pass == Pass::forward || codegen::choose(forward_of(problem), arch).ok())) {
       const bool deterministic = problem.query_gradient == QueryGradient::apart ||
@@ -291,6 +295,8 @@ std::vector<Problem> problems_of(const KernelClass& kernel_class, const codegen:
   const Problem& problem = kernel_class.problem;
   switch (problem.operation) {
     case Operation::forward:
+      if (problem.split == kernel::Split::off) return {problem};
+      return {runtime::problem_of_parts(problem), runtime::problem_of_merge(problem)};
     case Operation::grad_merge: return {problem};
     case Operation::merge: return merges_of(problem);
     default: return steps_of(problem, arch);

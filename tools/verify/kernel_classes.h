@@ -15,8 +15,9 @@ namespace attune::verify {
 enum class Pass { forward, backward };
 
 struct KernelClass {
-  codegen::Problem problem;  // backward: a merge's, or key's and value's with the output's type; where that
-                             // adds up the query's gradient, it always does
+  codegen::Problem
+      problem;  // forward: the whole call's, where its keys are split, too; backward: a merge's, or key's and
+                // value's with the output's type; where that adds up the query's gradient, it always does
   kernel::Family family = kernel::Family::cpu;  // the one that will run it
   const MaskClass* mask = nullptr;              // that its first case draws; null: a merge
   bool deterministic = true;  // backward: has the family kernels for that mode, if it adds up the gradient?

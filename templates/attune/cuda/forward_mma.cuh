@@ -9,6 +9,9 @@
 // Keys and values alternate on one ring of shared-memory slots (shared.h): K0 V0 K1 V1 ... Consuming load l
 // is: wait for it, let every warp finish load l - 1, refill that one's slot with load l + stages, compute.
 //
+// Where blocks share the keys of a tile, so do the warps of a block: each walks over a part of its own, with
+// a ring of its own, and they add up their results through shared memory at the end.
+//
 // Registers of one thread, 255 at most (O: output, S: scores, Q: query fragments when they are kept):
 //   head dims   tile_m  block_n   O    S    Q   sum
 //   64 / 64        2      64      64   64   32  160
@@ -35,12 +38,15 @@ namespace attune::kernel {
 template <KernelSpec S>
 class ForwardMma {
   static_assert(S.family == Family::mma && S.dtype != DType::f32);
-  static_assert(S.block_m == 16 * S.tile_m * S.warps && S.block_n % 16 == 0);
+  static_assert(S.block_m == 16 * S.tile_m * (S.warps / lone_warps(S)) && S.block_n % 16 == 0);
   static_assert(S.head_dim >= 1 && S.head_dim <= kMaxHeadDim && S.head_dim_v <= kMaxHeadDim);
   static_assert(S.block_v >= 1 && S.block_v <= 256 && (S.block_v % 16 == 0 || S.block_v == S.head_dim_v));
   static_assert(S.dropout == Dropout::off || S.block_n % kDropoutGroup == 0);
+  static_assert(S.split == Split::off ||
+                (S.output_dtype == DType::f32 && S.lse == Lse::write && S.dropout == Dropout::off));
 
-  static constexpr i32 kThreads = S.warps * kWarpSize;
+  static constexpr bool kSplits = S.split == Split::on;
+  static constexpr i32 kThreads = S.warps / lone_warps(S) * kWarpSize;  // that share tiles
   static constexpr i32 kWarpRows = 16 * S.tile_m;
   static constexpr i32 kDimSteps = ceil_div(S.head_dim, 16);   // k16 steps of Q K^T
   static constexpr i32 kKeySteps = S.block_n / 16;             // k16 steps of P V
@@ -65,6 +71,10 @@ class ForwardMma {
  public:
   static ATTUNE_DEVICE void run(const ForwardParams& params, u32 shared) {
     const Slot slot = slot_of<S>(params, blockIdx.x);
+    if constexpr (kSplits) {
+      ptx::griddepcontrol_launch_dependents();
+      shared += threadIdx.y * kShared.bytes();
+    }
     if (slot.begin < slot.end) ForwardMma(params, shared, slot).run();
   }
 
@@ -73,7 +83,7 @@ class ForwardMma {
       : p_(params),
         slot_(slot),
         window_(window_of_block<S>(params, slot.block)),
-        keys_(keys_of_tiles(window_, slot)),
+        keys_(keys_of_tiles(params, window_, slot)),
         key_source_(rows_of(params.key) + head_offset(slot, params.key_strides), params.key_strides.seq,
                     slot.block.k_begin + keys_.begin),
         value_source_(rows_of(params.value) + head_offset(slot, params.value_strides) + first_column(slot),
@@ -99,16 +109,27 @@ class ForwardMma {
       multiply_probability_value(scores);
     }
     // Which slot it was is computed anew: kept through the loop it would occupy registers.
-    finish(slot_of<S>(p_, ptx::opaque(blockIdx.x)));
+    const Slot slot = slot_of<S>(p_, ptx::opaque(blockIdx.x));
+    if constexpr (kSplits) {
+      finish_together(slot);
+    } else {
+      finish(slot);
+    }
   }
 
-  /// What the tiles of keys cover. Where there is dropout they begin at its groups, so that the keys that a
-  /// thread holds share its calls (philox.h); where there is a bias, at even keys, whose pairs may be
+  /// What the slot's tiles of keys cover. Where there is dropout they begin at its groups, so that the keys
+  /// that a thread holds share its calls (philox.h); where there is a bias, at even keys, whose pairs may be
   /// aligned.
-  static ATTUNE_DEVICE KeyRange keys_of_tiles(const Window& window, const Slot& slot) {
+  static ATTUNE_DEVICE KeyRange keys_of_tiles(const ForwardParams& params, const Window& window,
+                                              const Slot& slot) {
     constexpr i32 kMultiple = S.dropout == Dropout::on ? kDropoutGroup : S.bias != Bias::none ? 2 : 1;
     const KeyRange visited = visited_keys<S>(window, slot.block.len_k, slot.begin, slot.end);
-    return {visited.begin - visited.begin % kMultiple, visited.end};
+    const i32 begin = visited.begin - visited.begin % kMultiple;
+    if constexpr (!kSplits) return {begin, visited.end};
+    const KeyRange tiles =
+        part_of({0, ceil_div(visited.end - begin, S.block_n)},
+                slot.split * S.warps + static_cast<i32>(threadIdx.y), params.splits * S.warps);
+    return {begin + tiles.begin * S.block_n, min(begin + tiles.end * S.block_n, visited.end)};
   }
 
   // The slot's value columns.
@@ -126,7 +147,16 @@ class ForwardMma {
     return threadIdx.x % kWarpSize;
   }
   static ATTUNE_DEVICE u32 warp_row() {
-    return threadIdx.x / kWarpSize * kWarpRows;
+    return threadIdx.x / kWarpSize * kWarpRows;  // where keys are split, warps differ in threadIdx.y
+  }
+
+  /// Those that share tiles.
+  static ATTUNE_DEVICE void synchronize() {
+    if constexpr (kSplits) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
   }
 
   // ---- The pipeline ----
@@ -152,7 +182,7 @@ class ForwardMma {
   template <i32 Load>
   ATTUNE_DEVICE void consume(i32 key) {
     ptx::cp_async_wait_group<S.stages - 1>();
-    __syncthreads();
+    synchronize();
     free_tile_ = tile_;
     tile_ += kShared.tile_bytes;
     if (tile_ == ring_ + kShared.tiles * kShared.tile_bytes) tile_ = ring_;
@@ -175,7 +205,7 @@ class ForwardMma {
 
     ptx::cp_async_wait_group<S.stages - 1>();
     if (S.bias == Bias::none && !(p_.scale > 0.0f)) fold_sign_into_query();
-    __syncthreads();
+    synchronize();
     if constexpr (kKeepQuery) {
 #pragma unroll
       for (i32 step = 0; step < kDimSteps; ++step) load_query(query_[step], step);
@@ -419,6 +449,83 @@ class ForwardMma {
     }
   }
 
+  /// Where warps split keys: what each of them found in its own becomes the result of all, added up in the
+  /// order of the warps.
+  ATTUNE_DEVICE void finish_together(const Slot& slot) {
+    constexpr i32 kPitch = kValuePairs * 16 + 8;  // of a row of float32, so that rows begin in other banks
+    constexpr i32 kStatsBytes = S.block_m * 16;
+    static_assert(kStatsBytes + S.block_m * kPitch * 4 <= kShared.bytes());
+    const auto area_of = [&](i32 warp) {
+      return query_tile_ + (warp - static_cast<i32>(threadIdx.y)) * kShared.bytes();
+    };
+    const i32 rows = slot.end - slot.begin;
+    __syncwarp();
+#pragma unroll
+    for (i32 m = 0; m < S.tile_m; ++m) {
+#pragma unroll
+      for (i32 half = 0; half < 2; ++half) {
+        row_sum_[m][half] = quad_sum(row_sum_[m][half]);
+        rounded_sum_[m][half] = quad_sum(rounded_sum_[m][half]);
+        const ptx::Chunk stats{
+            {bits_of(row_max_[m][half]), bits_of(row_sum_[m][half]), bits_of(rounded_sum_[m][half]), 0}};
+        if (lane() % 4 == 0) ptx::st_shared_v4(query_tile_ + row_of(m, half) * 16, stats);
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (i32 m = 0; m < S.tile_m; ++m) {
+#pragma unroll
+      for (i32 half = 0; half < 2; ++half) {
+        const i32 row = row_of(m, half);
+        float largest = neg_inf();
+        float sum = 0.0f;
+        float rounded = 0.0f;
+#pragma unroll
+        for (i32 warp = 0; warp < S.warps; ++warp) {
+          const ptx::Chunk stats = ptx::ld_shared_v4(area_of(warp) + row * 16);
+          const float before = largest;
+          largest = fmaxf(largest, float_of(stats.word[0]));
+          const float decay = ptx::ex2_approx_ftz(before - safe_max(largest));
+          const float weight = ptx::ex2_approx_ftz(float_of(stats.word[0]) - safe_max(largest));
+          sum = fmaf(sum, decay, float_of(stats.word[1]) * weight);
+          rounded = fmaf(rounded, decay, float_of(stats.word[2]) * weight);
+        }
+        if (threadIdx.y == 0) write_lse(slot, row, largest, sum);
+        if (row >= rows) continue;
+        const bool saw = row_sum_[m][half] != 0.0f;
+        const float weight = ptx::ex2_approx_ftz(row_max_[m][half] - safe_max(largest));
+        const float factor = inverse_sum(rounded) * weight;
+        const u32 values = query_tile_ + kStatsBytes + row * kPitch * 4;
+#pragma unroll
+        for (i32 n = 0; n < kValuePairs * 2; ++n) {
+          const float(&o)[4] = output_[m][n];
+          ptx::st_shared_v2_f32(values + column_of(n) * 4, saw ? o[half * 2] * factor : 0.0f,
+                                saw ? o[half * 2 + 1] * factor : 0.0f);
+        }
+      }
+    }
+    __syncthreads();
+    constexpr i32 kPairs = ceil_div(S.block_v, 2);
+    float* const output = static_cast<float*>(p_.output) + output_offset(slot, 0);
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(threadIdx.y * kWarpSize + threadIdx.x); i < rows * kPairs;
+         i += S.warps * kWarpSize) {
+      const i32 row = i / kPairs;
+      const i32 column = i % kPairs * 2;
+      float low = 0.0f;
+      float high = 0.0f;
+#pragma unroll
+      for (i32 warp = 0; warp < S.warps; ++warp) {
+        float first, second;
+        ptx::ld_shared_v2_f32(first, second, area_of(warp) + kStatsBytes + (row * kPitch + column) * 4);
+        low += first;
+        high += second;
+      }
+      store_pair<S.copy_bytes>(output + row * p_.output_strides.seq + column, low, high,
+                               columns(slot) - column);
+    }
+  }
+
   ATTUNE_DEVICE void write_lse(const Slot& slot, i32 row, float row_max, float sum) const {
     const i32 query = slot.begin + row;
     if (lane() % 4 != 0 || query >= slot.end || slot.part != 0) return;
@@ -427,8 +534,8 @@ class ForwardMma {
 
   /// Elements from the output's start to its row for this query of the tile.
   ATTUNE_DEVICE i64 output_offset(const Slot& slot, i32 row) const {
-    return head_offset(slot, p_.output_strides) + first_column(slot) +
-           (slot.block.q_begin + slot.begin + row) * p_.output_strides.seq;
+    return slot.split * output_rows(p_) * S.head_dim_v + head_offset(slot, p_.output_strides) +
+           first_column(slot) + (slot.block.q_begin + slot.begin + row) * p_.output_strides.seq;
   }
 
   /// float32 leaves from registers: four lanes fill the 32 bytes that memory is accessed by.

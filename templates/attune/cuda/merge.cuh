@@ -24,8 +24,11 @@ class Merge {
 
  public:
   static ATTUNE_DEVICE void run(const MergeParams& params) {
+    if constexpr (S.split == Split::on) ptx::griddepcontrol_wait();
     MergeRow row;
-    if (Lanes::find_row(params, row)) Merge(params, row).run();
+    if (!Lanes::find_row(params, row)) return;
+    if (S.blocks == Blocks::varlen && (row.query < *params.row_begin || row.query >= *params.row_end)) return;
+    Merge(params, row).run();
   }
 
  private:
@@ -38,7 +41,11 @@ class Merge {
 #pragma unroll 1
     for (i32 chunk = 0; chunk < p_.chunks; chunk += S.stages) {
       Values values;
-      Lanes::load_chunks(values, lses, p_, row_, chunk);
+      if constexpr (S.split == Split::on) {
+        load_parts(values, chunk);
+      } else {
+        Lanes::load_chunks(values, lses, p_, row_, chunk);
+      }
       load_lses(next, chunk + S.stages);
       accumulate(values, lses);
 #pragma unroll
@@ -53,8 +60,19 @@ class Merge {
     for (i32 i = 0; i < S.stages; ++i) {
       lses[i] = neg_inf();
       if (chunk + i >= p_.chunks) continue;
-      const Chunk& source = p_.chunk[chunk + i];
-      lses[i] = source.lse[offset_of(row_, source.lse_strides)];
+      const Chunk& source = p_.chunk[S.split == Split::on ? 0 : chunk + i];
+      const i64 part = S.split == Split::on ? (chunk + i) * p_.lse_step : 0;
+      lses[i] = source.lse[part + offset_of(row_, source.lse_strides)];
+    }
+  }
+
+  /// Without a look at the LSEs, for which they would have to wait: what saw no key has output 0.
+  ATTUNE_DEVICE void load_parts(Values& values, i32 part) const {
+    const auto* first = static_cast<const float*>(p_.chunk[0].output);
+    const i64 offset = offset_of(row_, p_.chunk[0].output_strides);
+#pragma unroll
+    for (i32 i = 0; i < S.stages; ++i) {
+      Lanes::template load<S.dtype>(values[i], first, offset + min(part + i, p_.chunks - 1) * p_.output_step);
     }
   }
 

@@ -123,6 +123,27 @@ ATTUNE_DEVICE void ld_shared_v2_f32(float& low, float& high, u32 address) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(low), "=f"(high) : "r"(address) : "memory");
 }
 
+/// 8 bytes; the address is a multiple of 8.
+ATTUNE_DEVICE void st_shared_v2_f32(u32 address, float low, float high) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" : : "r"(address), "f"(low), "f"(high) : "memory");
+}
+
+/// Lets the launch behind this one begin, where it was made to, as soon as all blocks have come here or
+/// ended. Nothing before sm_90.
+ATTUNE_DEVICE void griddepcontrol_launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Waits until the launch before this one, where this one began before its end, is done and its memory seen.
+/// Nothing before sm_90.
+ATTUNE_DEVICE void griddepcontrol_wait() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /// 4 bytes; the address is a multiple of 4.
 ATTUNE_DEVICE u32 ld_shared_b32(u32 address) {
   u32 word;

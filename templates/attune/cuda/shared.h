@@ -25,6 +25,12 @@ struct MmaShared {
   }
 };
 
+/// Warps of a block of forward that share keys, and nothing else until they are done: each has all of the
+/// above for itself, and is told from the others by threadIdx.y.
+constexpr i32 lone_warps(const KernelSpec& s) {
+  return s.family == Family::mma && s.split == Split::on ? s.warps : 1;
+}
+
 /// Gradients on tensor cores. A block keeps two tiles, of query and the output's gradient (grad_query) or of
 /// key and value, and walks over pairs of the others on a ring of `stages` in flight and the one that is
 /// read, in the second case with two numbers of every query. grad_key_value also has the tiles of the scores'
@@ -338,7 +344,8 @@ struct GradBiasSm90Shared {
 constexpr i32 shared_bytes(const KernelSpec& s) {
   switch (s.family) {
     case Family::mma:
-      return s.operation == Operation::forward ? MmaShared(s).bytes() : GradMmaShared(s).bytes();
+      if (s.operation != Operation::forward) return GradMmaShared(s).bytes();
+      return MmaShared(s).bytes() * lone_warps(s);
     case Family::sm90:
       return s.operation == Operation::forward     ? Sm90Shared(s).bytes()
              : s.operation == Operation::grad_bias ? GradBiasSm90Shared(s).bytes()

@@ -6,7 +6,7 @@ from attune.ops.fmha.common import MMA, SIMT, AttentionFwOpBase
 
 
 class FwOp(AttentionFwOpBase):
-    """One query a sequence. Keys are not split over thread blocks in this version. Forward only."""
+    """One query a sequence. Forward only."""
 
     NAME = "decoderF"
     FAMILIES = (MMA, SIMT)

@@ -6,7 +6,7 @@ from attune.ops.fmha.common import MMA, SIMT, AttentionFwOpBase
 
 
 class FwOp(AttentionFwOpBase):
-    """At most 16 queries a sequence. Keys are not split over thread blocks in this version. Forward only."""
+    """At most 16 queries a sequence. Forward only."""
 
     NAME = "triton_splitKF"
     FAMILIES = (MMA, SIMT)
