@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 TOKENS, WIDTH = 16384, 2048  # B * M and H * K
 TURNS, CALLS = 11, 6
+GRAPH_CALLS = 20
 PEERS = {
     "FA2": SDPBackend.FLASH_ATTENTION,
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -34,6 +35,20 @@ def within(call):
 def result_of(call):
     with within(call):
         return call()
+
+
+def graphed(call):
+    """Replays many calls that were captured once."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        result_of(call)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with within(call), torch.cuda.graph(graph):
+        for _ in range(GRAPH_CALLS):
+            call()
+    return graph.replay
 
 
 def milliseconds(call):

@@ -23,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 import attune
 from attune import _library
 from attune.ops import LowerTriangularMask, memory_efficient_attention
-from gpu_bench import Peer, race, result_of, within
+from gpu_bench import GRAPH_CALLS, Peer, graphed, race, within
 
 SHAPES = [(1, 8, 128), (1, 32, 128), (4, 16, 128), (4, 8, 256), (1, 4, 512), (1, 16, 512), (4, 16, 512)]  # B, H, M
-GRAPH_CALLS = 20
 
 
 def sides(shape, dtype, causal):
@@ -42,20 +41,6 @@ def sides(shape, dtype, causal):
         "Attune": lambda: memory_efficient_attention(query, key, value, bias),
         **{name: Peer(name, theirs) for name in ("cuDNN", "FA2")},
     }
-
-
-def graphed(call):
-    """Replays many calls that were captured once."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        result_of(call)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with within(call), torch.cuda.graph(graph):
-        for _ in range(GRAPH_CALLS):
-            call()
-    return graph.replay
 
 
 def host_microseconds(call, calls=300):
