@@ -130,9 +130,12 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
         "engine's at multiples of 16 bytes");
   }
   if (problem.boxes == 0) {
-    lacks.push_back(
-        "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0, pages "
-        "and where sequences begin in them multiples of 8 keys");
+    const char* const pages = problem.operation == Operation::forward
+                                  ? ", pages and where sequences begin in them multiples of 8 keys"
+                                  : "";
+    lacks.push_back(fmt::format(
+        "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0{}",
+        pages));
   }
   if (problem.operation == Operation::grad_key_value) append(lacks, sm90_key_value_lacks(problem));
   if (problem.operation == Operation::grad_bias) append(lacks, sm90_bias_lacks(problem));

@@ -385,6 +385,17 @@ class OnTheGpu(OnTheCpu):
             memory_efficient_attention_backward(output, output, lse, *inputs, op=op.BwOp)
             self.assertTrue(attune.last_kernel().startswith(kernel), attune.last_kernel())
 
+    @unittest.skipUnless(
+        torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0), "needs Hopper"
+    )
+    def test_documented_operators_on_hopper(self):
+        for op in fmha.flash, fmha.cutlass:
+            with self.subTest(op.__name__):
+                inputs = self.tensors(0, torch.float16, head_dim=64)
+                output, lse = memory_efficient_attention_forward_requires_grad(*inputs)
+                memory_efficient_attention_backward(output, output, lse, *inputs, op=op.BwOp)
+                self.assertTrue(attune.last_kernel().startswith("sm90"), attune.last_kernel())
+
     def test_documented_operators(self):
         half, single = (self.tensors(1, dtype, head_dim=32) for dtype in (torch.float16, torch.float32))
         for op, inputs in [

@@ -14,4 +14,4 @@ class BwOp(AttentionBwOpBase):
     """Tensor cores where the inputs and the GPU have them, else ordinary units."""
 
     NAME = "cutlassB"
-    FAMILIES = (MMA, SIMT)
+    FAMILIES = (SM90, MMA, SIMT)

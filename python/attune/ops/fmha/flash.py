@@ -14,4 +14,4 @@ class BwOp(AttentionBwOpBase):
     """float16 and bfloat16, compute capability 8.0 and up."""
 
     NAME = "flshattB"
-    FAMILIES = (MMA,)
+    FAMILIES = (SM90, MMA)
