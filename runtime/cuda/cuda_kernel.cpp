@@ -17,6 +17,7 @@
 #include <array>
 #include <atomic>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
 
 namespace attune::runtime {
@@ -109,10 +110,11 @@ class LoadedImage {
   bool used_ = false;
 };
 
-/// A context's function, found without a lock. Handles of destroyed contexts come back for new ones, ids
-/// never do.
+/// A context's function, of the first contexts found without a lock. Handles of destroyed contexts come back
+/// for new ones, ids never do.
 class FunctionTable {
  public:
+  /// Null of contexts that came later, too.
   CUfunction find(std::uint64_t context) const {
     for (const Entry& entry : entries_) {
       const std::uint64_t known = entry.context.load(std::memory_order_acquire);
@@ -122,7 +124,14 @@ class FunctionTable {
     return nullptr;
   }
 
-  /// By one thread at a time. A full table forgets nothing and takes nothing.
+  /// By one thread at a time.
+  CUfunction find_of_all(std::uint64_t context) const {
+    if (CUfunction function = find(context)) return function;
+    const auto later = later_.find(context);
+    return later == later_.end() ? nullptr : later->second;
+  }
+
+  /// By one thread at a time.
   void insert(std::uint64_t context, CUfunction function) {
     for (Entry& entry : entries_) {
       if (entry.context.load(std::memory_order_relaxed) != kEmpty) continue;
@@ -130,6 +139,7 @@ class FunctionTable {
       entry.context.store(context, std::memory_order_release);
       return;
     }
+    later_.emplace(context, function);
   }
 
  private:
@@ -139,6 +149,7 @@ class FunctionTable {
     CUfunction function = nullptr;
   };
   std::array<Entry, 16> entries_;
+  std::unordered_map<std::uint64_t, CUfunction> later_;
 };
 
 class CudaKernel final : public Kernel {
@@ -216,7 +227,7 @@ class CudaKernel final : public Kernel {
     ATTUNE_TRY(driver_.check(driver_.cuCtxGetCurrent(&current), "asking for the current CUDA context"));
     const std::uint64_t id = id_of(current);
     const std::lock_guard lock(mutex_);
-    if (CUfunction known = functions_.find(id)) return known;
+    if (CUfunction known = functions_.find_of_all(id)) return known;
     ATTUNE_ASSIGN(function, image_.resolve());
     functions_.insert(id, function);
     return function;

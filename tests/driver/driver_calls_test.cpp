@@ -407,6 +407,26 @@ TEST_CASE("kernels run in contexts that a program makes, and in new ones at the 
   }
 }
 
+TEST_CASE("a kernel is loaded once for each context, however many there are") {
+  for (const Kind& kind : runnable()) {
+    if (kind.device.index != 0) continue;
+    CAPTURE(std::string(kind.name));
+    for (int number = 0; number < 20; ++number) {
+      CAPTURE(number);
+      const Context context;
+      const Example example(kind);
+      example.forward();
+      const std::size_t images = stand_in::objects().images;
+      const Recording recording;
+      example.forward();
+      CHECK(recording.launches().size() == 1);
+      const auto calls = recording.calls();
+      CHECK(std::ranges::count(calls, "cuFuncSetAttribute") == 0);
+      CHECK(stand_in::objects().images == images);
+    }
+  }
+}
+
 TEST_CASE("a process that is forked after use refuses and says why; its parent goes on") {
   const Example warm(kinds().front()), cold({"cold", Family::simt, DType::f32, 48});
   warm.forward();
