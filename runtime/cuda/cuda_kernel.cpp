@@ -251,16 +251,9 @@ class CudaKernel final : public Kernel {
     CUlaunchAttribute cluster{};
     cluster.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
     cluster.value.clusterDim = {static_cast<unsigned>(params.slot_blocks), 1, 1};
-    CUlaunchConfig config{};
-    config.gridDimX = sm90_blocks(device_, params);
-    config.blockDimX = static_cast<unsigned>(codegen::threads(spec_));
-    config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
-    config.sharedMemBytes = static_cast<unsigned>(kernel::shared_bytes(spec_));
-    config.hStream = static_cast<CUstream>(stream);
-    config.attrs = &cluster;
-    config.numAttrs = 1;
     void* arguments[] = {const_cast<kernel::GradBiasSm90Params*>(&params)};
-    return driver_.check(driver_.cuLaunchKernelEx(&config, function, arguments, nullptr),
+    const CUlaunchConfig config = config_of(sm90_blocks(device_, params), static_cast<CUstream>(stream));
+    return driver_.check(launch_with(cluster, config, function, arguments),
                          "launching an attention kernel in clusters");
   }
 
@@ -297,11 +290,16 @@ class CudaKernel final : public Kernel {
   }
 
   /// As soon as the launch before lets it, so that its way to the GPU is none of the call's time.
-  CUresult launch_early(CUlaunchConfig config, CUfunction function, void** arguments) const {
+  CUresult launch_early(const CUlaunchConfig& config, CUfunction function, void** arguments) const {
     CUlaunchAttribute early{
         .id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, .pad = {}, .value = {}};
     early.value.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &early;
+    return launch_with(early, config, function, arguments);
+  }
+
+  CUresult launch_with(CUlaunchAttribute attribute, CUlaunchConfig config, CUfunction function,
+                       void** arguments) const {
+    config.attrs = &attribute;
     config.numAttrs = 1;
     return driver_.cuLaunchKernelEx(&config, function, arguments, nullptr);
   }
