@@ -318,12 +318,7 @@ TEST_CASE("a call that the C ABI keeps launches what the C++ call does") {
   attune_forward_call* call = nullptr;
   REQUIRE(attune_forward_call_create(&query, &key, &value, &output, &lse, nullptr, &options, &call) ==
           ATTUNE_OK);
-  attune_forward_memory memory = ATTUNE_FORWARD_MEMORY_INIT;
-  memory.query = query.data;
-  memory.key = key.data;
-  memory.value = value.data;
-  memory.output = output.data;
-  memory.lse = static_cast<float*>(lse.data);
+  attune_forward_memory memory = memory_of(query, key, value, output, lse);
   example.forward();
   const Recording recording;
   example.forward();

@@ -173,12 +173,7 @@ TEST_CASE("the C ABI lends a workspace, too, to a call and to one that it keeps"
   std::size_t kept_bytes = 0;
   REQUIRE(attune_forward_call_workspace_bytes(kept, &kept_bytes) == ATTUNE_OK);
   CHECK(kept_bytes == bytes);
-  attune_forward_memory memory = ATTUNE_FORWARD_MEMORY_INIT;
-  memory.query = query.data;
-  memory.key = key.data;
-  memory.value = value.data;
-  memory.output = output.data;
-  memory.lse = static_cast<float*>(lse.data);
+  attune_forward_memory memory = memory_of(query, key, value, output, lse);
   memory.workspace = call.options.workspace;
   memory.workspace_bytes = bytes;
   const Recording recording;

@@ -1,4 +1,4 @@
-// A tensor of the C++ API as the C ABI takes it.
+// Tensors of the C++ API as the C ABI takes them.
 #pragma once
 
 #include "attune/attune_c.h"
@@ -22,6 +22,19 @@ inline attune_tensor c_tensor(const Tensor& tensor) {
   std::ranges::copy(view.shape, c.shape);
   std::ranges::copy(view.strides, c.strides);
   return c;
+}
+
+/// What a kept forward call on these tensors is run with.
+inline attune_forward_memory memory_of(const attune_tensor& query, const attune_tensor& key,
+                                       const attune_tensor& value, const attune_tensor& output,
+                                       const attune_tensor& lse) {
+  attune_forward_memory memory = ATTUNE_FORWARD_MEMORY_INIT;
+  memory.query = query.data;
+  memory.key = key.data;
+  memory.value = value.data;
+  memory.output = output.data;
+  memory.lse = static_cast<float*>(lse.data);
+  return memory;
 }
 
 }  // namespace attune::test
