@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Attune's GPU forward against PyTorch's fused attention, in one process, on the same random tensors.
 
-gpu_forward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--rising G] [--json FILE]
+gpu_forward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--rising G] [--matmul]
+               [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Times are CUDA-event medians of runs taken in turns, so that
 clocks and temperature treat all sides alike. FLOPs are 4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and
 H * K = 2048 (3072 for K = 96 and 192). Peers: cuDNN, FA2 (FLASH_ATTENTION) and xFormers (EFFICIENT_ATTENTION: xFormers'
 own CUTLASS kernel as PyTorch ships it), each where it runs. "ratio" is ours over the best of them. --rising
 scales keys from G at a sequence's beginning to 0.05 at its end, so that the maximum keeps rising for kernels that walk from
-the last key to the first: the worst data for a softmax that bets on it.
+the last key to the first: the worst data for a softmax that bets on it. --matmul lets a cuBLAS product take its turns
+beside them, too, and prints ours over it.
 """
 
 import argparse
@@ -26,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 import attune
 from attune import _library
 from attune.ops import LowerTriangularMask, fmha, memory_efficient_attention
-from gpu_bench import TOKENS, WIDTH, Peer, race, result_of, write
+from gpu_bench import TOKENS, WIDTH, Peer, matmul, matmul_tflops, race, result_of, write
 
 HALF_PEERS = ("cuDNN", "FA2")
 F32_PEERS = ("xFormers",)
 
 
-def measure(dtype, head_dim, length, causal, op, rising):
+def measure(dtype, head_dim, length, causal, op, rising, beside):
     width = 3072 if head_dim % 96 == 0 else WIDTH
     shape = (TOKENS // length, length, width // head_dim, head_dim)
     query, key, value = (torch.randn(shape, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3))
@@ -54,11 +56,13 @@ def measure(dtype, head_dim, length, causal, op, rising):
         (output.float() - result_of(p).transpose(1, 2).float()).abs().max().item() for p in peers.values()
     )
     flops = 4 * TOKENS * length * width * (0.5 if causal else 1)
-    tflops = [flops / (ms * 1e9) for ms in race(ours, *peers.values())]
+    ceiling = [matmul()] if beside else []
+    times = race(ours, *peers.values(), *ceiling)
+    tflops = [flops / (ms * 1e9) for ms in times[: 1 + len(peers)]]
     return {
         "dtype": dtype, "head_dim": head_dim, "length": length, "causal": causal, "kernel": kernel,
         "tflops": tflops[0], "peers": dict(zip(peers, tflops[1:])), "ratio": tflops[0] / max(tflops[1:]),
-        "max_difference": difference,
+        "max_difference": difference, "of_matmul": tflops[0] / matmul_tflops(times[-1]) if beside else None,
     }  # fmt: skip
 
 
@@ -70,6 +74,7 @@ def main():
     parser.add_argument("--length", type=int, nargs="+", default=[512, 2048, 4096, 8192, 16384])
     parser.add_argument("--family", choices=["sm90", "mma", "simt"], help="force a kernel family")
     parser.add_argument("--rising", type=float, metavar="G", help="keys that keep the maximum rising")
+    parser.add_argument("--matmul", action="store_true", help="race a cuBLAS product beside them")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     _library.load(arguments.library)
@@ -82,13 +87,14 @@ def main():
         for head_dim in arguments.head_dim:
             for causal in (False, True):
                 for length in arguments.length:
-                    row = measure(dtype, head_dim, length, causal, op, arguments.rising)
+                    row = measure(dtype, head_dim, length, causal, op, arguments.rising, arguments.matmul)
                     rows.append(row)
                     name = f"{dtype} K={head_dim} S={length}{' causal' if causal else ''}"
                     peers = ", ".join(f"{name} {tflops:.0f}" for name, tflops in row["peers"].items())
                     print(
                         f"{name:36} {row['kernel']:20} {row['tflops']:5.0f}  {row['ratio']:5.2f}  {peers};"
-                        f" {row['max_difference']:.1e}",
+                        f" {row['max_difference']:.1e}"
+                        + (f"; {row['of_matmul']:.3f} of cuBLAS" if arguments.matmul else ""),
                         flush=True,
                     )
     mean = math.exp(statistics.fmean(math.log(row["ratio"]) for row in rows))
