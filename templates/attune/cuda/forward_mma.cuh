@@ -54,10 +54,12 @@ class ForwardMma {
   static constexpr i32 kRegisters = S.tile_m * (S.block_n / 2 + kValuePairs * 8) +
                                     BiasFragments<S>::kRegisters + (S.dropout == Dropout::on ? 24 : 0);
   static constexpr bool kKeepQuery = kRegisters + S.tile_m * kDimSteps * 4 <= 176;
-  // A float32 output shows what rounding the probabilities for the product with V costs. Divided by the sum
-  // of the rounded ones, they add up to 1 again, and an error that they share, as nearly equal ones do, is
-  // gone. The LSE's sum is the exact one. sm90 does without: there it would cost up to a fifth of the speed.
-  static constexpr bool kDividesByRounded = S.output_dtype == DType::f32;
+  // An output of more digits than the inputs shows what rounding the probabilities for the product with V
+  // costs. Divided by the sum of the rounded ones, they add up to 1 again, and an error that they share, as
+  // nearly equal ones do, is gone. The LSE's sum is the exact one. sm90 does without: there it would cost up
+  // to a fifth of the speed.
+  static constexpr bool kDividesByRounded =
+      S.output_dtype == DType::f32 || (S.output_dtype == DType::f16 && S.dtype == DType::bf16);
   static constexpr MmaShared kShared{S};
 
   using QueryTile = SwizzledTile<kDimSteps * 2>;  // and key tiles
