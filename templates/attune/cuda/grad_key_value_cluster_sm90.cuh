@@ -74,7 +74,8 @@ class Sm90ClusterConsumer : WarpgroupThread {
       key_at_.advance();
       const i32 steps = work().steps;
       if (steps < 0) break;
-      if constexpr (Sm90Schedule<S>::kUneven) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
+      if constexpr (Sm90Schedule<S>::kUneven)
+        clear_unseen_keys<Group>(p_.backward.forward, memory_, work().begin);
       if constexpr (Group == 0) {
         if (steps > 0) walk_values(steps);
       } else {

@@ -48,8 +48,28 @@
 
 namespace attune::kernel {
 
+/// Until both warpgroups have come here, with the number of this one, or kBoth where they run the same code.
+/// Else they are at two places, where PTX allows one barrier, but compute-sanitizer takes it for an error. So
+/// each waits at a barrier of its own, one after the other: who comes back sooner is not counted twice. Where
+/// warpgroups differ there are no adders, whose barriers these are.
+inline constexpr i32 kBoth = -1;
+template <i32 Group>
+ATTUNE_DEVICE void meet() {
+  constexpr u32 kMet = kTaken + 2;
+  constexpr u32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
+  if constexpr (Group == kBoth) {
+    ptx::bar_sync(kExchange, kThreads);
+  } else if constexpr (Group == 0) {
+    ptx::bar_sync(kMet, kThreads);
+    ptx::bar_arrive(kMet + 1, kThreads);
+  } else {
+    ptx::bar_arrive(kMet, kThreads);
+    ptx::bar_sync(kMet + 1, kThreads);
+  }
+}
+
 /// All rows but [first, last) of so many panels, one behind the other, become 0. By all consumers.
-template <KernelSpec S, i32 Rows, i32 Panels>
+template <i32 Group, i32 Rows, i32 Panels>
 ATTUNE_DEVICE void clear_rows(u32 tiles, i32 first, i32 last) {
   constexpr i32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
   constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
@@ -60,28 +80,28 @@ ATTUNE_DEVICE void clear_rows(u32 tiles, i32 first, i32 last) {
     if (row < first || row >= last) ptx::st_shared_word4(tiles + static_cast<u32>(i * 16), {0, 0, 0, 0});
   }
   ptx::fence_proxy_async();
-  ptx::bar_sync(kExchange, kThreads);
+  meet<Group>();
 }
 
 /// Keys that no query of the block sees, and their values, may be NaN, which times a gradient of 0 would be
 /// NaN in dQ: they become 0.
-template <KernelSpec S>
+template <i32 Group, KernelSpec S>
 ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memory, i32 begin) {
   constexpr i32 kPanels = Sm90Memory<S>::kShared.panels;
   const Sm90Part keys = part_of(memory);
   const i32 first = S.cluster == 0 ? begin : begin - cluster_rank<S>() * S.block_n;
   if (keys.first <= first && min(first + cluster_keys(S), p.len_k) <= keys.last) return;
-  clear_rows<S, S.block_n, 2 * kPanels>(memory.base, keys.first - begin, keys.last - begin);
+  clear_rows<Group, S.block_n, 2 * kPanels>(memory.base, keys.first - begin, keys.last - begin);
   if constexpr (S.cluster != 0) {
     const i32 other = 2 * first + S.block_n - begin;
-    clear_rows<S, S.block_n, kPanels / 2>(memory.other_key_tile(), keys.first - other, keys.last - other);
+    clear_rows<Group, S.block_n, kPanels / 2>(memory.other_key_tile(), keys.first - other, keys.last - other);
   }
 }
 
 /// Queries of the next sequence, and their outputs' gradients, become zeros likewise.
-template <KernelSpec S>
+template <KernelSpec S, i32 Group>
 ATTUNE_DEVICE void clear_foreign_queries(u32 tiles, i32 rows) {
-  if (rows < S.block_m) clear_rows<S, S.block_m, 2 * Sm90Memory<S>::kShared.panels>(tiles, 0, rows);
+  if (rows < S.block_m) clear_rows<Group, S.block_m, 2 * Sm90Memory<S>::kShared.panels>(tiles, 0, rows);
 }
 
 /// Of rows: query i sees key j iff i + lower <= j <= i + upper.
@@ -220,7 +240,7 @@ class Sm90Consumer : WarpgroupThread {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
-      if constexpr (Schedule::kUneven) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
+      if constexpr (Schedule::kUneven) clear_unseen_keys<kBoth>(p_.backward.forward, memory_, work().begin);
 #pragma unroll 1
       for (i32 left = steps; left > 0; --left) step();
       if (!Schedule::kVarlen || part().ends) {
@@ -266,7 +286,7 @@ class Sm90Consumer : WarpgroupThread {
     Scores gradient;
     queries_.wait(query_at_);
     if constexpr (Schedule::kVarlen)
-      clear_foreign_queries<S>(memory_.query_tile(query_at_), this_step().rows);
+      clear_foreign_queries<S, kBoth>(memory_.query_tile(query_at_), this_step().rows);
     multiply_scores(score, memory_.key_tile(), memory_.query_tile(query_at_));
     multiply_scores(gradient, memory_.value_tile(), memory_.grad_output_tile(query_at_));
     const auto kept = kept_pairs(p_.backward.forward.dropout, memory_, query_at_, group_ * 2 + thread() / 64);

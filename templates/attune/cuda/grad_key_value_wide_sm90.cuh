@@ -71,7 +71,7 @@ class Sm90WideConsumer : WarpgroupThread {
       keys_.wait(key_at_);
       const i32 steps = work().steps;
       if (steps < 0) break;
-      if constexpr (Schedule::kUneven) clear_unseen_keys(p_.backward.forward, memory_, work().begin);
+      if constexpr (Schedule::kUneven) clear_unseen_keys<Group>(p_.backward.forward, memory_, work().begin);
       if (steps > 0) walk(steps);
       if (!Schedule::kVarlen || part_of<S>(memory_).ends) {
         finish();
@@ -185,7 +185,7 @@ class Sm90WideConsumer : WarpgroupThread {
   ATTUNE_DEVICE void await_queries() const {
     queries_.wait(query_at_);
     if constexpr (Schedule::kVarlen)
-      clear_foreign_queries<S>(memory_.query_tile(query_at_), this_step().rows);
+      clear_foreign_queries<S, Group>(memory_.query_tile(query_at_), this_step().rows);
   }
 
   /// S^T becomes P^T at once; dP^T is kept.

@@ -9,17 +9,6 @@
 
 namespace attune::kernel {
 
-/// Until both warpgroups have come here. Each announces itself at a barrier at which the other waits: PTX
-/// allows one at two places of the code, but compute-sanitizer takes that for an error. There are no adders
-/// here.
-template <i32 Group>
-ATTUNE_DEVICE void meet() {
-  constexpr u32 kMet = kTaken + 2;
-  constexpr u32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
-  ptx::bar_arrive(kMet + Group, kThreads);
-  ptx::bar_sync(kMet + 1 - Group, kThreads);
-}
-
 /// Of the k-th 16 queries' 8x8 matrices, which are transposed on their way: this lane's row.
 template <KernelSpec S>
 ATTUNE_DEVICE u32 score_row(u32 tile, i32 k) {
