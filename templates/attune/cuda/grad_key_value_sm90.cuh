@@ -501,8 +501,11 @@ class Sm90Consumer : WarpgroupThread {
                 work.head % heads * strides.head + (work.begin + first_row) * strides.seq;
     const i32 rest = p_.backward.forward.len_k - work.begin - first_row;
     const i32 count = min(rest, kGroupRows) * kChunks;
+    // Ahead of the tiles, where registers are full, no places are worked out of which a division is part.
+    constexpr bool kCrowded = (kDropout || S.bias != Bias::none) && bit_ceil(kChunks) != kChunks;
+    const auto first = static_cast<i32>(kCrowded ? ptx::opaque(thread()) : thread());
 #pragma unroll 4
-    for (i32 i = static_cast<i32>(thread()); i < count; i += kWarpgroup) {
+    for (i32 i = first; i < count; i += kWarpgroup) {
       const i32 row = i / kChunks;
       const i32 chunk = i % kChunks;
       const ptx::Word4 w =
