@@ -46,6 +46,7 @@ constexpr Candidate kCandidates[] = {
     // name                operation family         sm    sm_max    isa           dtypes  features     head_dim m   n    v    tm  tn warps stages lanes; sm90: query_stages query_registers ping_pong extents cluster
     {"sm90_128x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   128,  64,   0,    0,  0,  12, 4,  0, 2, 0, 0, kFewTiles},
     {"sm90_256x64_d64",     kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, 0,             64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 1},
+    {"sm90_256x64_d64w",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kWindow,       64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
     {"sm90_192x128_d64",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kMasks,        64,   192,  128,  0,    0,  0,  16, 4,  0, 2, 0, 0},
     {"sm90_256x64_d64d",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kDropout,      64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 1},
     {"sm90_256x64_d64m",    kForward, Family::sm90,  90,  90,       Isa::none,    kHalf, kNoBias,       64,   256,  64,   0,    0,  0,  20, 4,  0, 2, 0, 0},
