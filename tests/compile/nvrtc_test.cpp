@@ -1,6 +1,7 @@
 // Every GPU candidate through NVRTC, without a GPU: no spills, no stack, registers and shared memory within
-// what the architecture gives, no warning that means a slow kernel. --wide tries many problems of each row,
-// --seed N other ones, --only TEXT those that have it in their name: "sm_90a mma_64x96x4_d128 dtype=f16 ...".
+// what the architecture gives, no warning that means a slow kernel, and Hopper's gradients in time. --wide
+// tries many problems of each row, --seed N other ones, --only TEXT those that have it in their name:
+// "sm_90a mma_64x96x4_d128 dtype=f16 ...".
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "base/digest.h"
 #include "cache/cubin.h"
@@ -17,6 +18,7 @@
 #include <nlohmann/json.hpp>
 
 #include <sys/resource.h>
+#include <time.h>
 
 #include <algorithm>
 #include <bit>
@@ -53,6 +55,12 @@ constexpr int kRegistersOfThread = 255;
 constexpr int kRegistersOfBlock = 65536;
 // ptxas: setmaxnreg ignored, wgmma serialised, and what else makes a kernel slow without failing it.
 constexpr const char* kSlowWarnings[] = {"C7508", "C7510", "C7511", "C7512", "C7519"};
+
+// What a kernel of Hopper's backward pass may take, on one core that is not busy otherwise; what the
+// reference takes there; and by how much that may be off.
+constexpr double kSeconds = 1.5;
+constexpr double kReferenceSeconds = 0.5;
+constexpr double kSlack = 1.15;
 
 constexpr const char* kArchs[] = {"sm_60", "sm_70",  "sm_75",   "sm_80",  "sm_86",
                                   "sm_89", "sm_90a", "sm_100a", "sm_120a"};
@@ -316,6 +324,47 @@ std::vector<Case> cases_of_head_dims(Operation operation, const Arch& arch) {
   return cases;
 }
 
+Result<runtime::Image> compile(const Candidate& row, const Problem& problem, const Arch& arch) {
+  const auto compiler = runtime::nvrtc_compiler(arch);
+  const auto unit =
+      codegen::make_unit(codegen::spec_of(row, problem), arch, *compiler, codegen::embedded_files());
+  return runtime::nvrtc_compile(unit);
+}
+
+/// CPU time of this thread, in which all of NVRTC runs.
+double cpu_seconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
+double seconds_to_compile(const Candidate& row, const Problem& problem, const Arch& arch) {
+  const double begin = cpu_seconds();
+  (void)compile(row, problem, arch);
+  return cpu_seconds() - begin;
+}
+
+/// Does the kernel, which took so many seconds, compile as fast as it should? One that did not is compiled
+/// again, beside one that is known: another core, or a busy one, is slow for both.
+bool compiles_in_time(const Case& one, double seconds) {
+  if (one.row.family != Family::sm90 || !is_backward(one.row.operation)) return true;
+  const Problem problem{.operation = Operation::grad_key_value,
+                        .dtype = DType::bf16,
+                        .output_dtype = DType::bf16,
+                        .head_dim = 128,
+                        .head_dim_v = 128,
+                        .query_gradient = QueryGradient::atomic,
+                        .boxes = 1};
+  const auto reference = codegen::choose(problem, one.arch);
+  double reference_seconds = 60;
+  for (int attempt = 0; attempt < 3 && seconds > kSeconds; ++attempt) {
+    reference_seconds =
+        std::min(reference_seconds, seconds_to_compile(*reference->candidate, problem, one.arch));
+    seconds = std::min(seconds, seconds_to_compile(one.row, one.problem, one.arch));
+  }
+  return seconds <= kSeconds * std::max(1.0, kSlack * reference_seconds / kReferenceSeconds);
+}
+
 /// Compiles all that the command line asks for; says how many they were and how long they took.
 void check_all(std::vector<Case> cases) {
   std::erase_if(cases, [](const Case& one) { return one.name().find(only) == std::string::npos; });
@@ -327,11 +376,11 @@ void check_all(std::vector<Case> cases) {
   double total = 0;
   tools::parallel_for(cases.size(), tools::default_jobs(), [&](std::size_t index) {
     const Case& one = cases[index];
-    const auto compiler = runtime::nvrtc_compiler(one.arch);
-    const auto unit = codegen::make_unit(codegen::spec_of(one.row, one.problem), one.arch, *compiler,
-                                         codegen::embedded_files());
-    const auto image = runtime::nvrtc_compile(unit);
+    const double begin = cpu_seconds();
+    const auto image = compile(one.row, one.problem, one.arch);
+    const bool in_time = compiles_in_time(one, cpu_seconds() - begin);
     const std::lock_guard lock(mutex);
+    if (!in_time) defects.push_back(fmt::format("{}: takes more than {} s of CPU", one.name(), kSeconds));
     if (!image.ok()) {
       defects.push_back(one.name() + ": " + image.failure().message);
       return;

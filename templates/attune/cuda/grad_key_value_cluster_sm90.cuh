@@ -127,12 +127,13 @@ class Sm90ClusterConsumer : WarpgroupThread {
       make_probabilities(probability, score, summed_);
     }
 #pragma unroll 1
-    for (i32 left = steps; left > 1; --left) {
+    for (i32 left = steps;; --left) {
       multiply_values(probability);
       if (!kOrdered || left < work().steps) add(sums, target);
       target = sums_target();
       ptx::wgmma_wait_group<0>();
       release_values();
+      if (left == 1) break;
       Scores score;
       multiply_queries(score);
       ptx::wgmma_wait_group<0>();
@@ -144,11 +145,6 @@ class Sm90ClusterConsumer : WarpgroupThread {
       ptx::pin(sums);
       announce_sums();
     }
-    multiply_values(probability);
-    if (!kOrdered || work().steps > 1) add(sums, target);
-    target = sums_target();
-    ptx::wgmma_wait_group<0>();
-    release_values();
     await_gradients();
     multiply_sums(sums);
     ptx::wgmma_wait_group<0>();
@@ -219,10 +215,11 @@ class Sm90ClusterConsumer : WarpgroupThread {
       show(summed_);
     }
 #pragma unroll 1
-    for (i32 left = steps; left > 1; --left) {
+    for (i32 left = steps;; --left) {
       multiply_key_gradient(gradient);
       if (!kOrdered || left < work().steps) add(sums, target);
       target = sums_target();
+      if (left == 1) break;
       const auto done = query_at_;
       query_at_.advance();
       Scores score;
@@ -240,9 +237,6 @@ class Sm90ClusterConsumer : WarpgroupThread {
       announce_sums();
       allow_probabilities();
     }
-    multiply_key_gradient(gradient);
-    if (!kOrdered || work().steps > 1) add(sums, target);
-    target = sums_target();
     multiply_sums(sums);
     ptx::wgmma_wait_group<1>();
     release_keys(query_at_);

@@ -124,19 +124,20 @@ class Sm90WideConsumer : WarpgroupThread {
       take(score, kept, carried, buffer_);
     }
 #pragma unroll 1
-    for (i32 left = steps; left > 1; --left) step<true>(carried);
-    step<false>(carried);
+    for (i32 left = steps;; --left) {
+      float* const target = sums_target();  // read before a barrier: one thread lets the stage go for all
+      const KeptKeyRows<S> kept = multiply_gradients(carried, left > 1);
+      if (left == 1) return end_step<false>(target, kept, carried);
+      end_step<true>(target, kept, carried);
+    }
   }
 
-  /// One tile of queries, and the scores of the next.
-  template <bool HasNext>
-  ATTUNE_DEVICE void step(Scores& carried) {
-    // Read before a barrier: one thread lets the stage go for all.
-    float* target = sums_target();
+  /// dV += P^T dO and dK += dS^T Q of one tile of queries; asynchronous. Gives what is kept of the next.
+  ATTUNE_DEVICE KeptKeyRows<S> multiply_gradients(const Scores& carried, bool has_next) {
     KeptKeyRows<S> kept;
     if constexpr (Group == 0) {
       multiply_columns(grad_value_, probabilities(buffer_), memory_.grad_output_tile(query_at_));
-      if constexpr (HasNext && kDropout) kept = next_kept_pairs();
+      if (kDropout && has_next) kept = next_kept_pairs();
       await(1);
     } else {
       await(0);
@@ -144,6 +145,12 @@ class Sm90WideConsumer : WarpgroupThread {
       make_gradients(carried);
     }
     multiply_columns(grad_key_, gradients(buffer_), memory_.query_tile(query_at_));
+    return kept;
+  }
+
+  /// dQ = dS K of the tile, and the scores of the next.
+  template <bool HasNext>
+  ATTUNE_DEVICE void end_step(float* target, const KeptKeyRows<S>& kept, Scores& carried) {
     const auto done = query_at_;
     query_at_.advance();
     {

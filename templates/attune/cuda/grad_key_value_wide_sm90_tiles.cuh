@@ -49,7 +49,7 @@ ATTUNE_DEVICE void store_columns(const BackwardParams& p, const Sm90Work& work, 
                                  const Strides& strides) {
   constexpr i32 kChunks = max(Columns / 8, 1);
   // Places of several chunks at once, of which a division is part, spill.
-  constexpr i32 kAtOnce = S.head_dim % 64 == 0 && S.head_dim_v % 64 == 0 ? 4 : 1;
+  constexpr i32 kAtOnce = S.head_dim % 64 == 0 && S.head_dim_v % 64 == 0 ? 2 : 1;
   if (gradient == nullptr || Columns == 0) return;
   const i32 heads = p.key_heads;
   u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
