@@ -79,6 +79,10 @@ class GradBiasSm90Consumer : WarpgroupThread {
     return memory_.read_step(at_);
   }
 
+  ATTUNE_DEVICE typename Memory::BiasRing::Cursor bias_cursor() const {
+    return typename Memory::BiasRing::Cursor((memory_.read_flags(at_) & kOddBias) != 0 ? 1 : 0);
+  }
+
   ATTUNE_DEVICE void clear() {
 #pragma unroll
     for (i32 e = 0; e < S.block_n / 2; ++e) sums_[e] = 0.0f;
@@ -106,7 +110,7 @@ class GradBiasSm90Consumer : WarpgroupThread {
     Tile score, gradient;
     multiply<S.head_dim>(score, at_);
     u32 kept[2];
-    draw(kept, this_step());
+    draw(kept);
     typename Memory::Cursor second = at_;
     second.advance();
     pairs_.wait(second);
@@ -117,10 +121,7 @@ class GradBiasSm90Consumer : WarpgroupThread {
     ptx::pin(score);
     release();
     make_probabilities(score, lse2);
-    if ((this_step().flags & kLast) != 0) {
-      biases_.release(bias_at_);
-      bias_at_.advance();
-    }
+    if ((memory_.read_flags(at_) & kLast) != 0) biases_.release(bias_cursor());
     ptx::wgmma_wait_group<0>();
     ptx::pin(gradient);
     const GradBiasStep step = this_step();
@@ -155,8 +156,9 @@ class GradBiasSm90Consumer : WarpgroupThread {
   ATTUNE_DEVICE void make_probabilities(Tile& score, const Pair& lse2) {
     const float scale2 = p_.backward.forward.scale * kLog2e;
     const i32 row = static_cast<i32>(group_ * Shared::kGroupRows + thread() / 32 * 16);
-    biases_.wait(bias_at_);
-    const BiasTile<S> bias(biases_.tile(bias_at_), row, p_.bias_rows == 1, static_cast<i32>(lane()));
+    const auto at = bias_cursor();
+    biases_.wait(at);
+    const BiasTile<S> bias(biases_.tile(at), row, p_.bias_rows == 1, static_cast<i32>(lane()));
 #pragma unroll
     for (i32 k = 0; k < S.block_n / 16; ++k) {
       float element[8];
@@ -206,20 +208,37 @@ class GradBiasSm90Consumer : WarpgroupThread {
   }
 
   /// Which of the thread's keys are kept, a bit for each, for each of its queries. A call of Philox decides
-  /// over just those keys of 32 that the accumulator of a thread holds (philox.h).
-  ATTUNE_DEVICE void draw(u32 (&kept)[2], const GradBiasStep& step) const {
+  /// over just those keys of 32 that the accumulator of a thread holds (philox.h). Where sequences are packed
+  /// its keys may be those of two calls, which others of the query's four threads have made.
+  ATTUNE_DEVICE void draw(u32 (&kept)[2]) const {
     if constexpr (!kDropout) return;
-    const DropoutParams& p = p_.backward.forward.dropout;
-    const i32 call = dropout_call(step.column) + static_cast<i32>(lane() % 4);
+    const GradBiasPlace place = memory_.read_place(at_);
+    const u32 first = S.blocks == Blocks::varlen ? static_cast<u32>(place.key) % kDropoutGroup : 0;
+    const i32 call = dropout_call(place.key - static_cast<i32>(first)) + static_cast<i32>(lane() % 4);
+    const i32 groups = S.block_n / kDropoutGroup + (first == 0 ? 0 : 1);
 #pragma unroll
     for (i32 half = 0; half < 2; ++half) {
-      const u32 query = static_cast<u32>(step.row + first_query() + half * 8);
-      kept[half] = 0;
+      const u32 query = static_cast<u32>(place.query + first_query() + half * 8);
+      u64 drawn = 0;  // a byte for each group
 #pragma unroll 1
-      for (i32 group = 0; group < S.block_n / kDropoutGroup; ++group) {
-        kept[half] |= kept_keys(p, step.batch, step.head, query, call + group * 4) << group * 8;
+      for (i32 group = groups - 1; group >= 0; --group) {
+        const DropoutParams& p = p_.backward.forward.dropout;
+        drawn = drawn << 8 | kept_keys(p, place.block, place.head, query, call + group * 4);
       }
+      kept[half] = of_own_keys(drawn, first + static_cast<u32>(first_key()));
     }
+  }
+
+  /// Of what was drawn for a query, the bits of this thread's keys: the first is `key` of the groups.
+  static ATTUNE_DEVICE u32 of_own_keys(u64 drawn, u32 key) {
+    if constexpr (S.blocks != Blocks::varlen) return static_cast<u32>(drawn);
+    const u32 kept = of_every_eighth(drawn, key) | of_every_eighth(drawn, key + 1) << 1;
+    return ptx::opaque(kept);  // or the compiler keeps what it is made of
+  }
+  /// Of this key and those 8, 16, ... further down: every second bit.
+  static ATTUNE_DEVICE u32 of_every_eighth(u64 drawn, u32 key) {
+    const u64 other = __shfl_sync(0xffffffffu, drawn, static_cast<i32>(key % 8 / 2), 4);
+    return static_cast<u32>(other >> (key / 8 * 2 + key % 2)) & 0x55555555u;
   }
 
   // ---- The end of a slot ----
@@ -310,7 +329,6 @@ class GradBiasSm90Consumer : WarpgroupThread {
   const typename Memory::BiasRing biases_;
   const u32 group_;
   typename Memory::Cursor at_{0};
-  typename Memory::BiasRing::Cursor bias_at_{0};
   Tile sums_;
 };
 
@@ -318,7 +336,6 @@ template <KernelSpec S>
 ATTUNE_DEVICE void grad_bias_sm90(const GradBiasSm90Params& params) {
   static_assert(S.family == Family::sm90 && S.dtype != DType::f32);
   static_assert(S.bias == Bias::f32 || S.bias == Bias::f16 || S.bias == Bias::bf16);
-  static_assert(S.dropout == Dropout::off || S.blocks == Blocks::dense);
   static_assert(S.head_dim % 8 == 0 && S.head_dim_v % 8 == 0);
   static_assert(S.block_m == GradBiasSm90Shared::kWarpgroups * GradBiasSm90Shared::kGroupRows);
   static_assert(S.stages >= 2 && S.warps == 12);

@@ -27,10 +27,18 @@ struct GradBiasStep {
   i32 first_key, last_key;      // likewise, and some query of it sees them
   i32 lower, upper;             // query i sees key j iff i + lower <= j <= i + upper
 };
+/// Where dropout counts from: the tiles' first query and key in their block, which may begin later.
+struct GradBiasPlace {
+  i32 block;  // batch entry or sequence
+  i32 head;
+  i32 query;
+  i32 key;
+};
 enum GradBiasFlag : i32 {
   kComputes = 1,  // there are tiles to multiply; no pair of a slot without them sees each other
   kLast = 2,      // it is the last of its slot
-  kMasked = 4     // is any of its pairs invisible?
+  kMasked = 4,    // is any of its pairs invisible?
+  kOddBias = 8    // the parity of the slot's bias
 };
 
 /// Where things lie in shared memory.
@@ -57,12 +65,20 @@ struct GradBiasMemory {
     ptx::st_shared_word4(step + 16, {s.batch, s.column, s.first_query, s.last_query});
     ptx::st_shared_word4(step + 32, {s.first_key, s.last_key, s.lower, s.upper});
   }
+  ATTUNE_DEVICE void write_place(const Cursor& at, const GradBiasPlace& place) const {
+    ptx::st_shared_word4(step_address(at) + 48, {place.block, place.head, place.query, place.key});
+  }
   ATTUNE_DEVICE GradBiasStep read_step(const Cursor& at) const {
     const u32 step = step_address(at);
     const ptx::Word4 a = ptx::ld_shared_word4(step);
     const ptx::Word4 b = ptx::ld_shared_word4(step + 16);
     const ptx::Word4 c = ptx::ld_shared_word4(step + 32);
     return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w, c.x, c.y, c.z, c.w};
+  }
+  ATTUNE_DEVICE u32 read_flags(const Cursor& at) const { return ptx::ld_shared_b32(step_address(at) + 4); }
+  ATTUNE_DEVICE GradBiasPlace read_place(const Cursor& at) const {
+    const ptx::Word4 w = ptx::ld_shared_word4(step_address(at) + 48);
+    return {w.x, w.y, w.z, w.w};
   }
 
  private:
@@ -141,7 +157,8 @@ class GradBiasSm90Producer {
         found_.last_query = end - m;
         found_.first_key = keys.begin - slot.begin;
         found_.last_key = keys.end - slot.begin;
-        const i32 shift = m - keys.key + found_.first_key;
+        place_ = {block.index, found_.head, m, keys.key - found_.first_key};
+        const i32 shift = place_.query - place_.key;
         found_.lower = window.lower + shift;
         found_.upper = window.upper + shift;
         found_.flags = kComputes | (sees_all() ? 0 : kMasked);
@@ -170,6 +187,7 @@ class GradBiasSm90Producer {
 
   /// The step that was found.
   ATTUNE_DEVICE void load(const BiasSlot& slot) {
+    if (bias_at_.parity == (begins_ ? 0 : 1)) found_.flags |= kOddBias;
     load_pair<S.head_dim>(p_.query, p_.key);
     load_pair<S.head_dim_v>(p_.grad_output, p_.value);
     if (begins_) load_bias(slot);
@@ -182,6 +200,7 @@ class GradBiasSm90Producer {
     pairs_.acquire(at_);
     if (first_lane()) {
       memory_.write_step(at_, found_);
+      if constexpr (S.dropout == Dropout::on) memory_.write_place(at_, place_);
       const u32 full = pairs_.full(at_);
       const i32 batch = found_.batch;
       ptx::mbarrier_arrive_expect_tx(full, kPanels * kPanelBytes<S.block_m + S.block_n>);
@@ -219,7 +238,8 @@ class GradBiasSm90Producer {
   typename Memory::Cursor at_{1};
   typename Memory::BiasRing::Cursor bias_at_{1};
   GradBiasStep found_;  // is loaded when the next one, or the end of the slot, has been found
-  bool begins_;         // the slot
+  GradBiasPlace place_;
+  bool begins_;  // the slot
 };
 
 }  // namespace attune::kernel

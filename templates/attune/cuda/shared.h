@@ -316,7 +316,7 @@ struct GradKeyValueSm90Shared {
 struct GradBiasSm90Shared {
   static constexpr i32 kWarpgroups = 2;
   static constexpr i32 kGroupRows = 64;        // queries of a warpgroup
-  static constexpr i32 kStepBytes = 48;        // what a pair is
+  static constexpr i32 kStepBytes = 64;        // what a pair is, and where for dropout
   static constexpr i32 kScratchOffset = 1024;  // in the tile of the bias
 
   i32 panels;
