@@ -91,33 +91,35 @@ class KeptKeyRows {
   /// those of the call's keys in their order.
   ATTUNE_DEVICE void draw_groups(const DropoutParams& p, i32 block, i32 head, i32 query, i32 key, u32 pair,
                                  u32 barrier) {
+    const u32 thread = ptx::opaque(threadIdx.x % 64);         // or much is worked out ahead, and kept
     const u32 first = static_cast<u32>(key) % kDropoutGroup;  // the group's key in the first row
-    const u32 number = threadIdx.x % 64 / 16;                 // of a group's calls
+    const u32 number = thread / 16;                           // of a group's calls
     const i32 call = dropout_call(key - static_cast<i32>(first)) + static_cast<i32>(number);
-    const u32 place = pair + number * (S.block_m * 2) + threadIdx.x % 16 * 2;
+    const u32 place = pair + number * (S.block_m * 2) + thread % 16 * 2;
     const i32 groups = first == 0 ? 1 : 2;
 #pragma unroll 1
     for (i32 group = 0; group < groups; ++group) {
 #pragma unroll 1
       for (i32 n = 0; n < kDraws; ++n) {
-        const u32 drawn_for = static_cast<u32>(query + n * 16) + threadIdx.x % 16;
+        const u32 drawn_for = static_cast<u32>(query + n * 16) + thread % 16;
         const u32 kept = kept_keys(p, block, head, drawn_for, call + group * 4);
         ptx::st_shared_u8(place + static_cast<u32>(n * 32 + group), kept);
       }
     }
     ptx::bar_sync(barrier, 64);
-    pick(pair, first + threadIdx.x / 32 % 2 * 16 + threadIdx.x % 32 / 4);
+    pick(pair + thread % 4 * 4, first + thread / 32 * 16 + thread % 32 / 4);
   }
 
-  /// This thread's keys: `key` of the two groups, and 8 further down.
-  ATTUNE_DEVICE void pick(u32 pair, u32 key) {
-    const u32 row = pair + key % 8 / 2 * (S.block_m * 2) + threadIdx.x % 4 * 4;
+  /// This thread's keys: `key` of the two groups, and 8 further down; `drawn` is the place of its queries.
+  ATTUNE_DEVICE void pick(u32 drawn, u32 key) {
+    const u32 row = drawn + key % 8 / 2 * (S.block_m * 2);
     const u32 shift = key / 8 * 2 + key % 2;
     kept_[0] = 0;
 #pragma unroll
     for (i32 n = 0; n < S.block_m / 8; ++n) {
       kept_[0] |= (ptx::ld_shared_b32(row + n * 16) >> shift & 0x00050005u) << picked_at(n);
     }
+    kept_[0] = ptx::opaque(kept_[0]);  // or the compiler keeps all that it is made of
   }
   /// Of two queries in the n-th 8: the bits 0, 2, 16 and 18 from here on.
   static ATTUNE_DEVICE i32 picked_at(i32 n) {

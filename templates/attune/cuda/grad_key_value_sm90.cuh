@@ -537,14 +537,12 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
   static_assert(S.block_n == GradKeyValueSm90Shared::kWarpgroups * GradKeyValueSm90Shared::kGroupRows);
   static_assert((S.block_m == 64 && wider_dim(S) <= 128) || (S.block_m == 128 && wider_dim(S) <= 64));
   static_assert(S.warps == 12);
-  // Both give the producer more to keep track of. They come together at small head dims alone (choose.cpp),
-  // whose consumers have less to hold.
-  constexpr bool kLaden = S.blocks == Blocks::varlen && S.bias != Bias::none && S.dropout == Dropout::on;
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
   if (warp < 4) {
-    ptx::setmaxnreg_dec<kLaden ? 40 : 24>();
+    // Here at small head dims alone (choose.cpp), whose consumers have less to hold.
+    ptx::setmaxnreg_dec<is_laden(S) ? 40 : 24>();
     if (warp == 0) {
       Sm90Producer<S>(params, memory).run();
     } else if (warp < 3) {
@@ -553,7 +551,7 @@ ATTUNE_DEVICE void grad_key_value_sm90(const GradKeyValueSm90Params& params) {
       Sm90Watcher<S>(params, memory).run();
     }
   } else {
-    ptx::setmaxnreg_inc<kLaden ? 232 : 240>();
+    ptx::setmaxnreg_inc<is_laden(S) ? 232 : 240>();
     Sm90Consumer<S>(params, memory, warp / 4 - 1).run();
   }
 }

@@ -15,6 +15,8 @@ class Sm90Producer {
   static constexpr i32 kPanels = Memory::kShared.panels;
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kQueries = S.block_m;
+  /// What loads of keys need is then not kept from one tile of queries to the next: registers are few.
+  static constexpr bool kKeysFirst = is_laden(S) && Schedule::kOrdered && wider_dim(S) > 192;
 
  public:
   ATTUNE_DEVICE Sm90Producer(const GradKeyValueSm90Params& params, Memory memory)
@@ -95,7 +97,8 @@ class Sm90Producer {
     }
   }
 
-  /// The first queries are loaded before the keys, as these have to wait until the keys before are done with.
+  /// The first queries are loaded before the keys, where these may come later, as they have to wait until the
+  /// keys before are done with.
   ATTUNE_DEVICE void produce_part(Sm90Work work, const KeySegment& segment, i32 place, bool ends) {
     const Block& block = segment.block;
     const Window window = window_of_block<S>(p_.backward.forward, block);
@@ -111,7 +114,7 @@ class Sm90Producer {
       }
       key_at_.advance();
     };
-    if (work.steps == 0) load_keys();
+    if (kKeysFirst || work.steps == 0) load_keys();
     const i32 key_block = work.begin / cluster_keys(S);
     const i32 first = Schedule::first_step(range, key_block, p_.key_blocks);
     i32 m = first;
@@ -135,7 +138,7 @@ class Sm90Producer {
         announce_turn({turn, before, key_block + 1, number + 1 == work.steps});
       }
       load_queries(step, work.batch);
-      if (number == 0) load_keys();
+      if (!kKeysFirst && number == 0) load_keys();
       if constexpr (S.bias != Bias::none && !shares_columns(S)) {
         load_bias(work, step, bias_at_);
         bias_at_.advance();

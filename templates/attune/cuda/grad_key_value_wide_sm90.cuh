@@ -463,8 +463,7 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
   static_assert(S.stages == Sm90Memory<S>::kShared.bias_stages);  // and as many tiles of P and dS
   // The producer keeps track of turns beside its search for pages, or of what a bias and dropout need.
   constexpr bool kTurnsOfPages = S.query_gradient == QueryGradient::ordered && S.keys == Keys::paged;
-  constexpr bool kLaden = S.blocks == Blocks::varlen && S.bias != Bias::none && S.dropout == Dropout::on;
-  constexpr bool kMoreToProducer = kTurnsOfPages || (kLaden && wider_dim(S) > 128);
+  constexpr bool kMoreToProducer = kTurnsOfPages || (is_laden(S) && wider_dim(S) > 128);
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be
