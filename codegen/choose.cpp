@@ -93,22 +93,10 @@ bool laden(const Problem& problem) {
 /// What sm90's gradients of key and value leave to mma's.
 std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
-  const int widest = std::max(problem.head_dim, problem.head_dim_v);
-  if (problem.query_gradient == QueryGradient::ordered && laden(problem) && widest > 192) {
-    lacks.push_back(
-        "no deterministic kernels with both a bias tensor and dropout of packed sequences at head dims above "
-        "192");
-  }
   if (problem.query_gradient == QueryGradient::apart) {
     lacks.push_back("adds up the query's gradient: not for calls without it");
   }
   return lacks;
-}
-
-/// What sm90's gradients of bias tensors leave to mma's.
-std::vector<std::string> sm90_bias_lacks(const Problem& problem) {
-  if (problem.blocks == kernel::Blocks::dense || problem.dropout == kernel::Dropout::off) return {};
-  return {"no gradients of bias tensors with dropout of packed sequences"};
 }
 
 /// What the sm90 family leaves to mma, besides features.
@@ -138,7 +126,6 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
         pages));
   }
   if (problem.operation == Operation::grad_key_value) append(lacks, sm90_key_value_lacks(problem));
-  if (problem.operation == Operation::grad_bias) append(lacks, sm90_bias_lacks(problem));
   return lacks;
 }
 
@@ -249,9 +236,9 @@ bool suits_clusters(const Problem& problem) {
   return narrower > 192 && (!masked || wider > 208);
 }
 
-/// Warpgroups that have all columns of wide heads have no registers left.
+/// Warpgroups that have all columns of wide heads' gradients have no registers left.
 bool suits_laden(const Candidate& row, const Problem& problem) {
-  return std::max(problem.head_dim, problem.head_dim_v) <= 64 ||
+  return row.operation != Operation::grad_key_value || std::max(problem.head_dim, problem.head_dim_v) <= 64 ||
          kernel::shares_columns(spec_of(row, problem));
 }
 

@@ -342,18 +342,11 @@ TEST_CASE("sm90 adds up the query's gradient beside those of key and value; what
       problem.dropout = dropout;
       for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
         problem.head_dim_v = problem.head_dim;
-        const bool both = bias != kernel::Bias::none && dropout == kernel::Dropout::on;
-        const bool lacks = both && problem.head_dim > 192;
-        CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty() == !lacks);
+        CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty());
       }
     }
   }
   problem.head_dim = problem.head_dim_v = 256;
-  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
-        std::vector<std::string>{
-            "no deterministic kernels with both a bias tensor and dropout of packed sequences "
-            "at head dims above 192"});
-  CHECK(query_gradient_of(problem, hopper, /*deterministic=*/false) == kernel::QueryGradient::atomic);
 
   Problem local{problem};
   local.dropout = kernel::Dropout::off;
@@ -384,21 +377,18 @@ TEST_CASE("sm90 sums up the gradient of a bias tensor, whatever it was added to"
   problem.boxes = 1;
   for (const auto bias : {kernel::Bias::f32, kernel::Bias::f16, kernel::Bias::bf16}) {
     for (const auto blocks : {kernel::Blocks::dense, kernel::Blocks::varlen}) {
-      for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
-        problem.head_dim_v = problem.head_dim;
-        problem.bias = bias;
-        problem.blocks = blocks;
-        REQUIRE(choose(problem, hopper).ok());
-        CHECK(choose(problem, hopper)->spec.family == Family::sm90);
+      for (const auto dropout : {kernel::Dropout::off, kernel::Dropout::on}) {
+        for (problem.head_dim = 8; problem.head_dim <= 256; problem.head_dim += 8) {
+          problem.head_dim_v = problem.head_dim;
+          problem.bias = bias;
+          problem.blocks = blocks;
+          problem.dropout = dropout;
+          REQUIRE(choose(problem, hopper).ok());
+          CHECK(choose(problem, hopper)->spec.family == Family::sm90);
+        }
       }
     }
   }
-  problem.dropout = kernel::Dropout::on;
-  problem.head_dim = problem.head_dim_v = 64;
-  CHECK(not_supported_reasons(Family::sm90, problem, hopper) ==
-        std::vector<std::string>{"no gradients of bias tensors with dropout of packed sequences"});
-  problem.blocks = kernel::Blocks::dense;
-  CHECK(not_supported_reasons(Family::sm90, problem, hopper).empty());
 }
 
 TEST_CASE("a problem is large unless its queries or its tiles are few") {
