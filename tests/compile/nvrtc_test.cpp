@@ -409,6 +409,10 @@ TEST_CASE("Hopper's gradients of key and value compile without spills, whatever 
   check_all(cases_of_head_dims(Operation::grad_key_value, arch_of("sm_90a")));
 }
 
+TEST_CASE("Hopper's gradients of bias tensors compile without spills, whatever the head dims") {
+  check_all(cases_of_head_dims(Operation::grad_bias, arch_of("sm_90a")));
+}
+
 TEST_CASE("every row is chosen for something") {
   std::vector<Arch> archs;
   for (const char* name : kArchs) archs.push_back(arch_of(name));
