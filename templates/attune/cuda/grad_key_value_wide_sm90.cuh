@@ -184,7 +184,12 @@ class Sm90WideConsumer : WarpgroupThread {
         take(score, kept, carried, buffer_ ^ 1);
       }
     }
-    if constexpr (kOrdered && !kHasSecondHalf) announce_sums();
+    // Without sums of its own the second part has its turn all the same: passed on sooner than it was had, it
+    // would hide from this block's watcher, and from the next tile's, what they wait for.
+    if constexpr (kOrdered && !kHasSecondHalf) {
+      await_turn(memory_, parts_ + 1);
+      announce_sums();
+    }
     if constexpr (S.bias != Bias::none) make_room_for_bias(done);
     buffer_ ^= 1;
   }
