@@ -242,6 +242,15 @@ bool suits_laden(const Candidate& row, const Problem& problem) {
          kernel::shares_columns(spec_of(row, problem));
 }
 
+/// mma's widest tile of keys spills 12 to 20 bytes where both gradients are over 96 columns wide, that of the
+/// keys by a share of 16 less, and rows are copied piecemeal.
+bool suits_shares(const Candidate& row, const Problem& problem) {
+  return row.operation != Operation::grad_key_value || row.family != Family::mma || row.head_dim_max != 128 ||
+         row.block_m * row.block_n < 64 * 128 || problem.query_gradient != QueryGradient::apart ||
+         problem.align_bytes == 16 || kernel::round_up(problem.head_dim, 16) != 112 ||
+         kernel::round_up(problem.head_dim_v, 16) != 128;
+}
+
 bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (row.operation != problem.operation || backend_of(row.family) != arch.backend) return false;
   if (!in_set(row.dtypes, problem.dtype) || !in_set(row.extents, problem.extent)) return false;
@@ -250,6 +259,7 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
   if (row.cluster != 0 && !suits_clusters(problem)) return false;
   if (row.family == Family::sm90 && laden(problem) && !suits_laden(row, problem)) return false;
+  if (!suits_shares(row, problem)) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
   return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
          kernel::shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;
