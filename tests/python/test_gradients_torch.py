@@ -511,6 +511,5 @@ class OnTheGpu(OnTheCpu):
                 self.assertTrue(torch.equal(one, other))
 
 
-
 if __name__ == "__main__":
     unittest.main()
