@@ -120,7 +120,7 @@ class GradKeyValueMma : KeyRowScores<S> {
   /// Those that see some key of the segment.
   ATTUNE_DEVICE QueryRange queries_of_segment() const {
     const i32 end = segment_.key + ptx::opaque(segment_.end) - segment_.begin;
-    return visiting_queries<S>(window_, segment_.block.len_q, segment_.key, end);
+    return visiting_queries<S>(Base::window(), segment_.block.len_q, segment_.key, end);
   }
 
   /// Moves on to the next of the query's heads that share the slot's; false after the last. The same heads as

@@ -155,11 +155,17 @@ class KeyRowScores {
     return begin_ + row - segment_.begin + segment_.key;
   }
 
+  /// Of the block: a launch parameter where all blocks are alike, which takes no registers.
+  ATTUNE_DEVICE Window window() const {
+    if constexpr (S.blocks == Blocks::dense) return p_.forward.window;
+    return window_;
+  }
+
   /// Are the tile's rows the segment's, and does every query of the tile at m see them all?
   ATTUNE_DEVICE bool all_visible(i32 m) const {
     if (ptx::opaque(segment_.end) - segment_.begin < S.block_n) return false;
     const QueryRange unmasked =
-        unmasked_queries<S>(window_, segment_.block.len_q, segment_.key, segment_.key + S.block_n);
+        unmasked_queries<S>(window(), segment_.block.len_q, segment_.key, segment_.key + S.block_n);
     return unmasked.begin <= m && m + S.block_m <= unmasked.end;
   }
 
@@ -173,7 +179,7 @@ class KeyRowScores {
           const i32 row = begin_ + row_of(i, e);
           const i32 query = m + column_of(n, e);
           if (row < segment_.begin || row >= segment_.end || query < 0 || query >= queries_.end ||
-              !visible<S>(window_, segment_.block.len_k, query, key_of(row_of(i, e)))) {
+              !visible<S>(window(), segment_.block.len_k, query, key_of(row_of(i, e)))) {
             probabilities[i][n][e] = 0.0f;
             gradients[i][n][e] = 0.0f;
           }
