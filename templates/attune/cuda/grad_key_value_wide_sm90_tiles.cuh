@@ -48,8 +48,9 @@ template <KernelSpec S, i32 First, i32 Columns>
 ATTUNE_DEVICE void store_columns(const BackwardParams& p, const Sm90Work& work, u32 tile, void* gradient,
                                  const Strides& strides) {
   constexpr i32 kChunks = max(Columns / 8, 1);
-  // Places of several chunks at once, of which a division is part, spill.
-  constexpr i32 kAtOnce = S.head_dim % 64 == 0 && S.head_dim_v % 64 == 0 ? 2 : 1;
+  // Places of several chunks at once, of which a division is part, spill; and laden kernels are long enough.
+  constexpr bool kNoDivision = S.head_dim % 64 == 0 && S.head_dim_v % 64 == 0;
+  constexpr i32 kAtOnce = kNoDivision && !is_laden(S) ? 2 : 1;
   if (gradient == nullptr || Columns == 0) return;
   const i32 heads = p.key_heads;
   u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
