@@ -210,11 +210,19 @@ std::uint64_t number_of(const Candidate& row) {
   return number;
 }
 
+/// The even ones or the odd ones, by the row's number; a single one stays.
+std::vector<Case> every_second(const std::vector<Case>& cases, std::uint64_t index) {
+  if (cases.size() < 2) return cases;
+  std::vector<Case> half;
+  for (std::size_t i = index % 2; i < cases.size(); i += 2) half.push_back(cases[i]);
+  return half;
+}
+
 /// What a row is compiled with: a problem with each set of traits that it is ever chosen for, two of
 /// Hopper's, whose registers are the scarcest. Architectures take turns, so that every row meets those too.
 /// So do the last two sets of traits, and in the backward pass all but the first, but for Hopper's: its rows
-/// are many and alike. The seed is fixed: a spill that nobody has caused should not stop a build, `--wide
-/// --seed N` goes looking for one.
+/// are many and alike. Of other forward rows every second problem is compiled. The seed is fixed: a spill
+/// that nobody has caused should not stop a build, `--wide --seed N` goes looking for one.
 std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs) {
   const std::uint64_t index = number_of(row);
   const bool backward = is_backward(row.operation);
@@ -238,6 +246,7 @@ std::vector<Case> cases_of(const Candidate& row, const std::vector<Arch>& archs)
   }
   // One that is chosen for few sets of traits may have had none of their turns.
   for (std::size_t traits = 0; cases.empty() && traits < std::size(kTraits); ++traits) draw(traits);
+  if (!wide && !backward && row.family != Family::sm90) cases = every_second(cases, index);
   return cases;
 }
 
