@@ -84,21 +84,6 @@ void append(std::vector<std::string>& texts, const std::vector<std::string>& mor
   texts.insert(texts.end(), more.begin(), more.end());
 }
 
-/// Dropout of packed sequences beside a bias tensor: both fill registers.
-bool laden(const Problem& problem) {
-  return problem.blocks == kernel::Blocks::varlen && problem.bias != kernel::Bias::none &&
-         problem.dropout == kernel::Dropout::on;
-}
-
-/// What sm90's gradients of key and value leave to mma's.
-std::vector<std::string> sm90_key_value_lacks(const Problem& problem) {
-  std::vector<std::string> lacks;
-  if (problem.query_gradient == QueryGradient::apart) {
-    lacks.push_back("adds up the query's gradient: not for calls without it");
-  }
-  return lacks;
-}
-
 /// What the sm90 family leaves to mma, besides features.
 std::vector<std::string> sm90_lacks(const Problem& problem) {
   std::vector<std::string> lacks;
@@ -125,7 +110,9 @@ std::vector<std::string> sm90_lacks(const Problem& problem) {
         "the copy engine cannot take the tensors: strides should be multiples of 16 bytes and not 0{}",
         pages));
   }
-  if (problem.operation == Operation::grad_key_value) append(lacks, sm90_key_value_lacks(problem));
+  if (problem.operation == Operation::grad_key_value && problem.query_gradient == QueryGradient::apart) {
+    lacks.push_back("adds up the query's gradient: not for calls without it");
+  }
   return lacks;
 }
 
@@ -236,10 +223,11 @@ bool suits_clusters(const Problem& problem) {
   return narrower > 192 && (!masked || wider > 208);
 }
 
-/// Warpgroups that have all columns of wide heads' gradients have no registers left.
+/// Hopper's warpgroups that have all columns of wide heads' gradients have no registers left.
 bool suits_laden(const Candidate& row, const Problem& problem) {
-  return row.operation != Operation::grad_key_value || std::max(problem.head_dim, problem.head_dim_v) <= 64 ||
-         kernel::shares_columns(spec_of(row, problem));
+  if (row.operation != Operation::grad_key_value || row.family != Family::sm90) return true;
+  const KernelSpec spec = spec_of(row, problem);
+  return !kernel::is_laden(spec) || kernel::wider_dim(spec) <= 64 || kernel::shares_columns(spec);
 }
 
 /// mma's widest tile of keys spills 12 to 20 bytes where both gradients are over 96 columns wide, that of the
@@ -258,8 +246,7 @@ bool fits(const Candidate& row, const Problem& problem, const Arch& arch) {
   if (std::max(problem.head_dim, problem.head_dim_v) > row.head_dim_max) return false;
   if (row.family == Family::sm90 && !sm90_lacks(problem).empty()) return false;
   if (row.cluster != 0 && !suits_clusters(problem)) return false;
-  if (row.family == Family::sm90 && laden(problem) && !suits_laden(row, problem)) return false;
-  if (!suits_shares(row, problem)) return false;
+  if (!suits_laden(row, problem) || !suits_shares(row, problem)) return false;
   if (arch.backend == Backend::cpu) return row.isa == arch.isa;
   return row.sm_min <= arch.sm && arch.sm <= row.sm_max &&
          kernel::shared_bytes(spec_of(row, problem)) <= arch.shared_bytes;

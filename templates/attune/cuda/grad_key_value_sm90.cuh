@@ -48,11 +48,13 @@
 
 namespace attune::kernel {
 
+/// In place of a warpgroup's number: both, which run the same code.
+inline constexpr i32 kBoth = -1;
+
 /// Until both warpgroups have come here, with the number of this one, or kBoth where they run the same code.
 /// Else they are at two places, where PTX allows one barrier, but compute-sanitizer takes it for an error. So
 /// each waits at a barrier of its own, one after the other: who comes back sooner is not counted twice. Where
 /// warpgroups differ there are no adders, whose barriers these are.
-inline constexpr i32 kBoth = -1;
 template <i32 Group>
 ATTUNE_DEVICE void meet() {
   constexpr u32 kMet = kTaken + 2;

@@ -118,11 +118,6 @@ struct Sm90Memory {
   }
 };
 
-/// A bias tensor and dropout of packed sequences: they give the producer, too, more to keep track of.
-constexpr bool is_laden(const KernelSpec& s) {
-  return s.blocks == Blocks::varlen && s.bias != Bias::none && s.dropout == Dropout::on;
-}
-
 /// Named barriers: of both warpgroups; of each; of each for the other; of each with its adder, for two
 /// buffers; and of each two warps. 0 is __syncthreads.
 enum Sm90Barrier : u32 { kExchange = 1, kGroup = 2, kShown = 4, kTaken = 6, kDrawn = 10 };

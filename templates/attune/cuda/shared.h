@@ -215,6 +215,11 @@ constexpr bool shares_columns(const KernelSpec& s) {
          s.block_n == Sm90Shared::kGroupRows;
 }
 
+/// Does it have both a bias tensor and dropout of packed sequences? They fill registers, the producer's, too.
+constexpr bool is_laden(const KernelSpec& s) {
+  return s.blocks == Blocks::varlen && s.bias != Bias::none && s.dropout == Dropout::on;
+}
+
 /// Blocks of a cluster, each with a tile of keys, that exchange score gradients. And the keys of all of them.
 constexpr i32 cluster_blocks(const KernelSpec& s) {
   return s.cluster != 0 ? 2 : 1;
