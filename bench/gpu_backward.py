@@ -9,22 +9,18 @@ deterministic mode over the default one; "ratio" ours over a peer's, FA2 first. 
 gradient, dropout, fewer key heads, a window and packed sequences cost, as a ratio to our plain backward of the same FLOPs.
 """
 
-import argparse
-import sys
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from gpu_bench import PEERS, TOKENS, WIDTH, begin, new_parser, race, write  # isort: skip, finds attune
 
 import attune
-from attune import _library
 from attune.ops import LowerTriangularMask, fmha
 from attune.ops.fmha import attn_bias
-from gpu_bench import PEERS, TOKENS, WIDTH, race, write
+
+
+GROUPED = [(32, 8), (64, 8)]  # heads of queries and of keys
 
 
 def random(*shape, dtype=torch.bfloat16):
@@ -34,8 +30,10 @@ def random(*shape, dtype=torch.bfloat16):
 class Problem:
     """Random tensors, and calls that compute their gradients."""
 
-    def __init__(self, head_dim, length, dtype=torch.bfloat16, key_heads=None, batch=None, head_dim_v=None):
-        heads = WIDTH // head_dim
+    def __init__(
+        self, head_dim, length, dtype=torch.bfloat16, heads=None, key_heads=None, batch=None, head_dim_v=None
+    ):
+        heads = heads or WIDTH // head_dim
         batch = TOKENS // length if batch is None else batch
         self.query = random(batch, length, heads, head_dim, dtype=dtype)
         self.key = random(batch, length, key_heads or heads, head_dim, dtype=dtype)
@@ -152,10 +150,10 @@ def special_cases(head_dim, length=4096):
     visible = sum(n * n for n in lengths) / TOKENS**2
     yield "16 sequences", packed, visible, packed.ours(blocks), {}
     yield "16 sequences, deterministic", packed, visible, packed.ours(blocks, deterministic=True), {}
-    if heads >= 8:
-        grouped = Problem(head_dim, length, key_heads=heads // 4)
+    for heads, key_heads in GROUPED:
+        grouped = Problem(head_dim, length, heads=heads, key_heads=key_heads)
         for bias in (None, LowerTriangularMask()):
-            name = f"GQA {heads}/{heads // 4}{' causal' if bias else ''}"
+            name = f"GQA {heads}/{key_heads}{' causal' if bias else ''}"
             part = 0.5 if bias else 1
             yield name, grouped, part, grouped.ours(bias), {
                 peer: grouped.peer(PEERS[peer], is_causal=bias is not None, enable_gqa=True)
@@ -187,8 +185,7 @@ def special(arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library")
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"]
     )
@@ -196,11 +193,7 @@ def main():
     parser.add_argument("--length", type=int, nargs="+", default=[512, 4096, 16384])
     parser.add_argument("--family", choices=["mma", "simt"], help="force a kernel family")
     parser.add_argument("--special", action="store_true")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    _library.load(arguments.library)
-    torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, backward TFLOP/s")
+    arguments = begin(parser, "backward TFLOP/s")
     rows = list(dense(arguments))
     if arguments.special:
         rows += special(arguments)

@@ -1,11 +1,21 @@
-"""What the GPU benchmarks share: the race, PyTorch's kernels as peers, and the file that --json writes."""
+"""What the GPU benchmarks share: their beginning, the race, PyTorch's kernels as peers, and the file that --json writes.
 
+To import it puts this tree's package on the path: before `import attune`.
+"""
+
+import argparse
 import json
 import statistics
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+
+from attune import _library
 
 TOKENS, WIDTH = 16384, 2048  # B * M and H * K
 TURNS, CALLS = 11, 6
@@ -16,6 +26,23 @@ PEERS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
     "xFormers": SDPBackend.EFFICIENT_ATTENTION,  # xFormers' own CUTLASS kernel, as PyTorch ships it
 }
+
+
+def new_parser(about):
+    """A parser of what every benchmark takes, which leads with the first line about it."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("library", help="libattune.so")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    return parser
+
+
+def begin(parser, heading):
+    """Reads the arguments, loads the library, seeds, and prints the machine and what is measured there."""
+    arguments = parser.parse_args()
+    _library.load(arguments.library)
+    torch.manual_seed(0)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {heading.format(**vars(arguments))}")
+    return arguments
 
 
 class Peer:

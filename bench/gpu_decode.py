@@ -8,21 +8,15 @@ the keys and values, each once; "ratio" is the best peer's time over ours. Peers
 they run.
 """
 
-import argparse
 import json
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from gpu_bench import GRAPH_CALLS, Peer, begin, graphed, new_parser, race  # isort: skip, finds attune
 
 import attune
-from attune import _library
 from attune.ops import memory_efficient_attention
-from gpu_bench import GRAPH_CALLS, Peer, graphed, race
 
 SHAPES = [(1, 8, 8), (1, 32, 8), (1, 32, 32), (4, 32, 8), (4, 32, 32), (16, 32, 8), (16, 32, 32)]  # B, H, heads of keys
 MOST_BYTES = 20 << 30  # of keys and values
@@ -57,17 +51,12 @@ def measure(batch, heads, key_heads, keys, head_dim, dtype):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library")
+    parser = new_parser(__doc__)
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--keys", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    _library.load(arguments.library)
-    torch.manual_seed(0)
+    arguments = begin(parser, "{dtype}; microseconds")
     dtype = getattr(torch, arguments.dtype)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}; microseconds")
     rows = []
     for head_dim in arguments.head_dim:
         for batch, heads, key_heads in SHAPES:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Attune's error on a GPU against cuDNN's: both against float64, on the same inputs, forward and backward.
 
-gpu_error.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S] [--json FILE]
+gpu_error.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S] [--backward-alone] [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Of the output and of each gradient two ratios, ours over
 cuDNN's: of the root of the mean squared error and of the largest error. Below 1 ours is closer to float64. "error" is
-our root mean square relative to the reference's, of the output. The data:
+our root mean square relative to the reference's, of the output. With --backward-alone our backward pass is given cuDNN's
+output and LSE, so that gradients differ by the backward pass and nothing else. The data:
 
   random   query, key, value and the output's gradient are normal
   rising   keys shrink from 4 times that to nothing, so that a row's maximum rises for a kernel that walks from the last
@@ -13,22 +14,16 @@ our root mean square relative to the reference's, of the output. The data:
   alike    queries are nearly 0: all keys weigh the same
 """
 
-import argparse
 import json
 import math
 import statistics
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from gpu_bench import Peer, begin, new_parser, result_of  # isort: skip, finds attune
 
-from attune import _library
-from attune.ops import LowerTriangularMask, memory_efficient_attention
-from gpu_bench import Peer, result_of
+from attune.ops import LowerTriangularMask, fmha, memory_efficient_attention
 
 HEADS = 16
 NAMES = ["output", "dQ", "dK", "dV"]
@@ -55,12 +50,22 @@ def results(call, inputs, grad):
     return [x.detach().double() for x in (output, *torch.autograd.grad(output, leaves, grad))]
 
 
+def gradients_from_cudnn(inputs, grad, causal):
+    """cuDNN's output, and what our backward pass makes of it and of cuDNN's LSE, all in float64."""
+    output, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *(x.transpose(1, 2) for x in inputs), None, True, 0.0, causal
+    )
+    output, lse = output.transpose(1, 2), lse.reshape(*lse.shape[:3]).contiguous()
+    bias = LowerTriangularMask() if causal else None
+    return [x.double() for x in (output, *fmha.memory_efficient_attention_backward(grad, output, lse, *inputs, bias))]
+
+
 def errors(found, expected):
     difference = (found - expected).abs()
     return difference.square().mean().sqrt().item(), difference.max().item()
 
 
-def measure(dtype, head_dim, length, causal, data):
+def measure(dtype, head_dim, length, causal, data, backward_alone):
     inputs = [torch.randn(1, length, HEADS, head_dim, device="cuda") for _ in range(4)]
     DATA[data](*inputs[:2])
     *inputs, grad = (x.to(getattr(torch, dtype)) for x in inputs)
@@ -75,7 +80,10 @@ def measure(dtype, head_dim, length, causal, data):
     expected = results(
         transposed(lambda *tensors: eager(*tensors, causal)), [x.double() for x in inputs], grad.double()
     )
-    ours = results(lambda *tensors: memory_efficient_attention(*tensors, bias), inputs, grad)
+    if backward_alone:
+        ours = gradients_from_cudnn(inputs, grad, causal)
+    else:
+        ours = results(lambda *tensors: memory_efficient_attention(*tensors, bias), inputs, grad)
     theirs = result_of(Peer("cuDNN", lambda: results(transposed(cudnn), inputs, grad)))
     row = {"dtype": dtype, "head_dim": head_dim, "length": length, "causal": causal, "data": data, "tensors": {}}
     for name, found, peer, reference in zip(NAMES, ours, theirs, expected):
@@ -89,17 +97,13 @@ def measure(dtype, head_dim, length, causal, data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library")
+    parser = new_parser(__doc__)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float16"], choices=["bfloat16", "float16"])
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    _library.load(arguments.library)
-    torch.manual_seed(0)
+    parser.add_argument("--backward-alone", action="store_true", help="give our backward cuDNN's output and LSE")
+    arguments = begin(parser, "S = {length}")
     torch.autograd.set_multithreading_enabled(False)  # its own thread has no CUDA context for float64 products
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; S = {arguments.length}")
     print("ours / cuDNN: root mean square, largest")
     print(f"{'case':32} {'error':7}  " + "  ".join(f"{name:11}" for name in NAMES))
     rows = []
@@ -107,7 +111,7 @@ def main():
         for head_dim in arguments.head_dim:
             for causal in (False, True):
                 for data in DATA:
-                    row = measure(dtype, head_dim, arguments.length, causal, data)
+                    row = measure(dtype, head_dim, arguments.length, causal, data, arguments.backward_alone)
                     rows.append(row)
                     case = f"{dtype} K={head_dim}{' causal' if causal else ''} {data}"
                     ratios = (f"{x['rms']:5.2f} {x['largest']:5.2f}" for x in row["tensors"].values())

@@ -13,22 +13,16 @@ the last key to the first: the worst data for a softmax that bets on it. --matmu
 beside them, too, and prints ours over it.
 """
 
-import argparse
 import math
 import statistics
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from gpu_bench import TOKENS, WIDTH, Peer, begin, matmul, matmul_tflops, new_parser, race, result_of, write  # isort: skip, finds attune
 
 import attune
-from attune import _library
 from attune.ops import LowerTriangularMask, fmha, memory_efficient_attention
-from gpu_bench import TOKENS, WIDTH, Peer, matmul, matmul_tflops, race, result_of, write
 
 HALF_PEERS = ("cuDNN", "FA2")
 F32_PEERS = ("xFormers",)
@@ -67,20 +61,15 @@ def measure(dtype, head_dim, length, causal, op, rising, beside):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library")
+    parser = new_parser(__doc__)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128, 192, 256])
     parser.add_argument("--length", type=int, nargs="+", default=[512, 2048, 4096, 8192, 16384])
     parser.add_argument("--family", choices=["sm90", "mma", "simt"], help="force a kernel family")
     parser.add_argument("--rising", type=float, metavar="G", help="keys that keep the maximum rising")
     parser.add_argument("--matmul", action="store_true", help="race a cuBLAS product beside them")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    _library.load(arguments.library)
+    arguments = begin(parser, "TFLOP/s")
     op = (getattr(fmha, arguments.family).FwOp, None) if arguments.family else None
-    torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, TFLOP/s")
     print(f"{'case':36} {'kernel':20} {'ours':>5}  ratio  peers; largest difference")
     rows = []
     for dtype in arguments.dtype:

@@ -9,23 +9,17 @@ dim in this run; "ratio" is the peer's time over ours. Peers: cuDNN and FA2 are 
 torch.compile of FlexAttention with a block mask (--flex: each costs seconds to compile). 16384 tokens, H * K = 2048, bf16.
 """
 
-import argparse
 import json
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from gpu_bench import TOKENS, WIDTH, begin, new_parser, race  # isort: skip, finds attune
 
 import attune
-from attune import _library
 from attune.ops import memory_efficient_attention
 from attune.ops.fmha import attn_bias
-from gpu_bench import TOKENS, WIDTH, race
 
 WINDOW, LENGTH = 1024, 4096
 # 16 uneven sequences, 16384 tokens together.
@@ -170,15 +164,10 @@ def cases(head_dim, with_flex):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library")
+    parser = new_parser(__doc__)
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--flex", action="store_true", help="race FlexAttention too")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    _library.load(arguments.library)
-    torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16; TFLOP/s of visible pairs")
+    arguments = begin(parser, "bf16; TFLOP/s of visible pairs")
     print(f"{'case':28} {'kernel':24} {'ours':>6} {'speed':>6}  peers: TFLOP/s, ratio, largest difference")
     rows = []
     for head_dim in arguments.head_dim:

@@ -8,22 +8,16 @@ graph, which is the GPU's alone. Both are CUDA-event medians of turns taken in a
 over ours. The first line is what a call of one tiny problem costs the host. Peers: cuDNN and FA2, where they run.
 """
 
-import argparse
 import json
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+from gpu_bench import GRAPH_CALLS, Peer, begin, graphed, new_parser, race, within  # isort: skip, finds attune
 
 import attune
-from attune import _library
 from attune.ops import LowerTriangularMask, memory_efficient_attention
-from gpu_bench import GRAPH_CALLS, Peer, graphed, race, within
 
 SHAPES = [(1, 8, 128), (1, 32, 128), (4, 16, 128), (4, 8, 256), (1, 4, 512), (1, 16, 512), (4, 16, 512)]  # B, H, M
 
@@ -70,16 +64,11 @@ def measure(batch, heads, length, head_dim, dtype, causal):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("library")
+    parser = new_parser(__doc__)
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    _library.load(arguments.library)
-    torch.manual_seed(0)
+    arguments = begin(parser, "{dtype}; microseconds")
     dtype = getattr(torch, arguments.dtype)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.dtype}; microseconds")
     host = {name: host_microseconds(call) for name, call in sides((1, 128, 4, 64), dtype, False).items()}
     print("host, one call: " + ", ".join(f"{name} {us:.1f}" for name, us in host.items()))
     rows = []
