@@ -124,7 +124,8 @@ class Sm90Producer {
       end_before = end_of_tile_before(work, place, window);
     }
     const i32 first_head = work.head * p_.sharing;
-    Sm90Step step{0, first_head, 0, 0};
+    Sm90Step step{0, first_head + Schedule::first_sharing_head(key_block, p_.sharing), 0, 0};
+    i32 heads_met = 0;
 #pragma unroll 1
     for (i32 number = 0; number < work.steps; ++number) {
       step.begin = block.q_begin + m * kQueries;
@@ -148,9 +149,10 @@ class Sm90Producer {
       if constexpr (S.bias != Bias::none && shares_columns(S)) load_bias(work, step, query_at_);
       if constexpr (S.cluster != 0) load_last_panel(step, work.batch);
       query_at_.advance();
-      if constexpr (Schedule::kOrdered) {  // all heads at one tile, then at the next (ADR 9)
-        if (++step.head < first_head + p_.sharing) continue;
-        step.head = first_head;
+      if constexpr (Schedule::kFromLast) {  // all heads at one tile, then at the next (ADR 9)
+        if (++step.head == first_head + p_.sharing) step.head = first_head;
+        if (++heads_met < p_.sharing) continue;
+        heads_met = 0;
         m = Schedule::next_step(range, m);
       } else {
         m = Schedule::next_step(range, m);

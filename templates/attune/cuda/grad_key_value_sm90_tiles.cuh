@@ -254,18 +254,22 @@ struct Sm90StepRange {
 ///
 /// The first block of a cluster takes for both.
 ///
+/// Under a window they walk over queries from the last one on, at which all tiles of a head may begin: so they
+/// share queries, and sums, in the L2 cache.
+///
 /// Where tiles take turns to add to the sums, whoever is free takes each, the first too: a tile then waits
-/// for none that has not begun, whatever else the GPU does. They walk over queries from the last one on, at
-/// which all tiles of a head may begin: those before end later, or at the same query.
+/// for none that has not begun, whatever else the GPU does. They walk from the last query on, too: tiles
+/// before end later, or at the same query.
 template <KernelSpec S>
 struct Sm90Schedule {
   static constexpr bool kWindow = S.window_left == Edge::bounded || S.window_right == Edge::bounded;
   static constexpr bool kVarlen = S.blocks == Blocks::varlen;
   static constexpr bool kUneven = kWindow || kVarlen;
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
+  static constexpr bool kFromLast = kWindow || kOrdered;
   /// Tiles of one head that start at different queries do not wait for each other's sums. At head dim 128
   /// that cost more than it saved: they no longer share what is in the L2 cache.
-  static constexpr bool kStaggered = !kWindow && !kOrdered && (wider_dim(S) <= 64 || shares_columns(S));
+  static constexpr bool kStaggered = !kFromLast && (wider_dim(S) <= 64 || shares_columns(S));
 
   // Both of a whole warp.
   static ATTUNE_DEVICE i32 first(const GradKeyValueSm90Params& p) {
@@ -310,15 +314,20 @@ struct Sm90Schedule {
 
   /// The tile of queries that a tile of keys begins with, and the one after m.
   static ATTUNE_DEVICE i32 first_step(const Sm90StepRange& range, i32 key_block, i32 key_blocks) {
-    if (kOrdered) return range.last - 1;
+    if (kFromLast) return range.last - 1;
     if (!kStaggered) return range.first;
     const i32 count = range.last - range.first;
     if (kVarlen) return range.first + (count == 0 ? 0 : key_block % count);
     return range.first + static_cast<i32>(i64{key_block} * count / key_blocks);
   }
   static ATTUNE_DEVICE i32 next_step(const Sm90StepRange& range, i32 m) {
-    if (kOrdered) return m - 1;  // all heads have met m
+    if (kFromLast) return m - 1;  // all heads have met m
     return m + 1 == range.last ? range.first : m + 1;
+  }
+  /// Of the heads that share a tile of keys the one that meets a tile of queries first: so that neighbours do
+  /// not add to the same sums at once, unless they take turns.
+  static ATTUNE_DEVICE i32 first_sharing_head(i32 key_block, i32 sharing) {
+    return kFromLast && !kOrdered ? key_block % sharing : 0;
   }
 
  private:
