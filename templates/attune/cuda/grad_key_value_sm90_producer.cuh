@@ -15,8 +15,10 @@ class Sm90Producer {
   static constexpr i32 kPanels = Memory::kShared.panels;
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kQueries = S.block_m;
-  /// What loads of keys need is then not kept from one tile of queries to the next: registers are few.
-  static constexpr bool kKeysFirst = is_laden(S) && Schedule::kOrdered && wider_dim(S) > 192;
+  /// What loads of keys need is then not kept from one tile of queries to the next: registers are few. And
+  /// they are there once, in kernels that are long to compile.
+  static constexpr bool kKeysFirst =
+      (is_laden(S) || has_turns_of_pages(S)) && Schedule::kOrdered && wider_dim(S) > 192;
 
  public:
   ATTUNE_DEVICE Sm90Producer(const GradKeyValueSm90Params& params, Memory memory)
@@ -86,12 +88,15 @@ class Sm90Producer {
       produce_part(work, segment_at<S>(p, work.batch, work.begin, end, 0), 0, true);
     } else {
       const auto count = static_cast<i32>(places<S>(p));
-      i32 place = next_place<S>(p, work.begin, end, 0);
+      i32 place = -1;  // none yet
 #pragma unroll 1
       do {
         const i32 next = next_place<S>(p, work.begin, end, place + 1);
-        produce_part(work, place < count ? segment_at<S>(p, 0, work.begin, end, place) : KeySegment{}, place,
-                     next == count);
+        const bool ends = next == count;
+        if (place >= 0 || ends) {
+          produce_part(work, place >= 0 ? segment_at<S>(p, 0, work.begin, end, place) : KeySegment{}, place,
+                       ends);
+        }
         place = next;
       } while (place < count);
     }

@@ -427,7 +427,6 @@ class Sm90WideConsumer : WarpgroupThread {
   /// The gradients leave through the tiles of keys and values.
   ATTUNE_DEVICE void finish() {
     meet<Group>();  // both have multiplied with the keys
-    const Sm90Work tile = work();
 #pragma unroll
     for (i32 e = 0; e < kColumns / 2; ++e) {
       grad_key_[e] *= p_.backward.forward.scale;
@@ -436,13 +435,22 @@ class Sm90WideConsumer : WarpgroupThread {
     write_columns<S>(memory_.key_tile(), grad_key_, kFirst);
     write_columns<S>(memory_.value_tile(), grad_value_, kFirst);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
-    const BackwardParams& p = p_.backward;
-    const u32 key = memory_.key_tile();
-    const u32 value = memory_.value_tile();
-    store_columns<S, kFirst, valid(S.head_dim)>(p, tile, key, p.grad_key, p.grad_key_strides);
-    store_columns<S, kFirst, valid(S.head_dim_v)>(p, tile, value, p.grad_value, p.grad_value_strides);
+    store_gradients();
     ptx::fence_proxy_async();
     keys_.release(key_at_);  // by every thread: each has read from the tile
+  }
+
+  /// From there to memory; by one loop, which is less to compile.
+  ATTUNE_DEVICE void store_gradients() const {
+    const BackwardParams& p = p_.backward;
+    const Sm90Work tile = work();
+#pragma unroll 1
+    for (i32 i = 0; i < 2; ++i) {
+      const bool key = i == 0;
+      store_columns<S, kFirst, valid(wider_dim(S))>(
+          p, tile, key ? memory_.key_tile() : memory_.value_tile(), key ? p.grad_key : p.grad_value,
+          key ? p.grad_key_strides : p.grad_value_strides, key ? S.head_dim : S.head_dim_v);
+    }
   }
 
   const GradKeyValueSm90Params& p_;
@@ -467,8 +475,7 @@ ATTUNE_DEVICE void grad_key_value_wide_sm90(const GradKeyValueSm90Params& params
   static_assert(S.block_m == 64 && S.block_n == 64 && S.warps == 12);
   static_assert(S.stages == Sm90Memory<S>::kShared.bias_stages);  // and as many tiles of P and dS
   // The producer keeps track of turns beside its search for pages, or of what a bias and dropout need.
-  constexpr bool kTurnsOfPages = S.query_gradient == QueryGradient::ordered && S.keys == Keys::paged;
-  constexpr bool kMoreToProducer = kTurnsOfPages || (is_laden(S) && wider_dim(S) > 128);
+  constexpr bool kMoreToProducer = has_turns_of_pages(S) || (is_laden(S) && wider_dim(S) > 128);
 
   const Sm90Memory<S> memory = set_up_memory<S>(params);
   const u32 warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, and known to be

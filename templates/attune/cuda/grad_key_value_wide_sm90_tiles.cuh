@@ -43,14 +43,14 @@ ATTUNE_DEVICE void write_columns(u32 tile, const float (&gradient)[N], i32 first
   }
 }
 
-/// So many of them from there to memory, by a warpgroup.
+/// So many of them, as far as the gradient has them, from there to memory; by a warpgroup.
 template <KernelSpec S, i32 First, i32 Columns>
 ATTUNE_DEVICE void store_columns(const BackwardParams& p, const Sm90Work& work, u32 tile, void* gradient,
-                                 const Strides& strides) {
+                                 const Strides& strides, i32 head_dim) {
   constexpr i32 kChunks = max(Columns / 8, 1);
-  // Places of several chunks at once, of which a division is part, spill; and laden kernels are long enough.
+  // Places of several chunks at once, of which a division is part, spill; and some kernels are long enough.
   constexpr bool kNoDivision = S.head_dim % 64 == 0 && S.head_dim_v % 64 == 0;
-  constexpr i32 kAtOnce = kNoDivision && !is_laden(S) ? 2 : 1;
+  constexpr i32 kAtOnce = kNoDivision && !is_laden(S) && !has_turns_of_pages(S) ? 2 : 1;
   if (gradient == nullptr || Columns == 0) return;
   const i32 heads = p.key_heads;
   u16* rows = static_cast<u16*>(gradient) + work.batch * strides.batch + work.head / heads * strides.group +
@@ -60,6 +60,7 @@ ATTUNE_DEVICE void store_columns(const BackwardParams& p, const Sm90Work& work, 
   for (i32 i = static_cast<i32>(threadIdx.x % kWarpgroup); i < count; i += kWarpgroup) {
     const i32 row = i / kChunks;
     const i32 chunk = First / 8 + i % kChunks;
+    if (chunk * 8 >= head_dim) continue;
     const ptx::Word4 w = ptx::ld_shared_word4(tile + panel_offset<S.block_n>(static_cast<u32>(row), chunk));
     *reinterpret_cast<int4*>(rows + row * strides.seq + chunk * 8) = make_int4(w.x, w.y, w.z, w.w);
   }

@@ -220,6 +220,11 @@ constexpr bool is_laden(const KernelSpec& s) {
   return s.blocks == Blocks::varlen && s.bias != Bias::none && s.dropout == Dropout::on;
 }
 
+/// Do its tiles of keys take turns (ADR 9) to be found by a search for pages?
+constexpr bool has_turns_of_pages(const KernelSpec& s) {
+  return s.keys == Keys::paged && s.query_gradient == QueryGradient::ordered;
+}
+
 /// Blocks of a cluster, each with a tile of keys, that exchange score gradients. And the keys of all of them.
 constexpr i32 cluster_blocks(const KernelSpec& s) {
   return s.cluster != 0 ? 2 : 1;
