@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
 """Attune's GPU backward against PyTorch's fused attention, in one process, on the same random tensors.
 
-gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--special] [--json FILE]
+gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--special [--flex]] [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Only the backward pass is timed: CUDA-event medians of runs taken
 in turns. FLOPs are 2 * B * H * Mq * Mkv * (3 K + 2 Kv), half of it if causal; B * M = 16384 and H * K = 2048. "det" is our
 deterministic mode over the default one; "ratio" ours over a peer's, FA2 first. --special adds what a bias tensor, its
-gradient, dropout, fewer key heads, a window and packed sequences cost, as a ratio to our plain backward of the same FLOPs.
+gradient, dropout, fewer key heads, a window and packed sequences cost, as a ratio to our plain backward of the same FLOPs,
+and peers that can do it; --flex adds FlexAttention, of which each case costs seconds to compile.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
-from gpu_bench import PEERS, TOKENS, WIDTH, begin, new_parser, race, write  # isort: skip, finds attune
+from gpu_bench import PEERS, SEQUENCES, TOKENS, WIDTH, begin, flex, new_parser, race, write  # isort: skip, finds attune
 
 import attune
 from attune.ops import LowerTriangularMask, fmha
@@ -73,20 +76,67 @@ class Problem:
             return None
         return call
 
+    def flash(self, lengths=None, window=(None, None), causal=False):
+        """FA2, whose operators in PyTorch have windows and packed sequences, too."""
+        tensors, grad, sequences = self.inputs, self.grad, (None, None)
+        longest = (self.query.shape[1], self.key.shape[1])
+        if lengths is not None:
+            tensors, grad = [x.flatten(0, 1) for x in tensors], grad.flatten(0, 1)
+            sequences, longest = starts_of(lengths), (max(lengths), max(lengths))
+        sides = {"window_size_left": window[0], "window_size_right": window[1]}
+        made = torch.ops.aten._flash_attention_forward(
+            *tensors, *sequences, *longest, 0.0, causal, False, **sides
+        )
+        output, lse, seed, offset, _ = made
+        return lambda: torch.ops.aten._flash_attention_backward(
+            grad, *tensors, output, lse, *sequences, *longest, 0.0, causal, seed, offset, **sides
+        )
+
+    def cudnn_packed(self, lengths, causal=False):
+        """cuDNN of packed sequences."""
+        tensors, grad = [x.flatten(0, 1) for x in self.inputs], self.grad.flatten(0, 1)
+        sequences, longest = starts_of(lengths), (max(lengths), max(lengths))
+        made = torch.ops.aten._cudnn_attention_forward(
+            *tensors, None, *sequences, *longest, True, 0.0, causal, False
+        )
+        output, lse, seed, offset = made[0], made[1], made[6], made[7]
+        return lambda: torch.ops.aten._cudnn_attention_backward(
+            grad, *tensors, output, lse, seed, offset, None, *sequences, *longest, 0.0, causal
+        )
+
+    def flex(self, mask_mod):
+        """FlexAttention, compiled."""
+        leaves = [x.detach().requires_grad_() for x in self.inputs]
+        output = flex(*leaves, mask_mod)()
+        return lambda: torch.autograd.grad(output, leaves, self.grad, retain_graph=True)
+
     def flops(self, visible=1.0):
         batch, length, heads, head_dim = self.query.shape
         columns = 3 * head_dim + 2 * self.value.shape[-1]
         return 2 * batch * heads * length * self.key.shape[1] * columns * visible
 
 
+def starts_of(lengths):
+    """Where sequences start, and where the last ends; of queries and of keys."""
+    starts = torch.tensor([0, *itertools.accumulate(lengths)], device="cuda", dtype=torch.int32)
+    return starts, starts
+
+
+def runs(make):
+    """What make() makes, if that runs here; else None."""
+    try:
+        call = make()
+        call()
+    except (RuntimeError, TypeError, AttributeError) as error:
+        print(f"  left out: {str(error).splitlines()[0][:140]}")
+        return None
+    return call
+
+
 def tflops(problem, calls, visible=1.0):
     """TFLOP/s of each call, None for those that are None."""
     times = iter(race(*[call for call in calls if call is not None]))
     return [None if call is None else problem.flops(visible) / (next(times) * 1e9) for call in calls]
-
-
-def text_of(number, form="{:5.0f}"):
-    return "    -" if number is None else form.format(number)
 
 
 def measure(dtype, head_dim, length, causal, op):
@@ -125,7 +175,7 @@ def dense(arguments):
                     yield row
 
 
-def special_cases(head_dim, length=4096):
+def special_cases(head_dim, with_flex, length=4096):
     """(name, problem, visible part of the pairs, our call, {peer: call})"""
     problem = Problem(head_dim, length)
     heads = WIDTH // head_dim
@@ -143,13 +193,27 @@ def special_cases(head_dim, length=4096):
     }
     yield "gradient of a broadcast bias", problem, 1, problem.ours(bias, bias_gradient=True), {}
     window = attn_bias.LocalAttentionFromBottomRightMask(window_left=512, window_right=511)
-    yield "window 1024", problem, 1024 / length, problem.ours(window), {}
+    peers = {"FA2": runs(lambda: problem.flash(window=(512, 511)))}
+    if with_flex:
+        peers["Flex"] = runs(lambda: problem.flex(lambda b, h, i, j: (j >= i - 512) & (j <= i + 511)))
+    yield "window 1024", problem, 1024 / length, problem.ours(window), peers
     packed = Problem(head_dim, TOKENS, batch=1)
-    lengths = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]
-    blocks = attn_bias.BlockDiagonalMask.from_seqlens(lengths)
-    visible = sum(n * n for n in lengths) / TOKENS**2
-    yield "16 sequences", packed, visible, packed.ours(blocks), {}
-    yield "16 sequences, deterministic", packed, visible, packed.ours(blocks, deterministic=True), {}
+    blocks = attn_bias.BlockDiagonalMask.from_seqlens(SEQUENCES)
+    visible = sum(n * n for n in SEQUENCES) / TOKENS**2
+    document = torch.repeat_interleave(torch.arange(len(SEQUENCES)), torch.tensor(SEQUENCES)).cuda()
+    for mask, causal in ((blocks, False), (blocks.make_causal(), True)):
+        name = f"16 sequences{' causal' if causal else ''}"
+        part = visible * (0.5 if causal else 1)
+        peers = {
+            "FA2": runs(lambda: packed.flash(SEQUENCES, causal=causal)),
+            "cuDNN": runs(lambda: packed.cudnn_packed(SEQUENCES, causal)),
+        }
+        if with_flex:
+            peers["Flex"] = runs(lambda: packed.flex(
+                lambda b, h, i, j: (document[i] == document[j]) & ((i >= j) | (not causal))
+            ))  # fmt: skip
+        yield name, packed, part, packed.ours(mask), peers
+        yield f"{name}, deterministic", packed, part, packed.ours(mask, deterministic=True), {}
     for heads, key_heads in GROUPED:
         grouped = Problem(head_dim, length, heads=heads, key_heads=key_heads)
         for bias in (None, LowerTriangularMask()):
@@ -170,7 +234,7 @@ def special(arguments):
     print(f"\n{'case, bfloat16 S=4096':36} ours  speed  ratio to peers (TFLOP/s)")
     for head_dim in arguments.head_dim:
         plain = None
-        for name, problem, visible, ours, peers in special_cases(head_dim):
+        for name, problem, visible, ours, peers in special_cases(head_dim, arguments.flex):
             measured = tflops(problem, [ours, *peers.values()], visible)
             plain = plain or measured[0]
             ratios = ", ".join(
@@ -193,6 +257,7 @@ def main():
     parser.add_argument("--length", type=int, nargs="+", default=[512, 4096, 16384])
     parser.add_argument("--family", choices=["mma", "simt"], help="force a kernel family")
     parser.add_argument("--special", action="store_true")
+    parser.add_argument("--flex", action="store_true", help="race FlexAttention, too")
     arguments = begin(parser, "backward TFLOP/s")
     rows = list(dense(arguments))
     if arguments.special:

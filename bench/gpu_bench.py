@@ -5,6 +5,7 @@ To import it puts this tree's package on the path: before `import attune`.
 
 import argparse
 import json
+import random
 import statistics
 import sys
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from attune import _library
 
 TOKENS, WIDTH = 16384, 2048  # B * M and H * K
+SEQUENCES = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]  # TOKENS together
 TURNS, CALLS = 11, 6
 GRAPH_CALLS = 20
 MATMUL_SIZE = 8192  # as many FLOPs as attention of 8192 keys without a mask
@@ -93,13 +95,30 @@ def milliseconds(call):
 
 
 def race(*calls):
-    """Medians in milliseconds, turn by turn."""
+    """Medians in milliseconds, turn by turn. Each turn has an order of its own: a call that follows one that left the GPU
+    cool runs at a higher clock, up to a twentieth faster."""
     for call in calls:
         with within(call):
             for _ in range(3):
                 call()
-    turns = [[milliseconds(call) for call in calls] for _ in range(TURNS)]
-    return [statistics.median(side) for side in zip(*turns)]
+    orders = random.Random(0)
+    times = [[] for _ in calls]
+    for _ in range(TURNS):
+        for side in orders.sample(range(len(calls)), len(calls)):
+            times[side].append(milliseconds(calls[side]))
+    return [statistics.median(side) for side in times]
+
+
+def flex(query, key, value, mask_mod=None, score_mod=None):
+    """FlexAttention of [batch, length, heads, head_dim], compiled; the block mask is made once, outside the timing."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False)
+    transposed = [x.transpose(1, 2) for x in (query, key, value)]
+    block_mask = None
+    if mask_mod is not None:
+        block_mask = create_block_mask(mask_mod, None, None, query.shape[1], key.shape[1], device="cuda")
+    return lambda: compiled(*transposed, score_mod=score_mod, block_mask=block_mask).transpose(1, 2)
 
 
 def matmul(dtype=torch.bfloat16, size=MATMUL_SIZE):

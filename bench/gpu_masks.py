@@ -15,16 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpu_bench import TOKENS, WIDTH, begin, new_parser, race  # isort: skip, finds attune
+from gpu_bench import SEQUENCES, TOKENS, WIDTH, begin, flex, new_parser, race  # isort: skip, finds attune
 
 import attune
 from attune.ops import memory_efficient_attention
 from attune.ops.fmha import attn_bias
 
 WINDOW, LENGTH = 1024, 4096
-# 16 uneven sequences, 16384 tokens together.
-SEQUENCES = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]
-assert sum(SEQUENCES) == TOKENS
 
 
 def tensors(batch, length, head_dim):
@@ -40,18 +37,6 @@ def sdpa(backend, query, key, value, **arguments):
             return F.scaled_dot_product_attention(*transposed, **arguments).transpose(1, 2)
 
     return call
-
-
-def flex(query, key, value, mask_mod=None, score_mod=None):
-    """FlexAttention, compiled; the block mask is made once, outside the timing."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    compiled = torch.compile(flex_attention, dynamic=False)
-    transposed = [x.transpose(1, 2) for x in (query, key, value)]
-    block_mask = None
-    if mask_mod is not None:
-        block_mask = create_block_mask(mask_mod, None, None, query.shape[1], key.shape[1], device="cuda")
-    return lambda: compiled(*transposed, score_mod=score_mod, block_mask=block_mask).transpose(1, 2)
 
 
 def paged(tensor, page_size, order):
