@@ -92,18 +92,6 @@ class Problem:
             grad, *tensors, output, lse, *sequences, *longest, 0.0, causal, seed, offset, **sides
         )
 
-    def cudnn_packed(self, lengths, causal=False):
-        """cuDNN of packed sequences."""
-        tensors, grad = [x.flatten(0, 1) for x in self.inputs], self.grad.flatten(0, 1)
-        sequences, longest = starts_of(lengths), (max(lengths), max(lengths))
-        made = torch.ops.aten._cudnn_attention_forward(
-            *tensors, None, *sequences, *longest, True, 0.0, causal, False
-        )
-        output, lse, seed, offset = made[0], made[1], made[6], made[7]
-        return lambda: torch.ops.aten._cudnn_attention_backward(
-            grad, *tensors, output, lse, seed, offset, None, *sequences, *longest, 0.0, causal
-        )
-
     def flex(self, mask_mod):
         """FlexAttention, compiled."""
         leaves = [x.detach().requires_grad_() for x in self.inputs]
@@ -204,10 +192,7 @@ def special_cases(head_dim, with_flex, length=4096):
     for mask, causal in ((blocks, False), (blocks.make_causal(), True)):
         name = f"16 sequences{' causal' if causal else ''}"
         part = visible * (0.5 if causal else 1)
-        peers = {
-            "FA2": runs(lambda: packed.flash(SEQUENCES, causal=causal)),
-            "cuDNN": runs(lambda: packed.cudnn_packed(SEQUENCES, causal)),
-        }
+        peers = {"FA2": runs(lambda: packed.flash(SEQUENCES, causal=causal))}
         if with_flex:
             peers["Flex"] = runs(lambda: packed.flex(
                 lambda b, h, i, j: (document[i] == document[j]) & ((i >= j) | (not causal))

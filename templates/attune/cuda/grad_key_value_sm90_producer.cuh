@@ -15,10 +15,8 @@ class Sm90Producer {
   static constexpr i32 kPanels = Memory::kShared.panels;
   static constexpr i32 kKeys = S.block_n;
   static constexpr i32 kQueries = S.block_m;
-  /// What loads of keys need is then not kept from one tile of queries to the next: registers are few. And
-  /// they are there once, in kernels that are long to compile.
-  static constexpr bool kKeysFirst =
-      (is_laden(S) || has_turns_of_pages(S)) && Schedule::kOrdered && wider_dim(S) > 192;
+  /// What loads of keys need is then not kept from one tile of queries to the next: registers are few, too.
+  static constexpr bool kKeysFirst = saves_code(S) && Schedule::kOrdered;
 
  public:
   ATTUNE_DEVICE Sm90Producer(const GradKeyValueSm90Params& params, Memory memory)

@@ -55,6 +55,9 @@ class Sm90WideConsumer : WarpgroupThread {
   using Sums = float[min(kColumns - Half * kHalf, kHalf) / 2];
   static constexpr bool kOrdered = S.query_gradient == QueryGradient::ordered;
   static constexpr bool kHasSecondHalf = kColumns > kHalf;
+  /// Are the next scores taken while sums are multiplied? Where each step takes its own, that code is there
+  /// once: a tenth of what the longest kernels take to compile, for 1 to 6 per cent of their speed.
+  static constexpr bool kTakesEarly = !saves_code(S);
   static constexpr bool kDropout = S.dropout == Dropout::on;
   /// Are the digits of P that cross beside it float16's, of which bfloat16 has fewer, or what rounding took?
   static constexpr bool kWhole = S.dtype == DType::bf16;
@@ -113,22 +116,21 @@ class Sm90WideConsumer : WarpgroupThread {
   // ---- The tiles of queries ----
 
   ATTUNE_DEVICE void walk(i32 steps) {
-    Scores carried;  // dP^T - delta of the next tile: warpgroup 1 turns it into dS^T when it sees P^T
-    {
-      Scores score;
-      await_queries();
-      multiply_scores(score);
-      const KeptKeyRows<S> kept = kept_pairs(query_at_);
-      ptx::wgmma_wait_group<0>();
-      ptx::pin(score);
-      take(score, kept, carried, buffer_);
-    }
+    Scores carried;  // dP^T - delta of a tile: warpgroup 1 turns it into dS^T when it sees P^T
+    Scores score;
+    await_queries();
+    multiply_scores(score);
+    KeptKeyRows<S> kept = kept_pairs(query_at_);
+    ptx::wgmma_wait_group<0>();
+    ptx::pin(score);
+    if constexpr (kTakesEarly) take(score, kept, carried, buffer_);
 #pragma unroll 1
     for (i32 left = steps;; --left) {
+      if constexpr (!kTakesEarly) take(score, kept, carried, buffer_);
       float* const target = sums_target();  // read before a barrier: one thread lets the stage go for all
-      const KeptKeyRows<S> kept = multiply_gradients(carried, left > 1);
-      if (left == 1) return end_step<false>(target, kept, carried);
-      end_step<true>(target, kept, carried);
+      kept = multiply_gradients(carried, left > 1);
+      if (left == 1) return end_step<false>(target, kept, score, carried);
+      end_step<true>(target, kept, score, carried);
     }
   }
 
@@ -150,16 +152,16 @@ class Sm90WideConsumer : WarpgroupThread {
 
   /// dQ = dS K of the tile, and the scores of the next.
   template <bool HasNext>
-  ATTUNE_DEVICE void end_step(float* target, const KeptKeyRows<S>& kept, Scores& carried) {
+  ATTUNE_DEVICE void end_step(float* target, const KeptKeyRows<S>& kept, Scores& score, Scores& carried) {
     const auto done = query_at_;
     query_at_.advance();
     {
       Sums<0> sums;
       multiply_sums<0>(sums);
-      Scores score;
+      Scores next;
       if constexpr (HasNext) {
         await_queries();
-        multiply_scores(score);
+        multiply_scores(next);
       }
       ptx::wgmma_wait_group<HasNext ? 1 : 0>();
       ptx::pin(sums);
@@ -170,18 +172,18 @@ class Sm90WideConsumer : WarpgroupThread {
       if constexpr (kHasSecondHalf) {
         Sums<1> rest;
         multiply_sums<1>(rest);
-        if constexpr (HasNext) {
-          ptx::wgmma_wait_group<1>();
-          ptx::pin(score);
-          take(score, kept, carried, buffer_ ^ 1);
-        }
+        if constexpr (HasNext && kTakesEarly) take_next<1>(next, kept, carried);
         ptx::wgmma_wait_group<0>();
         ptx::pin(rest);
         add<1>(rest, target);
-      } else if constexpr (HasNext) {
+      } else if constexpr (HasNext && kTakesEarly) {
+        take_next<0>(next, kept, carried);
+      }
+      if constexpr (HasNext && !kTakesEarly) {
         ptx::wgmma_wait_group<0>();
-        ptx::pin(score);
-        take(score, kept, carried, buffer_ ^ 1);
+        ptx::pin(next);
+#pragma unroll
+        for (i32 e = 0; e < kQueries / 2; ++e) score[e] = next[e];
       }
     }
     // Without sums of its own the second part has its turn all the same: passed on sooner than it was had, it
@@ -198,6 +200,14 @@ class Sm90WideConsumer : WarpgroupThread {
     queries_.wait(query_at_);
     if constexpr (Schedule::kVarlen)
       clear_foreign_queries<S, Group>(memory_.query_tile(query_at_), this_step().rows);
+  }
+
+  /// The next scores, while so many products of sums go on.
+  template <i32 Products>
+  ATTUNE_DEVICE void take_next(Scores& next, const KeptKeyRows<S>& kept, Scores& carried) {
+    ptx::wgmma_wait_group<Products>();
+    ptx::pin(next);
+    take(next, kept, carried, buffer_ ^ 1);
   }
 
   /// S^T becomes P^T at once; dP^T is kept.

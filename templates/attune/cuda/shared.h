@@ -225,6 +225,11 @@ constexpr bool has_turns_of_pages(const KernelSpec& s) {
   return s.keys == Keys::paged && s.query_gradient == QueryGradient::ordered;
 }
 
+/// Is it one of the longest to compile? What runs a little faster if it is there twice is there once then.
+constexpr bool saves_code(const KernelSpec& s) {
+  return wider_dim(s) > 192 && (is_laden(s) || has_turns_of_pages(s));
+}
+
 /// Blocks of a cluster, each with a tile of keys, that exchange score gradients. And the keys of all of them.
 constexpr i32 cluster_blocks(const KernelSpec& s) {
   return s.cluster != 0 ? 2 : 1;
