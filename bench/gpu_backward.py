@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Attune's GPU backward against PyTorch's fused attention, in one process, on the same random tensors.
 
-gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--special [--flex]] [--json FILE]
+gpu_backward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--peers P ...]
+                [--turns N] [--calls N] [--special [--flex]] [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Only the backward pass is timed: CUDA-event medians of runs taken
 in turns. FLOPs are 2 * B * H * Mq * Mkv * (3 K + 2 Kv), half of it if causal; B * M = 16384 and H * K = 2048. "det" is our
@@ -16,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import sdpa_kernel
 
-from gpu_bench import PEERS, SEQUENCES, TOKENS, WIDTH, begin, flex, new_parser, race, write  # isort: skip, finds attune
+from gpu_bench import (  # isort: skip, finds attune
+    PEERS, SEQUENCES, TOKENS, WIDTH, add_peers, begin, flex, new_parser, race, write,
+)
 
 import attune
 from attune.ops import LowerTriangularMask, fmha
@@ -127,13 +130,13 @@ def tflops(problem, calls, visible=1.0):
     return [None if call is None else problem.flops(visible) / (next(times) * 1e9) for call in calls]
 
 
-def measure(dtype, head_dim, length, causal, op):
+def measure(dtype, head_dim, length, causal, op, names):
     problem = Problem(head_dim, length, getattr(torch, dtype))
     bias = LowerTriangularMask() if causal else None
     ours = problem.ours(bias, op=op)
     ours()
     kernel = attune.last_kernel()
-    peers = {name: problem.peer(backend, is_causal=causal) for name, backend in PEERS.items()}
+    peers = {name: problem.peer(backend, is_causal=causal) for name, backend in PEERS.items() if name in names}
     measured = tflops(
         problem, [ours, problem.ours(bias, deterministic=True, op=op), *peers.values()], 0.5 if causal else 1
     )
@@ -145,12 +148,12 @@ def measure(dtype, head_dim, length, causal, op):
 
 def dense(arguments):
     op = getattr(fmha, arguments.family).BwOp if arguments.family else None
-    print(f"{'case':34} {'kernel':30}  ours   det  ratio: {', '.join(PEERS)} (TFLOP/s)")
+    print(f"{'case':34} {'kernel':30}  ours   det  ratio: {', '.join(arguments.peers)} (TFLOP/s)")
     for dtype in arguments.dtype:
         for head_dim in arguments.head_dim:
             for causal in (False, True):
                 for length in arguments.length:
-                    row = measure(dtype, head_dim, length, causal, op)
+                    row = measure(dtype, head_dim, length, causal, op, arguments.peers)
                     peers = ", ".join(
                         "-" if speed is None else f"{row['tflops'] / speed:.2f} ({speed:.0f})"
                         for speed in row["peers"].values()
@@ -243,6 +246,7 @@ def main():
     parser.add_argument("--family", choices=["mma", "simt"], help="force a kernel family")
     parser.add_argument("--special", action="store_true")
     parser.add_argument("--flex", action="store_true", help="race FlexAttention, too")
+    add_peers(parser, PEERS)
     arguments = begin(parser, "backward TFLOP/s")
     rows = list(dense(arguments))
     if arguments.special:

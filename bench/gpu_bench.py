@@ -20,8 +20,8 @@ from attune import _library
 
 TOKENS, WIDTH = 16384, 2048  # B * M and H * K
 SEQUENCES = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]  # TOKENS together
-TURNS, CALLS = 11, 6
 GRAPH_CALLS = 20
+_turns, _calls = 11, 6  # of a race: --turns, --calls
 MATMUL_SIZE = 8192  # as many FLOPs as attention of 8192 keys without a mask
 PEERS = {
     "FA2": SDPBackend.FLASH_ATTENTION,
@@ -35,12 +35,22 @@ def new_parser(about):
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("library", help="libattune.so")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
+    parser.add_argument("--turns", type=int, default=_turns, metavar="N", help="turns of a race (default %(default)s)")
+    parser.add_argument("--calls", type=int, default=_calls, metavar="N", help="calls of a turn (default %(default)s)")
     return parser
+
+
+def add_peers(parser, names):
+    """--peers, for tables that are raced against each of these."""
+    names = list(names)
+    parser.add_argument("--peers", nargs="+", default=names, choices=names, help="race these alone (default: all)")
 
 
 def begin(parser, heading):
     """Reads the arguments, loads the library, seeds, and prints the machine and what is measured there."""
+    global _turns, _calls
     arguments = parser.parse_args()
+    _turns, _calls = arguments.turns, arguments.calls
     _library.load(arguments.library)
     torch.manual_seed(0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {heading.format(**vars(arguments))}")
@@ -87,26 +97,26 @@ def milliseconds(call):
     with within(call):
         call()
         begin.record()
-        for _ in range(CALLS):
+        for _ in range(_calls):
             call()
         end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / CALLS
+    return begin.elapsed_time(end) / _calls
 
 
-def race(*calls):
+def race(*sides):
     """Medians in milliseconds, turn by turn. Each turn has an order of its own: a call that follows one that left the GPU
     cool runs at a higher clock, up to a twentieth faster."""
-    for call in calls:
+    for call in sides:
         with within(call):
             for _ in range(3):
                 call()
     orders = random.Random(0)
-    times = [[] for _ in calls]
-    for _ in range(TURNS):
-        for side in orders.sample(range(len(calls)), len(calls)):
-            times[side].append(milliseconds(calls[side]))
-    return [statistics.median(side) for side in times]
+    times = [[] for _ in sides]
+    for _ in range(_turns):
+        for side in orders.sample(range(len(sides)), len(sides)):
+            times[side].append(milliseconds(sides[side]))
+    return [statistics.median(x) for x in times]
 
 
 def flex(query, key, value, mask_mod=None, score_mod=None):

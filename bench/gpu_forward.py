@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Attune's GPU forward against PyTorch's fused attention, in one process, on the same random tensors.
 
-gpu_forward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--rising G] [--matmul]
-               [--json FILE]
+gpu_forward.py LIBRARY [--dtype D ...] [--head-dim K ...] [--length S ...] [--family F] [--peers P ...] [--turns N]
+               [--calls N] [--rising G] [--matmul] [--json FILE]
 
 Needs torch and an NVIDIA GPU; LIBRARY is libattune.so. Times are CUDA-event medians of runs taken in turns, so that
 clocks and temperature treat all sides alike. FLOPs are 4 * B * H * Mq * Mkv * K, half of it if causal; B * M = 16384 and
@@ -19,16 +19,17 @@ import statistics
 import torch
 import torch.nn.functional as F
 
-from gpu_bench import TOKENS, WIDTH, Peer, begin, matmul, matmul_tflops, new_parser, race, result_of, write  # isort: skip, finds attune
+from gpu_bench import (  # isort: skip, finds attune
+    TOKENS, WIDTH, Peer, add_peers, begin, matmul, matmul_tflops, new_parser, race, result_of, write,
+)
 
 import attune
 from attune.ops import LowerTriangularMask, fmha, memory_efficient_attention
 
-HALF_PEERS = ("cuDNN", "FA2")
-F32_PEERS = ("xFormers",)
+PEERS = {"bfloat16": ("cuDNN", "FA2"), "float16": ("cuDNN", "FA2"), "float32": ("xFormers",)}
 
 
-def measure(dtype, head_dim, length, causal, op, rising, beside):
+def measure(dtype, head_dim, length, causal, op, names, rising, beside):
     width = 3072 if head_dim % 96 == 0 else WIDTH
     shape = (TOKENS // length, length, width // head_dim, head_dim)
     query, key, value = (torch.randn(shape, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3))
@@ -43,7 +44,7 @@ def measure(dtype, head_dim, length, causal, op, rising, beside):
     def theirs():
         return F.scaled_dot_product_attention(*transposed, is_causal=causal)
 
-    peers = {name: Peer(name, theirs) for name in (F32_PEERS if dtype == "float32" else HALF_PEERS)}
+    peers = {name: Peer(name, theirs) for name in PEERS[dtype] if name in names}
     output = ours()
     kernel = attune.last_kernel()
     difference = max(
@@ -68,6 +69,7 @@ def main():
     parser.add_argument("--family", choices=["sm90", "mma", "simt"], help="force a kernel family")
     parser.add_argument("--rising", type=float, metavar="G", help="keys that keep the maximum rising")
     parser.add_argument("--matmul", action="store_true", help="race a cuBLAS product beside them")
+    add_peers(parser, ["cuDNN", "FA2", "xFormers"])
     arguments = begin(parser, "TFLOP/s")
     op = (getattr(fmha, arguments.family).FwOp, None) if arguments.family else None
     print(f"{'case':36} {'kernel':20} {'ours':>5}  ratio  peers; largest difference")
@@ -76,7 +78,9 @@ def main():
         for head_dim in arguments.head_dim:
             for causal in (False, True):
                 for length in arguments.length:
-                    row = measure(dtype, head_dim, length, causal, op, arguments.rising, arguments.matmul)
+                    row = measure(
+                        dtype, head_dim, length, causal, op, arguments.peers, arguments.rising, arguments.matmul
+                    )
                     rows.append(row)
                     name = f"{dtype} K={head_dim} S={length}{' causal' if causal else ''}"
                     peers = ", ".join(f"{name} {tflops:.0f}" for name, tflops in row["peers"].items())
