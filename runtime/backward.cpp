@@ -7,6 +7,8 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
+
 namespace attune::runtime {
 namespace {
 
@@ -156,7 +158,8 @@ Result<void> plan_of(const BackwardCall& call, const codegen::Arch& arch, Backwa
   const bool overflow =
       __builtin_mul_overflow(i64{forward.groups} * forward.heads, i64{forward.batch}, &heads) ||
       __builtin_mul_overflow(heads, i64{forward.len_q}, &rows) ||
-      __builtin_mul_overflow(heads, i64{kernel::sum_rows(params)}, &sum_rows);
+      kernel::sum_rows(params) > INT32_MAX ||  // kernels count the rows of one head
+      __builtin_mul_overflow(heads, kernel::sum_rows(params), &sum_rows);
   params.lse2 = pieces.take<float>(rows, sizeof(float));
   params.delta = pieces.take<float>(rows, sizeof(float));
   if (call.copies_grad_output) {

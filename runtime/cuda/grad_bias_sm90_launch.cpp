@@ -16,7 +16,7 @@ constexpr int kMostSlotBlocks = 8;  // of a cluster, on every GPU that has them
 int slot_blocks_of(const CudaDevice& device, const kernel::GradBiasSm90Params& p) {
   int blocks = 1;
   if (p.backward.bias_rows != 1 || device.driver->cuLaunchKernelEx == nullptr) return blocks;
-  while (blocks < kMostSlotBlocks && 2 * blocks * p.slots <= device.multiprocessors) blocks *= 2;
+  while (blocks < kMostSlotBlocks && kernel::i64{2} * blocks * p.slots <= device.multiprocessors) blocks *= 2;
   return blocks;
 }
 

@@ -89,9 +89,9 @@ ATTUNE_HD constexpr bool leaves_fragments(const KernelSpec& s) {
 }
 
 /// Rows of one head's sums: of fragments there are only whole ones.
-ATTUNE_HD constexpr i32 sum_rows(const BackwardParams& p) {
+ATTUNE_HD constexpr i64 sum_rows(const BackwardParams& p) {
   if (p.sum_fragments == 0) return p.forward.len_q;
-  return round_up(p.forward.len_q, kFragmentRows) + p.forward.sequences.count * kFragmentRows;
+  return round_up(p.forward.len_q, kFragmentRows) + i64{p.forward.sequences.count} * kFragmentRows;
 }
 
 /// The first row of a block's sums. Each sequence begins with a fragment of its own, and has room for as many

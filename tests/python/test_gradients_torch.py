@@ -510,6 +510,23 @@ class OnTheGpu(OnTheCpu):
             for one, other in zip(run, runs[0]):
                 self.assertTrue(torch.equal(one, other))
 
+    def test_wrong_starts_come_to_an_end(self):
+        """Starts that fall, on the device, where nobody checks them: two sequences take turns at the same sums."""
+        query, grad = (torch.randn(1, 600, 1, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        key, value = (torch.randn(1, 512, 1, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        mask = fmha.attn_bias.BlockDiagonalMask.from_seqlens([200, 200, 200], [256, 0, 256]).to("cuda")
+        inputs = query, key, value, mask
+        output, lse = memory_efficient_attention_forward_requires_grad(*inputs)
+        right = memory_efficient_attention_backward(grad, output, lse, *inputs, deterministic=True)
+        starts = mask.q_seqinfo.seqstart
+        kept = starts.clone()
+        starts.copy_(torch.tensor([0, 600, 0, 600]))
+        for _ in range(20):
+            memory_efficient_attention_backward(grad, output, lse, *inputs, deterministic=True)
+        starts.copy_(kept)
+        for one, other in zip(memory_efficient_attention_backward(grad, output, lse, *inputs, deterministic=True), right):
+            self.assertTrue(torch.equal(one, other))
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -11,22 +11,20 @@ ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
   return p.backward.turns + 1 + static_cast<u32>(number);
 }
 
-/// Lets the next tile of keys add.
+/// Lets the next tile of keys add. Where a table is wrong other sequences may add here, too: a turn never goes
+/// back, so that nobody waits for ever.
 template <KernelSpec S>
 ATTUNE_DEVICE void pass_turn_on(u32* turn, i32 mine) {
   if constexpr (S.keys == Keys::paged) {
     ptx::red_release_add(turn, 1);
   } else {
-    ptx::st_release(turn, static_cast<u32>(mine));
+    ptx::red_release_max(turn, static_cast<u32>(mine));
   }
 }
 
-/// Have all who are to add before this one? Where a table of pages is wrong, other sequences may have counted
-/// here, too: more is as good.
-template <KernelSpec S>
+/// Have all who are to add before this one? More is as good.
 ATTUNE_DEVICE bool allows(u32 turn, i32 before) {
-  const i32 more = static_cast<i32>(turn) - before;
-  return S.keys == Keys::paged ? more >= 0 : more == 0;
+  return static_cast<i32>(turn) >= before;
 }
 
 /// The parts that a block adds: each block of a cluster has one.
@@ -67,7 +65,7 @@ class Sm90Watcher {
       for (u32 part = 0; part < (shares_columns(S) ? kOwnParts<S> : 1); ++part) {
         const u32* last =
             turn_of(p_, turn.number) + (shares_columns(S) ? first_part<S>() + part : lane() % kTurnParts);
-        while (!__all_sync(0xffffffffu, allows<S>(ptx::ld_acquire(last), before))) {}
+        while (!__all_sync(0xffffffffu, allows(ptx::ld_acquire(last), before))) {}
         __syncwarp();
         if (lane() == 0) ptx::st_shared_release(memory_.allowed(), ++allowed);
       }

@@ -54,8 +54,8 @@ ATTUNE_DEVICE u32 ld_acquire(const u32* address) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
   return value;
 }
-ATTUNE_DEVICE void st_release(u32* address, u32 value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+ATTUNE_DEVICE void red_release_max(u32* address, u32 value) {
+  asm volatile("red.release.gpu.global.max.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 ATTUNE_DEVICE void red_release_add(u32* address, u32 value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
