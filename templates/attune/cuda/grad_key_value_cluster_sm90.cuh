@@ -426,8 +426,7 @@ class Sm90ClusterConsumer : WarpgroupThread {
     write_columns<S>(columns, last_, kLast);
     ptx::bar_sync(kGroup + Group, kWarpgroup);
     if constexpr (Group == 0) {
-      store_columns<S, 0, S.head_dim_v>(p, tile, columns, p.grad_value, p.grad_value_strides,
-                                       S.head_dim_v);
+      store_columns<S, 0, S.head_dim_v>(p, tile, columns, p.grad_value, p.grad_value_strides, S.head_dim_v);
     } else {
       store_columns<S, 0, S.head_dim>(p, tile, columns, p.grad_key, p.grad_key_strides, S.head_dim);
     }

@@ -11,8 +11,8 @@ ATTUNE_DEVICE u32* turn_of(const GradKeyValueSm90Params& p, i32 number) {
   return p.backward.turns + 1 + static_cast<u32>(number);
 }
 
-/// Lets the next tile of keys add. Where a table is wrong other sequences may add here, too: a turn never goes
-/// back, so that nobody waits for ever.
+/// Lets the next tile of keys add. Where a table is wrong other sequences may add here, too: a turn never
+/// goes back, so that nobody waits for ever.
 template <KernelSpec S>
 ATTUNE_DEVICE void pass_turn_on(u32* turn, i32 mine) {
   if constexpr (S.keys == Keys::paged) {

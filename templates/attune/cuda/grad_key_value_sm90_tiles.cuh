@@ -254,8 +254,8 @@ struct Sm90StepRange {
 ///
 /// The first block of a cluster takes for both.
 ///
-/// Under a window they walk over queries from the last one on, at which all tiles of a head may begin: so they
-/// share queries, and sums, in the L2 cache.
+/// Under a window they walk over queries from the last one on, at which all tiles of a head may begin: so
+/// they share queries, and sums, in the L2 cache.
 ///
 /// Where tiles take turns to add to the sums, whoever is free takes each, the first too: a tile then waits
 /// for none that has not begun, whatever else the GPU does. They walk from the last query on, too: tiles
