@@ -236,9 +236,14 @@ TEST_CASE("without any key, query or batch there is nothing to add up") {
 }
 
 TEST_CASE("gradients equal differences of the forward pass over every kind of problem") {
+#ifdef __SANITIZE_ADDRESS__
+  constexpr int kClasses = 40;  // each takes 25 times as long
+#else
+  constexpr int kClasses = 160;
+#endif
   Random random(test_seed());
   int biased = 0, dropping = 0;
-  for (KernelClass one : cpu_classes(random, 160)) {
+  for (KernelClass one : cpu_classes(random, kClasses)) {
     if (one.mask == nullptr) continue;
     one.problem.head_dim = one.problem.head_dim % 7 + 1;
     one.problem.head_dim_v = one.problem.head_dim_v % 5 + 1;
@@ -258,8 +263,8 @@ TEST_CASE("gradients equal differences of the forward pass over every kind of pr
     biased += bias ? 1 : 0;
     dropping += forward.p > 0 ? 1 : 0;
   }
-  CHECK(biased > 20);
-  CHECK(dropping > 20);
+  CHECK(biased > kClasses / 8);
+  CHECK(dropping > kClasses / 8);
 }
 
 TEST_CASE("gradients of chunks that are merged equal those of the whole") {
