@@ -3,7 +3,7 @@
 
 gpu_decode.py LIBRARY [--head-dim K ...] [--keys N ...] [--dtype D] [--json FILE]      needs torch and an NVIDIA GPU
 
-Time of one of many calls in a CUDA graph, in microseconds: CUDA-event medians of turns taken in alternation. TB/s counts
+Time of one of many calls in a CUDA graph, in microseconds: CUDA-event medians of turns in random orders. TB/s counts
 the keys and values, each once; "ratio" is the best peer's time over ours. Peers: cuDNN and FA2, which splits keys too, where
 they run.
 """

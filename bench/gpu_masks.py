@@ -3,7 +3,7 @@
 
 gpu_masks.py LIBRARY [--head-dim K ...] [--flex] [--json FILE]     needs torch and an NVIDIA GPU
 
-One process, random data, the same tensors for both sides, CUDA-event medians of turns taken in alternation. FLOPs count
+One process, random data, the same tensors for both sides, CUDA-event medians of turns in random orders. FLOPs count
 visible pairs alone: 4 * H * K * pairs. "speed" is the FLOP rate relative to Attune's own plain kernel of the same head
 dim in this run; "ratio" is the peer's time over ours. Peers: cuDNN and FA2 are PyTorch's fused attention, Flex is
 torch.compile of FlexAttention with a block mask (--flex: each costs seconds to compile). 16384 tokens, H * K = 2048, bf16.

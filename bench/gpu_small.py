@@ -4,7 +4,7 @@
 gpu_small.py LIBRARY [--head-dim K ...] [--dtype D] [--json FILE]      needs torch and an NVIDIA GPU
 
 Two times of each problem, in microseconds: of a call as a program makes it, host included, and of one of many in a CUDA
-graph, which is the GPU's alone. Both are CUDA-event medians of turns taken in alternation; "ratio" is the best peer's time
+graph, which is the GPU's alone. Both are CUDA-event medians of turns in random orders; "ratio" is the best peer's time
 over ours. The first line is what a call of one tiny problem costs the host. Peers: cuDNN and FA2, where they run.
 """
 
