@@ -8,7 +8,7 @@
 
 namespace attune {
 
-/// A whole number of bytes, or of powers of 1024 behind it: K, M, G, T.
+/// A whole number of bytes, or of powers of 1024 behind it: K, M, G, T, or KiB, MiB, GiB, TiB.
 Result<std::uint64_t> parse_size(std::string_view text);
 
 }  // namespace attune

@@ -220,7 +220,7 @@ constexpr bool is_laden(const KernelSpec& s) {
   return s.blocks == Blocks::varlen && s.bias != Bias::none && s.dropout == Dropout::on;
 }
 
-/// Do its tiles of keys take turns (ADR 9) to be found by a search for pages?
+/// Do tiles of pages take turns (ADR 9)? Who comes before whom then takes a search of its own.
 constexpr bool has_turns_of_pages(const KernelSpec& s) {
   return s.keys == Keys::paged && s.query_gradient == QueryGradient::ordered;
 }
