@@ -20,7 +20,7 @@ constexpr std::array kVariables{
         .read_in = "cache/store.cpp"},
     EnvVariable{
         .name = "ATTUNE_CACHE_MAX_SIZE",
-        .values = "a size: 500M, 2G",
+        .values = "a size: 500M, 2G, 2GiB",
         .effect =
             "How large the cache may grow before kernels that were not used for long go; 0 is no bound.",
         .fallback = "1G",
