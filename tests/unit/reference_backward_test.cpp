@@ -235,15 +235,17 @@ TEST_CASE("without any key, query or batch there is nothing to add up") {
   }
 }
 
-TEST_CASE("gradients equal differences of the forward pass over every kind of problem") {
+/// One in so many of the random problems: AddressSanitizer takes 25 times as long for each.
 #ifdef __SANITIZE_ADDRESS__
-  constexpr int kClasses = 40;  // each takes 25 times as long
+constexpr int kShare = 4;
 #else
-  constexpr int kClasses = 160;
+constexpr int kShare = 1;
 #endif
+
+TEST_CASE("gradients equal differences of the forward pass over every kind of problem") {
   Random random(test_seed());
   int biased = 0, dropping = 0;
-  for (KernelClass one : cpu_classes(random, kClasses)) {
+  for (KernelClass one : cpu_classes(random, 160 / kShare)) {
     if (one.mask == nullptr) continue;
     one.problem.head_dim = one.problem.head_dim % 7 + 1;
     one.problem.head_dim_v = one.problem.head_dim_v % 5 + 1;
@@ -263,8 +265,8 @@ TEST_CASE("gradients equal differences of the forward pass over every kind of pr
     biased += bias ? 1 : 0;
     dropping += forward.p > 0 ? 1 : 0;
   }
-  CHECK(biased > kClasses / 8);
-  CHECK(dropping > kClasses / 8);
+  CHECK(biased > 20 / kShare);
+  CHECK(dropping > 20 / kShare);
 }
 
 TEST_CASE("gradients of chunks that are merged equal those of the whole") {
@@ -358,7 +360,7 @@ TEST_CASE(
 TEST_CASE("numbers of queries, packed or padded, come back in the order of the reference") {
   Random random(test_seed(), 2);
   int padded = 0;
-  for (const KernelClass& one : cpu_classes(random, 64)) {
+  for (const KernelClass& one : cpu_classes(random, 64 / kShare)) {
     if (one.mask == nullptr) continue;
     const AttentionProblem problem(random, one, *one.mask);
     CAPTURE(problem.text());
@@ -375,5 +377,5 @@ TEST_CASE("numbers of queries, packed or padded, come back in the order of the r
     const auto is_nan = [](double x) { return std::isnan(x); };
     CHECK(std::ranges::count_if(elements, is_nan) == std::ssize(elements) - std::ssize(expected));
   }
-  CHECK(padded > 5);
+  CHECK(padded > 5 / kShare);
 }
