@@ -13,7 +13,7 @@ Result<std::uint64_t> parse_size(std::string_view text) {
   const char* const last = text.data() + text.size();
   const auto [end, error] = std::from_chars(text.data(), last, number);
   std::string_view unit(end, static_cast<std::size_t>(last - end));
-  if (unit.size() == 3 && unit.ends_with("iB")) unit.remove_suffix(2);  // GiB is as good as G
+  if (unit.size() == 3 && unit.ends_with("iB")) unit.remove_suffix(2);    // GiB is as good as G
   const std::size_t power = unit.empty() ? 0 : kUnits.find(unit[0]) + 1;  // find gives npos, so 0, in vain
   const unsigned shift = 10 * static_cast<unsigned>(power);
   if (error != std::errc() || unit.size() > 1 || (power == 0 && !unit.empty()) ||
