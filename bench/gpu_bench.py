@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 from attune import _library
 
 TOKENS, WIDTH = 16384, 2048  # B * M and H * K
-SEQUENCES = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]  # TOKENS together
+SEQUENCES = [4096, 2048, 2048, 1536, 1024, 1024, 1000, 777, 513, 512, 500, 400, 384, 300, 129, 93]
+assert sum(SEQUENCES) == TOKENS
 GRAPH_CALLS = 20
 _turns, _calls = 11, 6  # of a race: --turns, --calls
 MATMUL_SIZE = 8192  # as many FLOPs as attention of 8192 keys without a mask
