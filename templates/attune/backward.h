@@ -41,6 +41,28 @@ ATTUNE_HD float backward_lse2(float lse) {
   return lse == neg_inf() ? -neg_inf() : lse * kLog2e;
 }
 
+/// What delta writes of a query.
+struct QueryPair {
+  float lse2;
+  float delta;
+};
+
+/// Of a query that sees no key +inf and 0. If there is a NaN or an infinity in its rows of query and dO, so
+/// there is in its LSE or delta: it has NaN and 0. Those make P and dS NaN with keys that it sees, as they
+/// have to be, and leave them 0 with others.
+ATTUNE_HD QueryPair query_pair(float lse, float delta) {
+  const float lse2 = backward_lse2(lse);
+  if (lse2 == -neg_inf()) return {lse2, 0.0f};
+  const bool finite = is_finite(lse2) && is_finite(delta);
+  return {finite ? lse2 : neg_inf() - neg_inf(), finite ? delta : 0.0f};
+}
+
+/// Is a query with this LSE void? Its rows then count as 0: where a tile of keys has those of another
+/// sequence, kernels put zeros in their place, as 0 times NaN would be NaN in gradients of these.
+ATTUNE_HD bool is_void(float lse2) {
+  return !is_finite(lse2);
+}
+
 /// The index of a query's number; `query` counts in its block.
 ATTUNE_HD constexpr i64 offset_of(const QueryNumbers& numbers, const Slot& slot, i32 query) {
   const Strides& s = numbers.strides;

@@ -49,6 +49,7 @@ class Scores {
     for (const SeenKey& seen : row.keys) {
       product_.push_back(scale_ * dot(row.query, seen.key, head_dim_).value);
       score_.push_back(product_.back() + seen.bias);
+      if (std::isnan(score_.back())) largest_ = score_.back();  // for good: nothing is larger
       keep_largest(largest_, score_.back());
     }
   }

@@ -319,6 +319,23 @@ void AttentionProblem::draw_bias_tensor(Random& random, const Used& used) {
   });
 }
 
+std::vector<AttentionProblem::Sequence> AttentionProblem::sequences() const {
+  if (mask_.keys == Addressing::whole) return {};
+  const Mask mask(inputs().bias, batch_, plan_.len_q, plan_.len_k);
+  std::vector<Sequence> found;
+  for (const kernel::Block& block : mask.blocks()) {
+    Sequence sequence{std::vector<bool>(plan_.len_q), std::vector<bool>(plan_.len_k)};
+    for (int i = 0; i < block.len_q; ++i) sequence.query[block.q_begin + i] = true;
+    for (int j = 0; j < block.len_k; ++j) sequence.key[mask.key_row(block, j)] = true;
+    found.push_back(std::move(sequence));
+  }
+  return found;
+}
+
+void AttentionProblem::poison_queries(const std::vector<bool>& rows) {
+  query.poison_unused([&](const Index& index) { return !rows[index[1]]; });
+}
+
 // ---- What was drawn ----
 
 reference::Inputs AttentionProblem::inputs() const {

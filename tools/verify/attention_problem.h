@@ -48,6 +48,15 @@ class AttentionProblem {
   DType output_dtype() const { return static_cast<DType>(traits().output_dtype); }
   const MaskPlan& plan() const { return plan_; }
   int batch() const { return batch_; }
+  /// The rows of the query that belong to a packed sequence, and those of key and value.
+  struct Sequence {
+    std::vector<bool> query, key;
+  };
+  /// None where queries and keys are those of batch entries.
+  std::vector<Sequence> sequences() const;
+  /// All elements of these rows of the query become NaN.
+  void poison_queries(const std::vector<bool>& rows);
+
   /// Of all batch entries and heads.
   std::size_t queries() const;
   double p() const { return p_; }

@@ -61,6 +61,7 @@ BackwardCase::BackwardCase(Random& random, const KernelClass& kernel_class, cons
       function_(random.chance(0.75) ? Function::into : Function::allocate),
       own_workspace_(function_ == Function::into && random.chance(0.5)) {
   grad_spread_ = gradient_spread(random);
+  draw_nan_sequence(random);
   draw_forward(random);
   draw_grad_output(random);
   draw_results(random);
@@ -75,6 +76,15 @@ double BackwardCase::gradient_spread(Random& random) const {
   const double kept = problem.p() < 1 ? 1 - problem.p() : 1;
   const double most = (half ? 4.0 : 1e33) * kept / std::max(1.0, problem.value_spread());
   return std::min({random.pick({1.0, 1.0, 1.0, 1e-2, most}), most, 1e30});
+}
+
+void BackwardCase::draw_nan_sequence(Random& random) {
+  const auto sequences = problem.sequences();
+  if (sequences.size() < 2 || !random.chance(0.25)) return;
+  const auto which = static_cast<std::size_t>(random.integer(0, static_cast<int>(sequences.size()) - 1));
+  nan_ = NanSequence{sequences[which], random.chance(0.4), problem.query};
+  has_grad_lse_ = false;  // it would reach the scores beside zeros in place of NaN (inputs())
+  if (nan_->in_query) problem.poison_queries(nan_->rows.query);
 }
 
 /// The results whose gradients are given: those of the reference, rounded to their types, until Attune's own
@@ -115,6 +125,9 @@ void BackwardCase::draw_grad_output(Random& random) {
   };
   grad_output_ = GuardedTensor(problem.output_dtype(), shape, layout);
   grad_output_.fill([&] { return next(grad_spread_); });
+  if (nan_ && !nan_->in_query) {
+    grad_output_.poison_unused([&](const Index& index) { return !nan_->rows.query[index[1]]; });
+  }
   if (!has_grad_lse_) return;
   grad_lse_ = QueryNumbers(random, problem);
   std::vector<double> numbers(problem.queries());
@@ -174,12 +187,15 @@ void BackwardCase::describe() {
                                  {"grad_lse", !has_grad_lse_       ? "none"
                                               : grad_lse_.padded() ? "padded"
                                                                    : "packed"},
+                                 {"NaN", !nan_            ? "none"
+                                         : nan_->in_query ? "in a sequence's query"
+                                                          : "in a sequence's grad_output"},
                                  {"deterministic", deterministic_ ? "yes" : "no"},
                                  {"workspace", workspace}});
-  name = fmt::format("{} backward {} of {}, grad_output {} spread {}, lse {}{}{}, workspace {}",
+  name = fmt::format("{} backward {} of {}, grad_output {} spread {}, lse {}{}{}{}, workspace {}",
                      problem.text(), function_ == Function::into ? "into" : "allocating", gradients,
                      grad_output_layout_, grad_spread_, lse, has_grad_lse_ ? " with gradient" : "",
-                     deterministic_ ? ", deterministic" : "", workspace);
+                     deterministic_ ? ", deterministic" : "", nan_ ? ", NaN in a sequence" : "", workspace);
 }
 
 // ---- What it launches ----
@@ -337,7 +353,7 @@ void BackwardCase::run_allocating(Arena& arena, Call& call) {
 
 // ---- Judging it ----
 
-BackwardInputs BackwardCase::inputs() const {
+BackwardInputs BackwardCase::all_inputs() const {
   BackwardInputs inputs{
       .forward = problem.inputs(), .grad_output = grad_output_.values(), .output = output_.values()};
   // It enters in the inputs' type, as a framework's cast gives it back: what that costs is no kernel's error.
@@ -348,18 +364,53 @@ BackwardInputs BackwardCase::inputs() const {
   return inputs;
 }
 
+/// Queries whose outputs' gradients are 0 give nothing to anybody.
+BackwardInputs BackwardCase::inputs() const {
+  BackwardInputs inputs = all_inputs();
+  if (!nan_) return inputs;
+  inputs.forward.query = nan_->query.view();
+  const std::size_t row_elements = inputs.output.size() / std::max<std::size_t>(1, nan_->rows.query.size());
+  for (std::size_t i = 0; i < inputs.output.size(); ++i) {
+    const bool is_nan = nan_->in_query || std::isnan(inputs.grad_output[i]);  // not where rows share elements
+    if (nan_->rows.query[i / row_elements] && is_nan) inputs.output[i] = inputs.grad_output[i] = 0;
+  }
+  return inputs;
+}
+
+/// What the NaNs reach, by a reference that has seen them, has to be NaN in the query's gradient; it becomes
+/// what is right without them. So do gradients of the sequence's own keys, reached or not.
+std::string BackwardCase::overlook_nan(const Result& result, const Gradient& right, const Gradient& reached,
+                                       std::vector<double>& gradient) const {
+  const bool of_query = &result == &query_;
+  const bool of_keys = &result == &key_ || &result == &value_;
+  const std::size_t rows = of_keys ? nan_->rows.key.size() : nan_->rows.query.size();
+  const std::size_t row_elements = gradient.size() / std::max<std::size_t>(1, rows);
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    const bool is_reached = std::isnan(reached.values[i]);
+    if (of_query && is_reached && !std::isnan(gradient[i])) {
+      return fmt::format("element {} is {}, but should be NaN", i, gradient[i]);
+    }
+    if (is_reached || (of_keys && nan_->rows.key[i / row_elements])) gradient[i] = right.values[i];
+  }
+  return "";
+}
+
 std::string BackwardCase::verdict() const {
   if (!wrong_.empty()) return wrong_;
   if (std::string damage = damage_of(parts()); !damage.empty()) return damage;
   const BackwardInputs drawn = inputs();
   const GradientValues right = reference_backward(drawn), plain = plain_backward(drawn);
+  const GradientValues reached = nan_ ? reference_backward(all_inputs()) : GradientValues{};
   const std::pair<const Result*, Gradient GradientValues::*> results[] = {{&query_, &GradientValues::query},
                                                                           {&key_, &GradientValues::key},
                                                                           {&value_, &GradientValues::value},
                                                                           {&bias_, &GradientValues::bias}};
   for (const auto& [result, of] : results) {
     if (!result->wanted) continue;
-    const std::string wrong = text_of(plain.*of, right.*of, result->tensor.values());
+    std::vector<double> gradient = result->tensor.values();
+    std::string wrong;
+    if (nan_) wrong = overlook_nan(*result, right.*of, reached.*of, gradient);
+    if (wrong.empty()) wrong = text_of(plain.*of, right.*of, gradient);
     if (!wrong.empty()) return fmt::format("{}: {}", result->name, wrong);
   }
   return "";

@@ -87,7 +87,7 @@ class BackwardCase : public Case {
   codegen::Problem last(const codegen::Arch& arch) const override;
   std::string verdict() const override;
 
-  /// Once it has run, where the output is forward's.
+  /// Once it has run, where the output is forward's. Without the numbers that are NaN.
   reference::BackwardInputs inputs() const;
 
   AttentionProblem problem;
@@ -100,10 +100,21 @@ class BackwardCase : public Case {
     GuardedTensor tensor;
   };
 
+  /// A packed sequence whose queries, or the gradients of their outputs, are NaN: that reaches no other.
+  struct NanSequence {
+    AttentionProblem::Sequence rows;
+    bool in_query;
+    GuardedTensor query;  // as it was
+  };
+
+  void draw_nan_sequence(Random& random);
   void draw_forward(Random& random);
   void draw_grad_output(Random& random);
   void draw_results(Random& random);
   void describe();
+  reference::BackwardInputs all_inputs() const;
+  std::string overlook_nan(const Result& result, const reference::Gradient& right,
+                           const reference::Gradient& reached, std::vector<double>& gradient) const;
   double gradient_spread(Random& random) const;
   bool has_bias_gradient() const;
   bool always_adds_query_gradient() const;
@@ -126,6 +137,7 @@ class BackwardCase : public Case {
   bool own_workspace_;  // the caller's
   const char* grad_output_layout_ = "";
   double grad_spread_ = 1;
+  std::optional<NanSequence> nan_;
   std::string wrong_;  // that was found out while it ran
 };
 

@@ -73,10 +73,10 @@ ATTUNE_HD void delta_cpu(const BackwardParams& params, i64 number, void* memory)
     const float grad_lse =
         params.grad_lse.data == nullptr ? 0.0f : params.grad_lse.data[offset_of(params.grad_lse, slot, i)];
     const i64 offset = lse_offset(p, slot, i);
-    const float lse2 = backward_lse2(params.lse.data[offset_of(params.lse, slot, i)]);
     const float delta = row_delta<S>(output + row * p.output_strides.seq, scratch) - grad_lse;
-    params.lse2[offset] = lse2;
-    params.delta[offset] = lse2 == -neg_inf() ? 0.0f : delta;  // a query that sees no key has gradients of 0
+    const QueryPair pair = query_pair(params.lse.data[offset_of(params.lse, slot, i)], delta);
+    params.lse2[offset] = pair.lse2;
+    params.delta[offset] = pair.delta;
   }
 }
 

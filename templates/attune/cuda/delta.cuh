@@ -146,12 +146,11 @@ class Delta {
     if (turn < query_turns(p_.forward)) p_.turns[turn] = 0;
   }
 
-  /// The gradients of a query that sees no key are 0, whatever those of its output and LSE are.
   ATTUNE_DEVICE void store_numbers(float sum) const {
-    const float lse2 = backward_lse2(p_.lse.data[offset_of(p_.lse, slot_, query_)]);
     if (p_.grad_lse.data != nullptr) sum -= p_.grad_lse.data[offset_of(p_.grad_lse, slot_, query_)];
-    p_.lse2[row_] = lse2;
-    p_.delta[row_] = lse2 == -neg_inf() ? 0.0f : sum;
+    const QueryPair pair = query_pair(p_.lse.data[offset_of(p_.lse, slot_, query_)], sum);
+    p_.lse2[row_] = pair.lse2;
+    p_.delta[row_] = pair.delta;
   }
 
   ATTUNE_DEVICE i32 heads() const {

@@ -171,7 +171,7 @@ class GradKeyValueMma : KeyRowScores<S> {
 #pragma unroll 1
     for (i32 m = queries_.begin; m < queries_.end; m += S.block_m) {
       ptx::cp_async_wait_group<0>();
-      __syncthreads();
+      await_tile();
       const u32 next = 2 * ring_ + (kShared.slots - 1) * kShared.slot_bytes - tile_;
       if constexpr (kShared.slots == 2) refill(next, m + S.block_m);
       add_tile(m);
@@ -181,6 +181,14 @@ class GradKeyValueMma : KeyRowScores<S> {
       }
       tile_ = next;
     }
+  }
+
+  /// Until all threads' copies have come.
+  ATTUNE_DEVICE void await_tile() const {
+    if constexpr (S.blocks == Blocks::dense) return __syncthreads();
+    if (__syncthreads_or(Base::copied_void_queries(tile_)) == 0) return;
+    Base::clear_void_queries(tile_);
+    __syncthreads();
   }
 
   // ---- One tile of queries ----

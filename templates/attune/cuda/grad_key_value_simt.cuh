@@ -154,9 +154,12 @@ class GradKeyValueSimt {
   ATTUNE_DEVICE void load_tile(float4* shared, const void* tensor, const Strides& strides,
                                const SimtScores<S>& tile) const {
     const u8* rows = static_cast<const u8*>(tensor) + head_offset(tile.slot, strides) * kBytes;
-    Tile::template load_rows<S.block_m, HeadDim>(shared, 0, tile.slot.end - tile.query, [&](i32 row) {
-      return rows + (tile.slot.block.q_begin + tile.query + row) * strides.seq * kBytes;
-    });
+    const float* lse2 = p_.lse2 + lse_offset(p_.forward, tile.slot, tile.query);
+    Tile::template load_rows<S.block_m, HeadDim>(
+        shared, 0, tile.slot.end - tile.query, [&](i32 row) -> const u8* {
+          if (S.blocks != Blocks::dense && is_void(lse2[row])) return nullptr;
+          return rows + (tile.slot.block.q_begin + tile.query + row) * strides.seq * kBytes;
+        });
   }
 
   /// The rows [begin, end) of the tile, as this head of the query sees them: key and value may be shared by

@@ -70,16 +70,16 @@ ATTUNE_DEVICE void meet() {
   }
 }
 
-/// All rows but [first, last) of so many panels, one behind the other, become 0. By all consumers.
-template <i32 Group, i32 Rows, i32 Panels>
-ATTUNE_DEVICE void clear_rows(u32 tiles, i32 first, i32 last) {
+/// Rows of so many panels, one behind the other, become 0, unless stays(row). By all consumers.
+template <i32 Group, i32 Rows, i32 Panels, typename Stays>
+ATTUNE_DEVICE void clear_rows(u32 tiles, Stays&& stays) {
   constexpr i32 kThreads = GradKeyValueSm90Shared::kWarpgroups * kWarpgroup;
   constexpr i32 kRowChunks = Sm90Shared::kPanelRowBytes / 16;
   constexpr i32 kChunks = Panels * Rows * kRowChunks;
 #pragma unroll 1
   for (i32 i = static_cast<i32>(threadIdx.x) - kWarpgroup; i < kChunks; i += kThreads) {
     const i32 row = i / kRowChunks % Rows;
-    if (row < first || row >= last) ptx::st_shared_word4(tiles + static_cast<u32>(i * 16), {0, 0, 0, 0});
+    if (!stays(row)) ptx::st_shared_word4(tiles + static_cast<u32>(i * 16), {0, 0, 0, 0});
   }
   ptx::fence_proxy_async();
   meet<Group>();
@@ -93,17 +93,24 @@ ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memor
   const Sm90Part keys = part_of(memory);
   const i32 first = S.cluster == 0 ? begin : begin - cluster_rank<S>() * S.block_n;
   if (keys.first <= first && min(first + cluster_keys(S), p.len_k) <= keys.last) return;
-  clear_rows<Group, S.block_n, 2 * kPanels>(memory.base, keys.first - begin, keys.last - begin);
+  const auto seen_from = [&](i32 tile) {
+    return [&, tile](i32 row) { return keys.first <= tile + row && tile + row < keys.last; };
+  };
+  clear_rows<Group, S.block_n, 2 * kPanels>(memory.base, seen_from(begin));
   if constexpr (S.cluster != 0) {
     const i32 other = 2 * first + S.block_n - begin;
-    clear_rows<Group, S.block_n, kPanels / 2>(memory.other_key_tile(), keys.first - other, keys.last - other);
+    clear_rows<Group, S.block_n, kPanels / 2>(memory.other_key_tile(), seen_from(other));
   }
 }
 
-/// Queries of the next sequence, and their outputs' gradients, become zeros likewise.
+/// Void queries (backward.h) become zeros, and so do their outputs' gradients; those of the next sequence,
+/// too, whose LSE is +inf here.
 template <KernelSpec S, i32 Group>
-ATTUNE_DEVICE void clear_foreign_queries(u32 tiles, i32 rows) {
-  if (rows < S.block_m) clear_rows<Group, S.block_m, 2 * Sm90Memory<S>::kShared.panels>(tiles, 0, rows);
+ATTUNE_DEVICE void clear_void_queries(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
+  if ((step_at(memory, at).masked & kVoidQueries) == 0) return;
+  clear_rows<Group, S.block_m, 2 * Sm90Memory<S>::kShared.panels>(memory.query_tile(at), [&](i32 row) {
+    return !is_void(float_of(ptx::ld_shared_b32(memory.numbers(at) + static_cast<u32>(row * 4))));
+  });
 }
 
 /// Of rows: query i sees key j iff i + lower <= j <= i + upper.
@@ -287,8 +294,7 @@ class Sm90Consumer : WarpgroupThread {
     Scores score;
     Scores gradient;
     queries_.wait(query_at_);
-    if constexpr (Schedule::kVarlen)
-      clear_foreign_queries<S, kBoth>(memory_.query_tile(query_at_), this_step().rows);
+    if constexpr (Schedule::kVarlen) clear_void_queries<S, kBoth>(memory_, query_at_);
     multiply_scores(score, memory_.key_tile(), memory_.query_tile(query_at_));
     multiply_scores(gradient, memory_.value_tile(), memory_.grad_output_tile(query_at_));
     const auto kept = kept_pairs(p_.backward.forward.dropout, memory_, query_at_, group_ * 2 + thread() / 64);

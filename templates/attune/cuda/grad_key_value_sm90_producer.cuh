@@ -281,6 +281,7 @@ class Sm90Producer {
       lse2[i] = inside ? p_.backward.lse2[row + query] : -neg_inf();
       delta[i] = inside ? p_.backward.delta[row + query] : 0.0f;
     }
+    if constexpr (Schedule::kVarlen) announce_void_queries(lse2);
     const u32 numbers = memory_.numbers(query_at_) + static_cast<u32>(lane() * 4);
 #pragma unroll
     for (i32 i = 0; i < kRounds; ++i) {
@@ -289,6 +290,17 @@ class Sm90Producer {
     }
     __syncwarp();
     if (first_lane()) ptx::mbarrier_arrive(queries_.full(query_at_));
+  }
+
+  /// Void queries (backward.h), those past the end of the block too, become zeros: consumers have to know.
+  template <i32 Rounds>
+  ATTUNE_DEVICE void announce_void_queries(const float (&lse2)[Rounds]) const {
+    bool is_any_void = false;
+#pragma unroll
+    for (i32 i = 0; i < Rounds; ++i) is_any_void |= is_void(lse2[i]);
+    if (__any_sync(0xffffffffu, is_any_void) && first_lane()) {
+      ptx::st_shared_b32(memory_.masked(query_at_), kVoidQueries);
+    }
   }
 
   const GradKeyValueSm90Params& p_;

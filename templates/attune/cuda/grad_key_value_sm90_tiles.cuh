@@ -83,6 +83,7 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 sequence() const { return work() + 48; }
   /// What a stage holds.
   ATTUNE_DEVICE u32 step(const QueryCursor& at) const { return base + kShared.step_offset + at.stage * 16; }
+  ATTUNE_DEVICE u32 masked(const QueryCursor& at) const { return step(at) + 8; }
   /// The LSE of a stage's queries, then their delta.
   ATTUNE_DEVICE u32 numbers(const QueryCursor& at) const {
     return base + kShared.number_offset + at.stage * (2 * S.block_m * 4);
@@ -208,9 +209,10 @@ ATTUNE_DEVICE Sm90Sequence sequence_of(Sm90Memory<S> memory) {
 struct Sm90Step {
   i32 begin;
   i32 head;
-  i32 masked;  // is any of its pairs invisible?
+  i32 masked;  // is any of its pairs invisible? kVoidQueries: as its query is void (backward.h)
   i32 rows;    // queries that the block has from the first on
 };
+inline constexpr i32 kVoidQueries = 2;
 
 template <KernelSpec S>
 ATTUNE_DEVICE Sm90Step step_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {

@@ -198,8 +198,7 @@ class Sm90WideConsumer : WarpgroupThread {
 
   ATTUNE_DEVICE void await_queries() const {
     queries_.wait(query_at_);
-    if constexpr (Schedule::kVarlen)
-      clear_foreign_queries<S, Group>(memory_.query_tile(query_at_), this_step().rows);
+    if constexpr (Schedule::kVarlen) clear_void_queries<S, Group>(memory_, query_at_);
   }
 
   /// The next scores, while so many products of sums go on.

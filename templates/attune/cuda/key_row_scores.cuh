@@ -81,6 +81,35 @@ class KeyRowScores {
     }
   }
 
+  /// When what this thread copied to a slot has come: are there void queries (backward.h) among its numbers?
+  ATTUNE_DEVICE bool copied_void_queries(u32 slot) const {
+    bool is_any_void = false;
+#pragma unroll
+    for (i32 index = 0; index < ceil_div(S.block_m, kThreads); ++index) {
+      const i32 row = static_cast<i32>(ptx::opaque(threadIdx.x)) + index * kThreads;
+      if (S.block_m % kThreads != 0 && row >= S.block_m) break;
+      is_any_void |= is_void(lse_of(slot, row));
+    }
+    return is_any_void;
+  }
+  static ATTUNE_DEVICE float lse_of(u32 slot, i32 row) {
+    return float_of(ptx::ld_shared_b32(slot + kShared.numbers_offset + row * 8));
+  }
+
+  /// Those become zeros in a slot, and so do their outputs' gradients.
+  ATTUNE_DEVICE void clear_void_queries(u32 slot) const {
+    clear_void_queries<S.head_dim>(slot, slot);
+    clear_void_queries<S.head_dim_v>(slot, slot + kShared.second_ring_offset);
+  }
+  template <i32 HeadDim>
+  static ATTUNE_DEVICE void clear_void_queries(u32 slot, u32 tile) {
+    using Walk = RowWalk<S.block_m, HeadDim, kThreads>;
+    Walk::template for_each<1>(ptx::opaque(threadIdx.x), [&](i32 row, i32 chunk) {
+      if (!is_void(lse_of(slot, row))) return;
+      ptx::st_shared_v4(tile + SwizzledTile<Walk::kChunks>::offset(row, chunk), ptx::Chunk{});
+    });
+  }
+
   /// The probabilities of the warp's keys for a pass of queries, those that dropout drops 0, and the
   /// gradients of the scores.
   ATTUNE_DEVICE void differentiate(Scores& probabilities, Scores& gradients, i32 m, i32 row) const {

@@ -14,12 +14,6 @@
 
 namespace attune::kernel {
 
-/// What delta has written of a query.
-struct QueryPair {
-  float lse2;
-  float delta;
-};
-
 /// q.k becomes the pair's probability, 0 where dropout drops it, and dO.v the gradient of its score.
 /// `element` is the bias tensor's.
 template <KernelSpec S>

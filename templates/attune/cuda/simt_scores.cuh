@@ -115,12 +115,14 @@ struct SimtScores {
       const bool exists = i >= slot.begin && i < slot.end;
       const float lse2 = exists ? p.lse2[numbers + i] : -neg_inf();
       const float delta = exists ? p.delta[numbers + i] : 0.0f;
-      const bool blind = lse2 == -neg_inf();  // whatever its scores are, NaN included
+      const bool blind = lse2 == -neg_inf();
 #pragma unroll
       for (i32 k = 0; k < S.tile_n; ++k) {
         float& score = at(scores, q, k);
         float& product = at(products, q, k);
-        const float probability = blind ? 0.0f : ptx::ex2_approx_ftz(score - lse2);
+        // Whatever the score, or the LSE, of a hidden pair is, NaN included.
+        const bool hidden = blind || score == neg_inf();
+        const float probability = hidden ? 0.0f : ptx::ex2_approx_ftz(score - lse2);
         const bool keeps = S.dropout == Dropout::off || (kept >> (q * S.tile_n + k) & 1u) != 0;
         const float rescale = S.dropout == Dropout::off ? 1.0f : keeps ? p.forward.dropout.rescale : 0.0f;
         score = probability * rescale;
