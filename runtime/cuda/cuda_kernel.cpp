@@ -283,10 +283,15 @@ class CudaKernel final : public Kernel {
             .numAttrs = 0};
   }
 
-  /// The merge of parts of the keys waits for them in the kernel.
+  /// Does the kernel wait, in itself, for what the launch before it writes? All of its threads do, so that
+  /// what follows it may count on all launches before.
   bool begins_early() const {
-    return spec_.operation == kernel::Operation::merge && spec_.split == kernel::Split::on &&
-           device_.arch.sm >= 90 && driver_.cuLaunchKernelEx != nullptr;
+    using kernel::Operation;
+    const bool waits =
+        (spec_.operation == Operation::merge && spec_.split == kernel::Split::on) ||
+        (spec_.operation == Operation::grad_key_value && spec_.family == kernel::Family::sm90) ||
+        spec_.operation == Operation::round_query;
+    return waits && device_.arch.sm >= 90 && driver_.cuLaunchKernelEx != nullptr;
   }
 
   /// As soon as the launch before lets it, so that its way to the GPU is none of the call's time.

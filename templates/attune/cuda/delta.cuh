@@ -29,6 +29,7 @@ class Delta {
 
  public:
   static ATTUNE_DEVICE void run(const BackwardParams& params) {
+    ptx::griddepcontrol_launch_dependents();
     const Slot slot = slot_of<S>(params.forward, blockIdx.x);
     Delta(params, slot, slot.begin + static_cast<i32>(threadIdx.x / kLanes)).run();
   }

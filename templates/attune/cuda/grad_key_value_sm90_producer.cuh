@@ -32,6 +32,7 @@ class Sm90Producer {
     for (i32 tile = first(); tile < p_.tiles; tile = next(tile)) {
       produce(Schedule::work(tile, p_));
     }
+    ptx::griddepcontrol_launch_dependents();  // here, and not sooner: they would wait where others could run
     keys_.acquire(key_at_);
     if (first_lane()) {
       ptx::st_shared_word4(memory_.work(), {0, 0, 0, -1});

@@ -368,6 +368,7 @@ ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) 
     }
     ptx::fence_mbarrier_init();
   }
+  ptx::griddepcontrol_wait();  // what delta writes is there from here on
   __syncthreads();
   return memory;
 }

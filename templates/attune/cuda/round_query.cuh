@@ -40,6 +40,7 @@ ATTUNE_DEVICE void round_query(const BackwardParams& p) {
   constexpr i32 kBytes = size_of(S.dtype);
   static_assert(S.family == Family::rows && S.block_v == S.head_dim);
 
+  ptx::griddepcontrol_wait();
   const Slot slot = slot_of<S>(p.forward, blockIdx.x);
   const i32 query = slot.begin + static_cast<i32>(threadIdx.x / kLanes);
   if (query >= slot.end) return;
