@@ -81,11 +81,9 @@ class BiasTensor {
     return at;
   }
   /// What it adds to the score.
-  float at(std::size_t offset) const {
-    if (elements_.empty()) return 0;
-    if (!hides_) return elements_[offset];
-    return elements_[offset] != 0 ? 0 : -std::numeric_limits<float>::infinity();
-  }
+  float at(std::size_t offset) const { return elements_.empty() || hides_ ? 0 : elements_[offset]; }
+  /// Does a boolean hide the key, whatever the score is?
+  bool hides(std::size_t offset) const { return hides_ && elements_[offset] == 0; }
 
  private:
   std::vector<float> elements_;
@@ -127,6 +125,7 @@ void for_each_row(const Inputs& inputs, const std::function<void(const QueryRow&
                        .bias_at = bias.offset(block.batch, head, query_row, key_row)};
           seen.key = key.at(seen.key_row);
           seen.value = value.at(seen.value_row);
+          if (bias.hides(seen.bias_at)) continue;
           seen.bias = bias.at(seen.bias_at);
           row.keys.push_back(seen);
         }

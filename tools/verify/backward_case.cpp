@@ -84,7 +84,10 @@ void BackwardCase::draw_nan_sequence(Random& random) {
   const auto which = static_cast<std::size_t>(random.integer(0, static_cast<int>(sequences.size()) - 1));
   nan_ = NanSequence{sequences[which], random.chance(0.4), problem.query};
   has_grad_lse_ = false;  // it would reach the scores beside zeros in place of NaN (inputs())
-  if (nan_->in_query) problem.poison_queries(nan_->rows.query);
+  if (!nan_->in_query) return;
+  problem.poison_queries(nan_->rows.query);
+  const auto is_nan = [](double x) { return std::isnan(x); };
+  if (std::ranges::none_of(problem.query.values(), is_nan)) nan_.reset();  // as rows share their elements
 }
 
 /// The results whose gradients are given: those of the reference, rounded to their types, until Attune's own
@@ -377,20 +380,27 @@ BackwardInputs BackwardCase::inputs() const {
   return inputs;
 }
 
+/// Are there gradients of the sequence's own in an element? Of the query's those that the NaNs do not reach,
+/// as its query sees no key, are judged all the same.
+bool BackwardCase::is_of_nan_sequence(const Result& result, std::size_t element) const {
+  if (&result == &query_) return false;
+  const TensorView tensor = result.tensor.view();
+  const auto columns = static_cast<std::size_t>(tensor.shape[tensor.rank - 1]);
+  if (&result != &bias_) return nan_->rows.key[element * nan_->rows.key.size() / count_of(tensor)];
+  const auto rows = static_cast<std::size_t>(tensor.shape[tensor.rank - 2]);
+  return rows == 1 ? nan_->rows.key[element % columns] : nan_->rows.query[element / columns % rows];
+}
+
 /// What the NaNs reach, by a reference that has seen them, has to be NaN in the query's gradient; it becomes
-/// what is right without them. So do gradients of the sequence's own keys, reached or not.
+/// what is right without them, and so does what is the sequence's own.
 std::string BackwardCase::overlook_nan(const Result& result, const Gradient& right, const Gradient& reached,
                                        std::vector<double>& gradient) const {
-  const bool of_query = &result == &query_;
-  const bool of_keys = &result == &key_ || &result == &value_;
-  const std::size_t rows = of_keys ? nan_->rows.key.size() : nan_->rows.query.size();
-  const std::size_t row_elements = gradient.size() / std::max<std::size_t>(1, rows);
   for (std::size_t i = 0; i < gradient.size(); ++i) {
     const bool is_reached = std::isnan(reached.values[i]);
-    if (of_query && is_reached && !std::isnan(gradient[i])) {
+    if (&result == &query_ && is_reached && !std::isnan(gradient[i])) {
       return fmt::format("element {} is {}, but should be NaN", i, gradient[i]);
     }
-    if (is_reached || (of_keys && nan_->rows.key[i / row_elements])) gradient[i] = right.values[i];
+    if (is_reached || is_of_nan_sequence(result, i)) gradient[i] = right.tiny[i] == 0 ? 0 : right.values[i];
   }
   return "";
 }

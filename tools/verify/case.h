@@ -113,6 +113,7 @@ class BackwardCase : public Case {
   void draw_results(Random& random);
   void describe();
   reference::BackwardInputs all_inputs() const;
+  bool is_of_nan_sequence(const Result& result, std::size_t element) const;
   std::string overlook_nan(const Result& result, const reference::Gradient& right,
                            const reference::Gradient& reached, std::vector<double>& gradient) const;
   double gradient_spread(Random& random) const;

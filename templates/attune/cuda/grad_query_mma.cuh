@@ -209,8 +209,22 @@ class GradQueryMma {
     u16* rows = static_cast<u16*>(gradients_.grad_query) + head_offset(slot, strides) +
                 (slot.block.q_begin + slot.begin) * strides.seq;
     scale(sums_, p_.scale);
+    forget_blind_queries();
     store_rows<S.dtype, QueryTile, Share, S.head_dim, S.copy_bytes>(sums_, query_tile_, warp_row(), slot.part,
                                                                     rows, strides.seq, slot.end - slot.begin);
+  }
+
+  /// Queries that see no key have a gradient of 0, whatever that of their output is.
+  ATTUNE_DEVICE void forget_blind_queries() {
+#pragma unroll
+    for (i32 m = 0; m < S.tile_m; ++m) {
+#pragma unroll
+      for (i32 e = 0; e < 4; ++e) {
+        if (numbers_[m][e / 2].lse2 != -neg_inf()) continue;
+#pragma unroll
+        for (i32 n = 0; n < Share::kPairs * 2; ++n) sums_[m][n][e] = 0.0f;
+      }
+    }
   }
 
   const ForwardParams& p_;
