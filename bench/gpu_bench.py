@@ -4,6 +4,7 @@ To import it puts this tree's package on the path: before `import attune`.
 """
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -78,15 +79,21 @@ def result_of(call):
         return call()
 
 
+@functools.cache
+def capture_stream():
+    """Where calls are captured. PyTorch computes gradients in the stream of the forward pass: that has to run here, too."""
+    return torch.cuda.Stream()
+
+
 def graphed(call):
-    """Replays many calls that were captured once."""
-    side = torch.cuda.Stream()
+    """Replays many calls that were captured once. Whoever replays them keeps the call, and so its tensors."""
+    side = capture_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         result_of(call)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with within(call), torch.cuda.graph(graph):
+    with within(call), torch.cuda.graph(graph, stream=side):
         for _ in range(GRAPH_CALLS):
             call()
     return graph.replay

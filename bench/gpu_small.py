@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Attune's GPU forward on small problems, where a call costs about as much as its kernel, against PyTorch's fused attention.
 
-gpu_small.py LIBRARY [--head-dim K ...] [--dtype D] [--json FILE]      needs torch and an NVIDIA GPU
+gpu_small.py LIBRARY [--backward] [--head-dim K ...] [--dtype D] [--json FILE]      needs torch and an NVIDIA GPU
 
 Two times of each problem, in microseconds: of a call as a program makes it, host included, and of one of many in a CUDA
 graph, which is the GPU's alone. Both are CUDA-event medians of turns in random orders; "ratio" is the best peer's time
 over ours. The first line is what a call of one tiny problem costs the host. Peers: cuDNN and FA2, where they run.
+--backward times the backward pass alone.
 """
 
 import json
@@ -14,10 +15,14 @@ import time
 import torch
 import torch.nn.functional as F
 
-from gpu_bench import GRAPH_CALLS, Peer, begin, graphed, new_parser, race, within  # isort: skip, finds attune
+from gpu_bench import (  # isort: skip, finds attune
+    GRAPH_CALLS, PEERS, Peer, begin, capture_stream, graphed, new_parser, race, within,
+)
 
 import attune
 from attune.ops import LowerTriangularMask, memory_efficient_attention
+
+from gpu_backward import Problem
 
 SHAPES = [(1, 8, 128), (1, 32, 128), (4, 16, 128), (4, 8, 256), (1, 4, 512), (1, 16, 512), (4, 16, 512)]  # B, H, M
 
@@ -37,6 +42,17 @@ def sides(shape, dtype, causal):
     }
 
 
+def backward_sides(shape, dtype, causal):
+    """Likewise, of the backward pass."""
+    batch, length, heads, head_dim = shape
+    problem = Problem(head_dim, length, dtype, heads=heads, batch=batch)
+    peers = {name: problem.peer(PEERS[name], is_causal=causal) for name in ("cuDNN", "FA2")}
+    return {
+        "Attune": problem.ours(LowerTriangularMask() if causal else None),
+        **{name: Peer(name, call) for name, call in peers.items() if call is not None},
+    }
+
+
 def host_microseconds(call, calls=300):
     with within(call):
         for _ in range(20):
@@ -50,12 +66,18 @@ def host_microseconds(call, calls=300):
     return elapsed / calls * 1e6
 
 
-def measure(batch, heads, length, head_dim, dtype, causal):
-    calls = sides((batch, length, heads, head_dim), dtype, causal)
-    calls["Attune"]()
+def measure(make, batch, heads, length, head_dim, dtype, causal):
     row = {"batch": batch, "heads": heads, "length": length, "head_dim": head_dim, "causal": causal}
-    row["kernel"] = attune.last_kernel()
-    for way, each, count in (("call", lambda call: call, 1), ("graph", graphed, GRAPH_CALLS)):
+    ways = (
+        ("call", torch.cuda.current_stream(), lambda call: call, 1),
+        ("graph", capture_stream(), graphed, GRAPH_CALLS),
+    )
+    for way, stream, each, count in ways:
+        with torch.cuda.stream(stream):
+            calls = make((batch, length, heads, head_dim), dtype, causal)
+            calls["Attune"]()
+        row["kernel"] = attune.last_kernel()
+        torch.cuda.synchronize()
         ms = race(*(each(call) for call in calls.values()))
         row[way] = {name: side / count * 1e3 for name, side in zip(calls, ms)}
         ours, *peers = row[way].values()
@@ -67,15 +89,17 @@ def main():
     parser = new_parser(__doc__)
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16"])
+    parser.add_argument("--backward", action="store_true", help="the backward pass in place of the forward pass")
     arguments = begin(parser, "{dtype}; microseconds")
+    make = backward_sides if arguments.backward else sides
     dtype = getattr(torch, arguments.dtype)
-    host = {name: host_microseconds(call) for name, call in sides((1, 128, 4, 64), dtype, False).items()}
+    host = {name: host_microseconds(call) for name, call in make((1, 128, 4, 64), dtype, False).items()}
     print("host, one call: " + ", ".join(f"{name} {us:.1f}" for name, us in host.items()))
     rows = []
     for head_dim in arguments.head_dim:
         for causal in (False, True):
             for batch, heads, length in SHAPES:
-                row = measure(batch, heads, length, head_dim, dtype, causal)
+                row = measure(make, batch, heads, length, head_dim, dtype, causal)
                 rows.append(row)
                 times = "  ".join(
                     f"{way} {row[f'{way}_ratio']:.2f}: " + ", ".join(f"{name} {us:.1f}" for name, us in row[way].items())

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <string>
@@ -23,6 +24,7 @@ namespace {
 
 constexpr i32 kLargest = std::numeric_limits<i32>::max();
 constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // ---- Slots ----
 
@@ -367,4 +369,26 @@ TEST_CASE("a query that saw nothing has a base 2 lse of +inf, from either infini
   CHECK(backward_lse2(kInf) == kInf);
   CHECK(backward_lse2(0.0f) == 0.0f);
   CHECK(backward_lse2(2.0f) == 2.0f * kLog2e);
+}
+
+TEST_CASE("a query has numbers that make its gradients right, 0 or NaN") {
+  const auto numbers = [](float lse, float delta) {
+    const QueryPair pair = query_pair(lse, delta);
+    return std::pair{pair.lse2, pair.delta};
+  };
+  CHECK(numbers(2.0f, -3.0f) == std::pair{2.0f * kLog2e, -3.0f});
+  CHECK_FALSE(is_void(query_pair(2.0f, -3.0f).lse2));
+  for (const float blind : {-kInf, kInf}) {
+    for (const float delta : {1.0f, kInf, kNan}) {
+      CHECK(numbers(blind, delta) == std::pair{kInf, 0.0f});
+      CHECK(is_void(query_pair(blind, delta).lse2));
+    }
+  }
+  for (const auto& [lse, delta] :
+       {std::pair{kNan, 1.0f}, {2.0f, kNan}, {2.0f, kInf}, {2.0f, -kInf}, {kNan, kNan}}) {
+    const QueryPair pair = query_pair(lse, delta);
+    CHECK(std::isnan(pair.lse2));
+    CHECK(pair.delta == 0.0f);
+    CHECK(is_void(pair.lse2));
+  }
 }

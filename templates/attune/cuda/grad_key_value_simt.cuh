@@ -104,17 +104,21 @@ class GradKeyValueSimt {
   }
 
   ATTUNE_DEVICE void add_tile(const SimtScores<S>& tile) {
+    const bool has_void = S.blocks != Blocks::dense && __syncthreads_or(reads_void_query(tile)) != 0;
     const u64 kept = tile.kept_pairs(p_.forward);
     Scores scores, products;
     load_grad_outputs(tile);
     if constexpr (!kTakeTurns) load_queries(tile);
     Tile::clear(products);
     __syncthreads();
+    if (has_void) clear_void<S.head_dim_v>(grad_output_tile_, tile);
+    if (!kTakeTurns && has_void) clear_void<S.head_dim>(query_tile_, tile);
     Tile::template multiply<S.head_dim_v>(products, value_tile_, grad_output_tile_);
     if constexpr (kTakeTurns) {
       __syncthreads();
       load_queries(tile);
       __syncthreads();
+      if (has_void) clear_void<S.head_dim>(query_tile_, tile);
     }
     Tile::clear(scores);
     Tile::template multiply<S.head_dim>(scores, key_tile_, query_tile_);
@@ -130,6 +134,7 @@ class GradKeyValueSimt {
         __syncthreads();
         load_grad_outputs(tile);
         __syncthreads();
+        if (has_void) clear_void<S.head_dim_v>(grad_output_tile_, tile);
       }
       Tile::store_weights(weight_tile_, scores);
       __syncwarp();
@@ -144,6 +149,32 @@ class GradKeyValueSimt {
                                                                            slot_.part * S.block_v);
   }
 
+  // ---- Void queries (backward.h) ----
+
+  ATTUNE_DEVICE bool is_void_row(const SimtScores<S>& tile, i32 row) const {
+    const i32 query = tile.query + row;
+    return query < tile.slot.end && is_void(p_.lse2[lse_offset(p_.forward, tile.slot, query)]);
+  }
+  /// Does this thread, which looks at every kThreads-th, find any?
+  ATTUNE_DEVICE bool reads_void_query(const SimtScores<S>& tile) const {
+    bool found = false;
+    for (i32 row = static_cast<i32>(threadIdx.x); row < S.block_m; row += Tile::kThreads) {
+      found |= is_void_row(tile, row);
+    }
+    return found;
+  }
+  /// Their rows of a tile become zeros.
+  template <i32 HeadDim>
+  ATTUNE_DEVICE void clear_void(float4* shared, const SimtScores<S>& tile) const {
+    constexpr i32 kVectors = ceil_div(HeadDim, 4);
+#pragma unroll 1
+    for (i32 i = static_cast<i32>(threadIdx.x); i < S.block_m * kVectors; i += Tile::kThreads) {
+      const i32 row = i / kVectors;
+      if (is_void_row(tile, row)) shared[row * odd_pitch(HeadDim) + i % kVectors] = float4{0, 0, 0, 0};
+    }
+    __syncthreads();
+  }
+
   ATTUNE_DEVICE void load_queries(const SimtScores<S>& tile) const {
     load_tile<S.head_dim>(query_tile_, p_.forward.query, p_.forward.query_strides, tile);
   }
@@ -154,12 +185,9 @@ class GradKeyValueSimt {
   ATTUNE_DEVICE void load_tile(float4* shared, const void* tensor, const Strides& strides,
                                const SimtScores<S>& tile) const {
     const u8* rows = static_cast<const u8*>(tensor) + head_offset(tile.slot, strides) * kBytes;
-    const float* lse2 = p_.lse2 + lse_offset(p_.forward, tile.slot, tile.query);
-    Tile::template load_rows<S.block_m, HeadDim>(
-        shared, 0, tile.slot.end - tile.query, [&](i32 row) -> const u8* {
-          if (S.blocks != Blocks::dense && is_void(lse2[row])) return nullptr;
-          return rows + (tile.slot.block.q_begin + tile.query + row) * strides.seq * kBytes;
-        });
+    Tile::template load_rows<S.block_m, HeadDim>(shared, 0, tile.slot.end - tile.query, [&](i32 row) {
+      return rows + (tile.slot.block.q_begin + tile.query + row) * strides.seq * kBytes;
+    });
   }
 
   /// The rows [begin, end) of the tile, as this head of the query sees them: key and value may be shared by

@@ -103,14 +103,20 @@ ATTUNE_DEVICE void clear_unseen_keys(const ForwardParams& p, Sm90Memory<S> memor
   }
 }
 
-/// Void queries (backward.h) become zeros, and so do their outputs' gradients; those of the next sequence,
-/// too, whose LSE is +inf here.
+/// Queries of the next sequence become zeros, and so do their outputs' gradients; void ones (backward.h),
+/// too.
 template <KernelSpec S, i32 Group>
 ATTUNE_DEVICE void clear_void_queries(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
-  if ((step_at(memory, at).masked & kVoidQueries) == 0) return;
-  clear_rows<Group, S.block_m, 2 * Sm90Memory<S>::kShared.panels>(memory.query_tile(at), [&](i32 row) {
-    return !is_void(float_of(ptx::ld_shared_b32(memory.numbers(at) + static_cast<u32>(row * 4))));
-  });
+  constexpr i32 kPanels = 2 * Sm90Memory<S>::kShared.panels;
+  const Sm90Step step = step_at(memory, at);
+  if (step.rows < S.block_m) {
+    clear_rows<Group, S.block_m, kPanels>(memory.query_tile(at), [&](i32 row) { return row < step.rows; });
+  }
+  if ((step.masked & kVoidQueries) != 0) {
+    clear_rows<Group, S.block_m, kPanels>(memory.query_tile(at), [&](i32 row) {
+      return !is_void(float_of(ptx::ld_shared_b32(memory.numbers(at) + row * 4)));
+    });
+  }
 }
 
 /// Of rows: query i sees key j iff i + lower <= j <= i + upper.

@@ -32,7 +32,6 @@ class Sm90Producer {
     for (i32 tile = first(); tile < p_.tiles; tile = next(tile)) {
       produce(Schedule::work(tile, p_));
     }
-    ptx::griddepcontrol_launch_dependents();  // here, and not sooner: they would wait where others could run
     keys_.acquire(key_at_);
     if (first_lane()) {
       ptx::st_shared_word4(memory_.work(), {0, 0, 0, -1});
@@ -282,24 +281,24 @@ class Sm90Producer {
       lse2[i] = inside ? p_.backward.lse2[row + query] : -neg_inf();
       delta[i] = inside ? p_.backward.delta[row + query] : 0.0f;
     }
-    if constexpr (Schedule::kVarlen) announce_void_queries(lse2);
     const u32 numbers = memory_.numbers(query_at_) + static_cast<u32>(lane() * 4);
 #pragma unroll
     for (i32 i = 0; i < kRounds; ++i) {
       ptx::st_shared_float(numbers + i * 128, lse2[i] - kProbabilityBits<S>);
       ptx::st_shared_float(numbers + kQueries * 4 + i * 128, delta[i] / kProbabilityScale<S>);
     }
+    if constexpr (Schedule::kVarlen) announce_void_queries(lse2, step.rows);
     __syncwarp();
     if (first_lane()) ptx::mbarrier_arrive(queries_.full(query_at_));
   }
 
-  /// Void queries (backward.h), those past the end of the block too, become zeros: consumers have to know.
+  /// Of those that the block has. Last of all: else loads would wait for the comparisons.
   template <i32 Rounds>
-  ATTUNE_DEVICE void announce_void_queries(const float (&lse2)[Rounds]) const {
-    bool is_any_void = false;
+  ATTUNE_DEVICE void announce_void_queries(const float (&lse2)[Rounds], i32 rows) const {
+    bool has_void = false;
 #pragma unroll
-    for (i32 i = 0; i < Rounds; ++i) is_any_void |= is_void(lse2[i]);
-    if (__any_sync(0xffffffffu, is_any_void) && first_lane()) {
+    for (i32 i = 0; i < Rounds; ++i) has_void |= i * 32 + lane() < rows && is_void(lse2[i]);
+    if (__any_sync(0xffffffffu, has_void) && first_lane()) {
       ptx::st_shared_b32(memory_.masked(query_at_), kVoidQueries);
     }
   }

@@ -55,9 +55,8 @@ struct SimtTile {
   static ATTUNE_DEVICE i32 column_of(i32 c) { return lane() + c * kLanes; }
 
   /// Fills a tile of shared memory with rows of global memory, of which it takes the columns [column, column
-  /// + Width) of HeadDim. Rows outside [valid_begin, valid_end), those that row_at() has no address for, and
-  /// columns past HeadDim become zero: what lies there in memory, NaN included, is never read. Loads are in
-  /// flight by the batch.
+  /// + Width) of HeadDim. Rows outside [valid_begin, valid_end) and columns past HeadDim become zero: what
+  /// lies there in memory, NaN included, is never read. Loads are in flight by the batch.
   template <i32 Rows, i32 HeadDim, i32 Width = HeadDim, i32 Pitch = odd_pitch(Width), typename RowAt>
   static ATTUNE_DEVICE void load_rows(float4* tile, i32 valid_begin, i32 valid_end, RowAt&& row_at,
                                       i32 column = 0) {
@@ -78,9 +77,9 @@ struct SimtTile {
         for (i32 b = 0; b < kBatch; ++b) {
           const i32 row = begin + b * kStep;
           batch[b] = float4{0, 0, 0, 0};
-          const u8* const at = row >= valid_begin && row < valid_end ? row_at(row) : nullptr;
-          if (at != nullptr) {
-            batch[b] = load4<S.dtype, S.copy_bytes>(at + (column + vector * 4) * size_of(S.dtype), valid);
+          if (row >= valid_begin && row < valid_end) {
+            batch[b] =
+                load4<S.dtype, S.copy_bytes>(row_at(row) + (column + vector * 4) * size_of(S.dtype), valid);
           }
         }
 #pragma unroll
