@@ -1,12 +1,12 @@
 // The C ABI over the C++ API: nothing but statuses leaves, and the text of the last failure stays with the
 // thread.
 #include "runtime/c_arguments.h"
+#include "runtime/c_backward.h"
 #include "runtime/engine.h"
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -17,63 +17,13 @@
 
 namespace {
 
+using attune::runtime::BackwardArguments;
 using attune::runtime::bias_of;
 using attune::runtime::guarded;
 using attune::runtime::options_of;
 using attune::runtime::refuse;
 using attune::runtime::versioned;
 using attune::runtime::view_of;
-
-/// The arguments that the functions about one backward call share.
-struct Backward {
-  attune::TensorView grad_output, output, lse, query, key, value;
-  std::array<attune::MutableTensorView, 4> memory;
-  attune::GradientViews gradients;
-  attune::AttentionBias bias;
-  attune::AttentionOptions options;
-  attune::TensorView grad_lse;
-  attune::BackwardOptions backward;
-
-  Backward(const attune_tensor* given_grad_output, const attune_tensor* given_output,
-           const attune_tensor* given_lse, const attune_tensor* given_query, const attune_tensor* given_key,
-           const attune_tensor* given_value, const attune_gradients* given_gradients,
-           const attune_bias* given_bias, const attune_options* given_options,
-           const attune_backward_options* given_backward)
-      : grad_output(view_of<attune::TensorView>("grad_output", given_grad_output)),
-        output(view_of<attune::TensorView>("output", given_output)),
-        lse(view_of<attune::TensorView>("lse", given_lse)),
-        query(view_of<attune::TensorView>("query", given_query)),
-        key(view_of<attune::TensorView>("key", given_key)),
-        value(view_of<attune::TensorView>("value", given_value)),
-        bias(bias_of(given_bias)),
-        options(options_of(given_options)) {
-    const attune_gradients wanted = versioned("gradients", given_gradients);
-    gradients = {gradient(0, "grad_query", wanted.query), gradient(1, "grad_key", wanted.key),
-                 gradient(2, "grad_value", wanted.value), gradient(3, "grad_bias", wanted.bias)};
-    const attune_backward_options chosen = versioned("backward options", given_backward);
-    backward.deterministic = chosen.deterministic != 0;
-    backward.workspace = chosen.workspace;
-    backward.workspace_bytes = chosen.workspace_bytes;
-    if (chosen.grad_lse == nullptr) return;
-    grad_lse = view_of<attune::TensorView>("grad_lse", chosen.grad_lse);
-    backward.grad_lse = &grad_lse;
-  }
-  Backward(const Backward&) = delete;  // its options point into it
-  Backward& operator=(const Backward&) = delete;
-
-  /// Calls one of the C++ functions with all of them.
-  template <typename Function>
-  auto pass_to(Function&& function) const {
-    return function(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
-  }
-
- private:
-  const attune::MutableTensorView* gradient(std::size_t index, const char* name, const attune_tensor* given) {
-    if (given == nullptr) return nullptr;
-    memory[index] = view_of<attune::MutableTensorView>(name, given);
-    return &memory[index];
-  }
-};
 
 template <typename View = attune::TensorView>
 std::vector<View> views_of(const char* name, const attune_tensor* tensors, size_t count) {
@@ -171,7 +121,8 @@ attune_status attune_memory_efficient_attention_backward(
     const attune_gradients* gradients, const attune_bias* bias, const attune_options* options,
     const attune_backward_options* backward) {
   return guarded([&] {
-    const Backward call(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
+    const BackwardArguments call(grad_output, output, lse, query, key, value, gradients, bias, options,
+                                 backward);
     call.pass_to([](auto&&... arguments) { attune::memory_efficient_attention_backward(arguments...); });
   });
 }
@@ -184,7 +135,8 @@ attune_status attune_backward_workspace_bytes(const attune_tensor* grad_output, 
                                               const attune_backward_options* backward, size_t* bytes) {
   return guarded([&] {
     if (bytes == nullptr) refuse("backward_workspace_bytes: null bytes");
-    const Backward call(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
+    const BackwardArguments call(grad_output, output, lse, query, key, value, gradients, bias, options,
+                                 backward);
     *bytes = call.pass_to([](auto&&... arguments) { return attune::backward_workspace_bytes(arguments...); });
   });
 }
@@ -196,7 +148,8 @@ attune_status attune_prepare_backward(const attune_tensor* grad_output, const at
                                       const attune_options* options,
                                       const attune_backward_options* backward) {
   return guarded([&] {
-    const Backward call(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
+    const BackwardArguments call(grad_output, output, lse, query, key, value, gradients, bias, options,
+                                 backward);
     call.pass_to([](auto&&... arguments) { attune::prepare_backward(arguments...); });
   });
 }
@@ -209,7 +162,8 @@ attune_status attune_explain_backward(const attune_tensor* grad_output, const at
                                       char** json) {
   return guarded([&] {
     if (json == nullptr) refuse("explain_backward: null json");
-    const Backward call(grad_output, output, lse, query, key, value, gradients, bias, options, backward);
+    const BackwardArguments call(grad_output, output, lse, query, key, value, gradients, bias, options,
+                                 backward);
     *json =
         c_string(call.pass_to([](auto&&... arguments) { return attune::explain_backward(arguments...); }));
   });

@@ -42,6 +42,13 @@ View view_of(const char* name, const attune_tensor* tensor) {
   return view;
 }
 
+/// The same tensor in other memory.
+template <typename View, typename Data>
+View at(View view, Data* data) {
+  view.data = data;
+  return view;
+}
+
 /// A struct of the caller's version: what an older caller does not have stays zero.
 template <typename Struct>
 Struct versioned(const char* name, const Struct* given) {

@@ -17,12 +17,6 @@ struct attune_forward_call {
 namespace attune::runtime {
 namespace {
 
-template <typename View, typename Data>
-View at(View view, Data* data) {
-  view.data = data;
-  return view;
-}
-
 void run(const attune_forward_call& call, const attune_forward_memory& memory) {
   AttentionOptions options = call.options;
   options.stream = memory.stream;

@@ -208,6 +208,49 @@ ATTUNE_EXPORT attune_status attune_explain_backward(const attune_tensor* grad_ou
                                                     const attune_bias* bias, const attune_options* options,
                                                     const attune_backward_options* backward, char** json);
 
+/* As attune_forward_call, of a backward pass. */
+typedef struct attune_backward_call attune_backward_call;
+
+/* Gradients count where the call wants them, bias and grad_lse where it has them, seed and offset where it
+ * drops. */
+typedef struct attune_backward_memory {
+  size_t struct_size;
+  const void* grad_output;
+  const void* output;
+  const void* lse;
+  const void* query;
+  const void* key;
+  const void* value;
+  void* grad_query;
+  void* grad_key;
+  void* grad_value;
+  void* grad_bias;
+  const void* bias;
+  const void* grad_lse;
+  void* stream;
+  uint64_t seed;
+  uint64_t offset;
+  void* workspace; /* as in attune_backward_options */
+  size_t workspace_bytes;
+} attune_backward_memory;
+#define ATTUNE_BACKWARD_MEMORY_INIT                                                                         \
+  {                                                                                                         \
+    sizeof(attune_backward_memory), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, \
+        NULL, 0, 0, NULL, 0                                                                                 \
+  }
+
+ATTUNE_EXPORT attune_status attune_backward_call_create(
+    const attune_tensor* grad_output, const attune_tensor* output, const attune_tensor* lse,
+    const attune_tensor* query, const attune_tensor* key, const attune_tensor* value,
+    const attune_gradients* gradients, const attune_bias* bias, const attune_options* options,
+    const attune_backward_options* backward, attune_backward_call** call);
+/* As attune_backward_workspace_bytes of these arguments. */
+ATTUNE_EXPORT attune_status attune_backward_call_workspace_bytes(const attune_backward_call* call,
+                                                                 size_t* bytes);
+ATTUNE_EXPORT attune_status attune_backward_call_run(const attune_backward_call* call,
+                                                     const attune_backward_memory* memory);
+ATTUNE_EXPORT void attune_backward_call_destroy(attune_backward_call* call);
+
 ATTUNE_EXPORT attune_status attune_prepare(const attune_tensor* query, const attune_tensor* key,
                                            const attune_tensor* value, int with_lse, const attune_bias* bias,
                                            const attune_options* options);

@@ -109,6 +109,10 @@ class Call:
 
     def backward(self, b: Backward) -> List[Any]:
         """Gradients of query, key, value and the bias tensor, each in its own framework; None where not wanted."""
+        return self.backward_pass(b).run()
+
+    def backward_pass(self, b: Backward) -> BackwardPass:
+        """The backward pass of a call that was made with the same arguments."""
         if 0 < self._options.p <= 1:
             if b.generator is None:
                 raise ValueError(
@@ -116,11 +120,7 @@ class Call:
                     "generator in that state, such as attune.Generator(seed, offset)"
                 )
             self._options.seed, self._options.offset = _random.state_of(b.generator, self.query.value)
-        arguments = _BackwardArguments(self, b)
-        workspace = arguments.use_workspace_of_torch()
-        _library.check(_library.library().attune_memory_efficient_attention_backward(*arguments.c))
-        del workspace  # it had to live until here
-        return [None if gradient is None else gradient.value for gradient in arguments.gradients]
+        return BackwardPass(self, b)
 
     def prepare(self, with_lse: bool) -> None:
         _library.check(_library.library().attune_prepare(*self._inputs, with_lse, *self._settings))
@@ -160,11 +160,11 @@ class Call:
             return output, None
         return output, self.query.empty_like("lse", _tensor.lse_shape(shape), "float32")
 
-    def _typical_backward(self, wanted: Wanted, deterministic: bool) -> _BackwardArguments:
+    def _typical_backward(self, wanted: Wanted, deterministic: bool) -> BackwardPass:
         """With results as forward makes them, and a contiguous gradient. Nothing looks into them."""
         output, lse = self._results(with_lse=True)
         b = Backward(output.value, output.value, lse.value, wanted=wanted, deterministic=deterministic)
-        return _BackwardArguments(self, b)
+        return BackwardPass(self, b)
 
     @property
     def _inputs(self) -> Tuple[_library.Tensor, ...]:
@@ -175,7 +175,7 @@ class Call:
         return ctypes.byref(self._bias.c), ctypes.byref(self._options)
 
 
-class _BackwardArguments:
+class BackwardPass:
     """What the C ABI's functions about gradients are called with."""
 
     def __init__(self, call: Call, b: Backward):
@@ -209,7 +209,20 @@ class _BackwardArguments:
         given = (view.c for view in self._given[:3])
         return (*given, *self._call._inputs, self._gradients, *self._call._settings, self._options)
 
-    def use_workspace_of_torch(self) -> Any:
+    def run(self) -> List[Any]:
+        """The gradients, None where not wanted."""
+        workspace = self._use_workspace_of_torch()
+        _library.check(_library.library().attune_memory_efficient_attention_backward(*self.c))
+        del workspace  # it had to live until here
+        return [None if gradient is None else gradient.value for gradient in self.gradients]
+
+    def described(self) -> ctypes.c_void_p:
+        """The library's attune_backward_call of this one."""
+        handle = ctypes.c_void_p()
+        _library.check(_library.library().attune_backward_call_create(*self.c, handle))
+        return handle
+
+    def _use_workspace_of_torch(self) -> Any:
         """On a GPU torch's allocator counts its memory and knows graphs. Elsewhere the library allocates."""
         query = self._call.query
         if query.stream is None:

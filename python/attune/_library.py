@@ -92,6 +92,9 @@ class Options(_Sized):
 # attune_forward_memory: its size, query, key, value, output, lse, bias, stream, seed, offset, workspace and its bytes.
 # Packed, since to fill a ctypes structure takes three times as long.
 FORWARD_MEMORY = struct.Struct("@N7P2QPN")
+# attune_backward_memory: its size, grad_output, output, lse, query, key, value, the four gradients, bias, grad_lse, stream,
+# seed, offset, workspace and its bytes.
+BACKWARD_MEMORY = struct.Struct("@N13P2QPN")
 
 
 class Gradients(_Sized):
@@ -150,10 +153,14 @@ _FUNCTIONS = {
         _INPUTS + [POINTER(Tensor)] * 2 + _SETTINGS + [POINTER(c_void_p)],
     ),
     "attune_forward_call_workspace_bytes": (c_int, [c_void_p, POINTER(c_size_t)]),
-    "attune_forward_call_run": (c_int, [c_void_p, c_char_p]),  # the second is ForwardMemory's bytes
+    "attune_forward_call_run": (c_int, [c_void_p, c_char_p]),  # the second is FORWARD_MEMORY's bytes
     "attune_forward_call_destroy": (None, [c_void_p]),
     "attune_memory_efficient_attention_backward": (c_int, _BACKWARD),
     "attune_backward_workspace_bytes": (c_int, _BACKWARD + [POINTER(c_size_t)]),
+    "attune_backward_call_create": (c_int, _BACKWARD + [POINTER(c_void_p)]),
+    "attune_backward_call_workspace_bytes": (c_int, [c_void_p, POINTER(c_size_t)]),
+    "attune_backward_call_run": (c_int, [c_void_p, c_char_p]),  # the second is BACKWARD_MEMORY's bytes
+    "attune_backward_call_destroy": (None, [c_void_p]),
     "attune_prepare_backward": (c_int, _BACKWARD),
     "attune_explain_backward": (c_int, _BACKWARD + [POINTER(c_void_p)]),
     "attune_prepare": (c_int, _INPUTS + [c_int] + _SETTINGS),

@@ -1,4 +1,4 @@
-"""Forward calls of torch tensors that come again, as nearly all of a program's do.
+"""Calls of torch tensors that come again, as nearly all of a program's do: forward and backward passes.
 
 The first call of some shapes, strides, dtypes, device, mask and options goes the long way of _call.py. Once it has
 succeeded the library keeps its description, and the next one hands over addresses alone. The library checks every call
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import TYPE_CHECKING, Any, Dict, Hashable, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Optional, Tuple
 
 from attune import _library, _random, _tensor
 from attune._tensor import is_torch_tensor
 from attune.ops.fmha._bias import AttentionBias
 
 if TYPE_CHECKING:
-    from attune._call import Call
+    from attune._call import Backward, BackwardPass, Call
     from attune.ops.fmha.common import Inputs
 
 Layout = Tuple[Any, Any, Any, Any]  # shape, strides, dtype, device
@@ -27,63 +27,100 @@ _MOST = 1024  # calls that are kept; before one more, all are forgotten
 class _Kept:
     """A call without its tensors. Nothing of it changes, so threads may share it."""
 
-    def __init__(self, call: Call, output: Any, lse: Any):
-        library = _library.library()
-        self._handle = call.described(output, lse)
-        self._run, self._destroy = library.attune_forward_call_run, library.attune_forward_call_destroy
-        self._drops = call.drops
-        self._allocate = sys.modules["torch"].empty_strided  # in half of empty's time
-        self._stream = _tensor.stream_of(output.device)
-        self._output = _layout(output)
-        self._lse = None if lse is None else _layout(lse)
+    def __init__(self, kind: str, handle: ctypes.c_void_p, drops: bool, device: Any):
+        torch, library = sys.modules["torch"], _library.library()
+        self._handle, self._drops = handle, drops
+        self._run = getattr(library, f"attune_{kind}_call_run")
+        self._destroy = getattr(library, f"attune_{kind}_call_destroy")
+        self._allocate = torch.empty_strided  # in half of empty's time
+        self._stream = _tensor.stream_of(device)
         size = ctypes.c_size_t()
-        _library.check(library.attune_forward_call_workspace_bytes(self._handle, size))
-        self._workspace_bytes = size.value
-        torch = sys.modules["torch"]
-        self._workspace = torch.Size((size.value,)), (1,), torch.uint8, output.device
+        _library.check(getattr(library, f"attune_{kind}_call_workspace_bytes")(handle, size))
+        self._workspace_bytes = size.value if device.type == "cuda" else 0  # elsewhere the library allocates
+        self._workspace = torch.Size((size.value,)), (1,), torch.uint8, device
 
     def __del__(self) -> None:
         self._destroy(self._handle)
+
+    def _allocated(self, layout: Layout) -> Any:
+        shape, strides, dtype, device = layout
+        return self._allocate(shape, strides, dtype=dtype, device=device)
+
+    def _allocated_workspace(self) -> Any:
+        return None if self._workspace_bytes == 0 else self._allocated(self._workspace)
+
+    def _check(self, status: int) -> None:
+        if status != 0:
+            _library.check(status)
+
+
+class _KeptForward(_Kept):
+    def __init__(self, call: Call, output: Any, lse: Any):
+        super().__init__("forward", call.described(output, lse), call.drops, output.device)
+        self._output = _layout(output)
+        self._lse = None if lse is None else _layout(lse)
 
     def run(self, query: Any, key: Any, value: Any, bias: Any, generator: Any) -> Tuple[Any, Any]:
         seed, offset = _random.state_of(generator, query) if self._drops else (0, 0)
         output = self._allocated(self._output)
         lse = None if self._lse is None else self._allocated(self._lse)
-        workspace = None if self._workspace_bytes == 0 else self._allocated(self._workspace)
+        workspace = self._allocated_workspace()
         memory = _library.FORWARD_MEMORY.pack(
             _library.FORWARD_MEMORY.size,
             query.data_ptr(),
             key.data_ptr(),
             value.data_ptr(),
             output.data_ptr(),
-            0 if lse is None else lse.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
+            _address(lse),
+            _address(bias),
             self._stream(),
             seed,
             offset,
-            0 if workspace is None else workspace.data_ptr(),
+            _address(workspace),
             self._workspace_bytes,
         )
-        status = self._run(self._handle, memory)
-        if status != 0:
-            _library.check(status)
+        self._check(self._run(self._handle, memory))
         return output, lse
 
-    def _allocated(self, layout: Layout) -> Any:
-        shape, strides, dtype, device = layout
-        return self._allocate(shape, strides, dtype=dtype, device=device)
+
+class _KeptBackward(_Kept):
+    def __init__(self, call: Call, backward_pass: BackwardPass, gradients: List[Any]):
+        super().__init__("backward", backward_pass.described(), call.drops, call.query.value.device)
+        self._gradients = [None if gradient is None else _layout(gradient) for gradient in gradients]
+
+    def run(self, inputs: Inputs, bias: Any, b: Backward) -> List[Any]:
+        query = inputs.query
+        seed, offset = _random.state_of(b.generator, query) if self._drops else (0, 0)
+        gradients = [None if layout is None else self._allocated(layout) for layout in self._gradients]
+        workspace = self._allocated_workspace()
+        memory = _library.BACKWARD_MEMORY.pack(
+            _library.BACKWARD_MEMORY.size,
+            b.grad.data_ptr(),
+            b.output.data_ptr(),
+            b.lse.data_ptr(),
+            query.data_ptr(),
+            inputs.key.data_ptr(),
+            inputs.value.data_ptr(),
+            *map(_address, gradients),
+            _address(bias),
+            _address(b.grad_lse),
+            self._stream(),
+            seed,
+            offset,
+            _address(workspace),
+            self._workspace_bytes,
+        )
+        self._check(self._run(self._handle, memory))
+        return gradients
 
 
-_Table = Dict[Hashable, _Kept]
+_Table = Dict[Hashable, Any]
 _kept: _Table = {}  # but for those of packed sequences, which live as long as their mask
 
 
 def forward(inputs: Inputs, with_lse: bool, generator: Any) -> Tuple[Any, Any]:
     """Output and LSE, by Attune's choice of a kernel."""
-    try:
-        described = _described(inputs, with_lse)
-    except (RuntimeError, TypeError, ValueError):
-        described = None  # a sparse tensor has no strides, say; the long way says what is wrong
+    described = _described(inputs, with_lse)
     if described is None:
         return inputs.call().forward(with_lse, generator)
     description, bias, table = described
@@ -92,15 +129,59 @@ def forward(inputs: Inputs, with_lse: bool, generator: Any) -> Tuple[Any, Any]:
         return kept.run(inputs.query, inputs.key, inputs.value, bias, generator)
     call = inputs.call()
     results = call.forward(with_lse, generator)
-    if len(table) >= _MOST:
-        table.clear()
-    table[description] = _Kept(call, *results)
+    _keep(table, description, _KeptForward(call, *results))
     return results
 
 
-def _described(inputs: Inputs, with_lse: bool) -> Optional[Tuple[Hashable, Any, _Table]]:
-    """All of a call but its memory, the tensor of its bias, and where the call is kept. Nothing for calls of other
-    frameworks, and for packed sequences on the CPU, whose tables are lists that may change."""
+def backward(inputs: Inputs, b: Backward) -> List[Any]:
+    """Gradients of query, key, value and the bias tensor, None where not wanted, by Attune's choice of kernels."""
+    described = _described_backward(inputs, b)
+    if described is None:
+        return inputs.call().backward(b)
+    description, bias, table = described
+    kept = table.get(description)
+    if kept is not None:
+        return kept.run(inputs, bias, b)
+    call = inputs.call()
+    backward_pass = call.backward_pass(b)
+    gradients = backward_pass.run()
+    _keep(table, description, _KeptBackward(call, backward_pass, gradients))
+    return gradients
+
+
+def _keep(table: _Table, description: Hashable, kept: _Kept) -> None:
+    if len(table) >= _MOST:
+        table.clear()
+    table[description] = kept
+
+
+def _described_backward(inputs: Inputs, b: Backward) -> Optional[Tuple[Hashable, Any, _Table]]:
+    given = (b.grad, b.output, b.lse) if b.grad_lse is None else (b.grad, b.output, b.lse, b.grad_lse)
+    if not all(map(is_torch_tensor, given)):
+        return None
+    if inputs.p and b.generator is None:
+        return None  # the long way says that it has to be given
+    try:
+        if any(tensor.is_neg() for tensor in given):
+            return None
+        deterministic = b.deterministic or _tensor.torch_wants_determinism(inputs.query)
+        asked = b.wanted, deterministic, *map(_layout, given)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return _described(inputs, asked)
+
+
+def _described(inputs: Inputs, asked: Hashable) -> Optional[Tuple[Hashable, Any, _Table]]:
+    """All of a call but its memory, the tensor of its bias, and where the call is kept. `asked` tells one pass from
+    another. Nothing for calls of other frameworks, and for packed sequences on the CPU, whose tables are lists that may
+    change."""
+    try:
+        return _description(inputs, asked)
+    except (RuntimeError, TypeError, ValueError):
+        return None  # a sparse tensor has no strides, say; the long way says what is wrong
+
+
+def _description(inputs: Inputs, asked: Hashable) -> Optional[Tuple[Hashable, Any, _Table]]:
     query, key, value = inputs.query, inputs.key, inputs.value
     if not (is_torch_tensor(query) and is_torch_tensor(key) and is_torch_tensor(value)):
         return None
@@ -121,7 +202,7 @@ def _described(inputs: Inputs, with_lse: bool) -> Optional[Tuple[Hashable, Any, 
     scale, dtype = inputs.scale, inputs.output_dtype
     description = (
         _library.library(),
-        with_lse,
+        asked,
         mask,
         None if bias is None else _layout(bias),
         float(inputs.p),
@@ -137,3 +218,7 @@ def _described(inputs: Inputs, with_lse: bool) -> Optional[Tuple[Hashable, Any, 
 
 def _layout(tensor: Any) -> Layout:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _address(tensor: Any) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -349,6 +349,52 @@ TEST_CASE("a call that the C ABI keeps launches what the C++ call does") {
   CHECK(launches[0].told<kernel::ForwardParams>().lse == launches[1].told<kernel::ForwardParams>().lse);
 }
 
+TEST_CASE("a backward call that the C ABI keeps launches what the C++ call does") {
+  const Example example({"mma", Family::mma, DType::f16, 64});
+  const attune_tensor output = c_tensor(example.output), lse = c_tensor(example.lse),
+                      query = c_tensor(example.query), key = c_tensor(example.key),
+                      value = c_tensor(example.value), grad_query = c_tensor(example.grad_query),
+                      grad_key = c_tensor(example.grad_key), grad_value = c_tensor(example.grad_value);
+  attune_gradients gradients = ATTUNE_GRADIENTS_INIT;
+  gradients.query = &grad_query;
+  gradients.key = &grad_key;
+  gradients.value = &grad_value;
+  attune_options options = ATTUNE_OPTIONS_INIT;
+  options.families = 1u << ATTUNE_FAMILY_MMA;
+  attune_backward_call* call = nullptr;
+  REQUIRE(attune_backward_call_create(&output, &output, &lse, &query, &key, &value, &gradients, nullptr,
+                                      &options, nullptr, &call) == ATTUNE_OK);
+  std::size_t bytes = 0;
+  REQUIRE(attune_backward_call_workspace_bytes(call, &bytes) == ATTUNE_OK);
+  CHECK(bytes == example.workspace_bytes());
+  attune_backward_memory memory = ATTUNE_BACKWARD_MEMORY_INIT;
+  memory.grad_output = memory.output = output.data;
+  memory.lse = lse.data;
+  memory.query = query.data;
+  memory.key = key.data;
+  memory.value = value.data;
+  memory.grad_query = grad_query.data;
+  memory.grad_key = grad_key.data;
+  memory.grad_value = grad_value.data;
+  memory.workspace = example.workspace.view().data;
+  memory.workspace_bytes = bytes;
+  example.backward();
+  const Recording recording;
+  example.backward();
+  CHECK(attune_backward_call_run(call, &memory) == ATTUNE_OK);
+  attune_backward_call_destroy(call);
+  const auto launches = recording.launches();
+  REQUIRE(launches.size() == 6);
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(launches[i].blocks == launches[i + 3].blocks);
+    const auto one = launches[i].told<kernel::BackwardParams>();
+    const auto other = launches[i + 3].told<kernel::BackwardParams>();
+    CHECK(one.forward.query == other.forward.query);
+    CHECK(one.grad_query == other.grad_query);
+    CHECK(one.query_sums == other.query_sums);
+  }
+}
+
 TEST_CASE("a warmed call is captured; one that is not refuses and leaves the capture as it was") {
   for (const Kind& kind : runnable()) {
     CAPTURE(std::string(kind.name));

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import attune
 import sequence_masks
-from attune import _library
+from attune import _library, _repeated
 from attune.ops import (
     LowerTriangularFromBottomRightMask,
     LowerTriangularMask,
@@ -349,10 +349,82 @@ class OnTheCpu(unittest.TestCase):
         with self.assertRaisesRegex(TypeError, "attn_split: expected a torch tensor, .* got ndarray"):
             merge_attentions([attn, attn.detach().cpu().numpy()], [lse, lse])
 
+    def test_repeated_calls(self):
+        """Calls that differ in one thing, each twice, with other numbers in other memory: the second is a kept one."""
+        bias = torch.randn(2, 3, 37, 45, device=self.device)
+        plain = lambda dtype=torch.float32, **shape: [x.detach() for x in self.tensors(19, dtype, **shape)]
+        like = lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).normal_()
+        calls = [
+            (plain(), {}, {}),
+            (plain(head_dim=16, head_dim_v=8), {}, {}),
+            (plain(torch.float16), {}, {}),
+            (plain(), dict(attn_bias=LowerTriangularMask()), {}),
+            (plain(), dict(attn_bias=LowerTriangularMask().add_bias(bias)), dict(bias_gradient=True)),
+            (plain(), dict(attn_bias=bias[:, :1]), dict(bias_gradient=True)),
+            (plain(), dict(attn_bias=bias > 0), {}),
+            (plain(), dict(scale=0.3), {}),
+            (plain(), {}, dict(deterministic=True)),
+            (plain(), {}, dict(grad_lse=True)),
+            (plain(), dict(p=0.3), {}),
+        ]
+        for count, (inputs, arguments, asked) in enumerate(calls, 1):
+
+            def step(inputs, seed):
+                """Gradients for a random gradient of the output; dropout has a state of its own in each."""
+                torch.manual_seed(seed)
+                state = lambda: dict(generator=attune.Generator(seed)) if "p" in arguments else {}
+                output, lse = memory_efficient_attention_forward_requires_grad(*inputs, **arguments, **state())
+                given = {**arguments, **asked, **state()}
+                if "grad_lse" in given:
+                    given["grad_lse"] = torch.randn_like(lse)
+                return memory_efficient_attention_backward(
+                    torch.randn_like(output), output, lse, *inputs, **given
+                )
+
+            with self.subTest(call=count):
+                _repeated._kept.clear()
+                step(inputs, 1)
+                others = [like(x) for x in inputs]
+                again = step(others, 2)
+                self.assertEqual(len(_repeated._kept), 2)  # forward, too
+                _repeated._kept.clear()
+                expected = step(others, 2)
+                # Of the query's gradient a GPU may add up the parts in any order.
+                torch.testing.assert_close(again[0], expected[0], atol=2e-3, rtol=1e-3)
+                torch.testing.assert_close(again[1:], expected[1:], atol=0, rtol=0)
+
+    def test_kept_calls_differ_in_everything_that_matters(self):
+        query, key, value = (x.detach() for x in self.tensors(20))
+        output, lse = memory_efficient_attention_forward_requires_grad(query, key, value)
+        grad = torch.randn_like(output)
+        backward = lambda grad, **arguments: memory_efficient_attention_backward(
+            grad, output, lse, query, key, value, **arguments
+        )
+        first = backward(grad)
+        for other in torch.ones_like(output[..., :1]).expand_as(output), torch.complex(grad, grad).conj().imag:
+            expected = backward(other.resolve_neg().contiguous())
+            torch.testing.assert_close(backward(other), expected, atol=1e-5, rtol=0)
+        expected = backward(grad, grad_lse=torch.zeros_like(lse))
+        torch.testing.assert_close(expected, first, atol=1e-5, rtol=0)
+        with self.assertRaisesRegex(ValueError, "pass a generator in that state"):
+            backward(grad, p=0.5)
+        with self.assertRaisesRegex(ValueError, "grad"):
+            backward(grad[:, :-1])
+        for needed in (True, False, False), (False, True, True):
+            for x, one in zip((query, key, value), needed):
+                x.requires_grad_(one)
+            memory_efficient_attention(query, key, value).backward(grad)
+            for x, one, gradient in zip((query, key, value), needed, first):
+                self.assertEqual(x.grad is not None, one)
+                if one:
+                    torch.testing.assert_close(x.grad, gradient, atol=1e-5, rtol=0)
+                x.grad = None
+
     def backward_options(self, inputs, **arguments):
         """What the library is told when autograd asks for gradients: its two structs of options."""
         library, name = _library.library(), "attune_memory_efficient_attention_backward"
         output = memory_efficient_attention(*inputs, **arguments)
+        _repeated._kept.clear()  # a kept call has its own
         with mock.patch.object(library, name, wraps=getattr(library, name)) as run:
             output.sum().backward()
         return run.call_args.args[-2]._obj, run.call_args.args[-1]

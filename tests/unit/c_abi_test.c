@@ -587,6 +587,110 @@ static void test_backward(void) {
   attune_free(json);
 }
 
+/* One description, other memory in each run. */
+static void test_backward_call(void) {
+  const double w1 = exp(1) / (1 + exp(1)), w0 = 1 - w1;
+  float grads[] = {1, 1}, grad_lses[] = {0, 0}, added[] = {0, 0};
+  float grad_queries[] = {99, 99, 99, 99}, grad_keys[4], grad_values[2], grad_biases[2];
+  char workspace_memory[1024 + 256];
+  double scale = 1;
+  float described[7][4]; /* memory that no run touches */
+  attune_tensor grad_output = tensor(described[0], 4, 1, 2, 1, 1);
+  attune_tensor grad_lse = tensor(described[1], 3, 1, 1, 2, 0);
+  attune_tensor grad_query = tensor(described[2], 4, 1, 2, 1, 2);
+  attune_tensor grad_key = tensor(described[3], 4, 1, 2, 1, 2);
+  attune_tensor grad_value = tensor(described[4], 4, 1, 2, 1, 1);
+  attune_tensor tensor_bias = tensor(described[5], 2, 1, 2, 0, 0);
+  attune_tensor grad_bias = tensor(described[6], 2, 1, 2, 0, 0);
+  attune_gradients gradients = ATTUNE_GRADIENTS_INIT, values_alone = ATTUNE_GRADIENTS_INIT;
+  attune_options options = ATTUNE_OPTIONS_INIT;
+  attune_backward_options backward = ATTUNE_BACKWARD_OPTIONS_INIT;
+  attune_bias bias = ATTUNE_BIAS_INIT;
+  attune_backward_memory memory = ATTUNE_BACKWARD_MEMORY_INIT;
+  attune_backward_call *call = NULL, *plain = NULL;
+  size_t bytes = 0;
+
+  memset(described, 0x55, sizeof described);
+  options.scale = &scale;
+  bias.tensor = &tensor_bias;
+  gradients.query = &grad_query;
+  gradients.key = &grad_key;
+  gradients.value = &grad_value;
+  gradients.bias = &grad_bias;
+  values_alone.value = &grad_value;
+  backward.grad_lse = &grad_lse;
+  CHECK(forward(NULL, &options) == ATTUNE_OK);
+  CHECK(attune_backward_call_create(&grad_output, &output, &lse, &query, &key, &value, &gradients, &bias,
+                                    &options, &backward, &call) == ATTUNE_OK);
+  CHECK(attune_backward_call_create(&grad_output, &output, &lse, &query, &key, &value, &values_alone, NULL,
+                                    &options, NULL, &plain) == ATTUNE_OK);
+  scale = 7; /* the call has its own */
+  CHECK(attune_backward_call_workspace_bytes(call, &bytes) == ATTUNE_OK);
+  CHECK(bytes > 0 && bytes <= 1024);
+
+  memory.grad_output = grads;
+  memory.output = output_data;
+  memory.lse = lse_data;
+  memory.query = query_data;
+  memory.key = key_data;
+  memory.value = value_data;
+  memory.grad_query = grad_queries;
+  memory.grad_key = grad_keys;
+  memory.grad_value = grad_values;
+  memory.grad_bias = grad_biases;
+  memory.bias = added;
+  memory.grad_lse = grad_lses;
+  memory.workspace = workspace_memory + (256 - (uintptr_t)workspace_memory % 256) % 256;
+  memory.workspace_bytes = bytes;
+  CHECK(attune_backward_call_run(call, &memory) == ATTUNE_OK);
+  CHECK(near(grad_queries[0], 2 * w0 * w1) && near(grad_queries[2], 2 * w0 * w1));
+  CHECK(near(grad_keys[0], -4 * w0 * w1) && near(grad_keys[2], 4 * w0 * w1));
+  CHECK(near(grad_values[0], 2 * w0) && near(grad_values[1], 2 * w1));
+  CHECK(near(grad_biases[0], -4 * w0 * w1) && near(grad_biases[1], 4 * w0 * w1));
+  grads[0] = grads[1] = 0;
+  grad_lses[0] = 1; /* of the lse the gradients are the weights */
+  CHECK(attune_backward_call_run(call, &memory) == ATTUNE_OK);
+  CHECK(near(grad_queries[0], w1) && grad_queries[2] == 0);
+  CHECK(near(grad_biases[0], w0) && near(grad_biases[1], w1));
+  CHECK(grad_values[0] == 0 && grad_values[1] == 0);
+
+  CHECK(described[2][0] == described[6][3] && described[4][0] == described[5][0]);
+
+  /* What a call does not want does not count. */
+  grads[0] = grads[1] = 3;
+  grad_queries[0] = 99;
+  memory.workspace = NULL;
+  memory.bias = NULL;
+  CHECK(attune_backward_call_run(plain, &memory) == ATTUNE_OK);
+  CHECK(near(grad_values[0], 6 * w0) && near(grad_values[1], 6 * w1) && grad_queries[0] == 99);
+
+  /* Each run is checked as any call. */
+  CHECK_REFUSED(attune_backward_call_run(call, &memory), "attn_bias: null data pointer");
+  memory.lse = NULL;
+  CHECK_REFUSED(attune_backward_call_run(plain, &memory), "lse: null data pointer");
+  CHECK_REFUSED(attune_backward_call_run(plain, NULL), "backward_call_run: null memory");
+  CHECK_REFUSED(attune_backward_call_run(NULL, &memory), "backward_call_run: null call");
+  memory.struct_size = 0;
+  CHECK_REFUSED(attune_backward_call_run(plain, &memory),
+                "backward memory: struct_size 0 is not set; start from its INIT macro");
+  CHECK_REFUSED(attune_backward_call_workspace_bytes(NULL, &bytes),
+                "backward_call_workspace_bytes: null call");
+  CHECK_REFUSED(attune_backward_call_workspace_bytes(plain, NULL),
+                "backward_call_workspace_bytes: null bytes");
+  attune_backward_call_destroy(plain);
+  attune_backward_call_destroy(call);
+  attune_backward_call_destroy(NULL);
+
+  plain = NULL;
+  CHECK_REFUSED(attune_backward_call_create(NULL, &output, &lse, &query, &key, &value, &gradients, NULL, NULL,
+                                            NULL, &plain),
+                "grad_output: null tensor");
+  CHECK_REFUSED(attune_backward_call_create(&grad_output, &output, &lse, &query, &key, &value, &gradients,
+                                            NULL, NULL, NULL, NULL),
+                "backward_call_create: null call");
+  CHECK(plain == NULL);
+}
+
 int main(void) {
   make_tensors();
   CHECK_TEXT(attune_last_error(), "");
@@ -603,6 +707,7 @@ int main(void) {
   test_merge();
   test_merge_backward();
   test_backward();
+  test_backward_call();
   test_prepare_and_explain();
 #else
   puts("built without LLVM: no kernel was run");
@@ -614,6 +719,7 @@ int main(void) {
   (void)test_merge;
   (void)test_merge_backward;
   (void)test_backward;
+  (void)test_backward_call;
   (void)test_prepare_and_explain;
 #endif
   if (failures == 0) puts("ok");

@@ -179,7 +179,7 @@ def run_forward(
 
 def run_backward(d: Inputs, op: Optional[Type[AttentionBwOpBase]], b: Backward) -> List[Any]:
     """Gradients of query, key, value and the bias tensor, by `op` or Attune's choice."""
-    return d.call().backward(b) if op is None else op.backward(d, b)
+    return _repeated.backward(d, b) if op is None else op.backward(d, b)
 
 
 # Kernel families: their names in messages, their numbers in the C ABI.
