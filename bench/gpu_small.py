@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Attune's GPU forward on small problems, where a call costs about as much as its kernel, against PyTorch's fused attention.
+"""Attune's GPU attention on small problems, where a call costs about as much as its kernel, against PyTorch's fused attention.
 
 gpu_small.py LIBRARY [--backward] [--head-dim K ...] [--dtype D] [--json FILE]      needs torch and an NVIDIA GPU
 
 Two times of each problem, in microseconds: of a call as a program makes it, host included, and of one of many in a CUDA
 graph, which is the GPU's alone. Both are CUDA-event medians of turns in random orders; "ratio" is the best peer's time
 over ours. The first line is what a call of one tiny problem costs the host. Peers: cuDNN and FA2, where they run.
---backward times the backward pass alone.
+--backward times the backward pass alone, else it is the forward pass.
 """
 
 import json

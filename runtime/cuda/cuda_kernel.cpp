@@ -152,6 +152,9 @@ class FunctionTable {
   std::unordered_map<std::uint64_t, CUfunction> later_;
 };
 
+/// The first CUDA whose graphs know of launches that begin early, as a capture may have them.
+constexpr int kEarlyInGraphs = 12030;
+
 class CudaKernel final : public Kernel {
  public:
   CudaKernel(const CudaDevice& device, std::span<const std::byte> image, const kernel::KernelSpec& spec)
@@ -283,15 +286,9 @@ class CudaKernel final : public Kernel {
             .numAttrs = 0};
   }
 
-  /// Does the kernel wait, in itself, for what the launch before it writes? All of its threads do, so that
-  /// what follows it may count on all launches before.
   bool begins_early() const {
-    using kernel::Operation;
-    const bool waits =
-        (spec_.operation == Operation::merge && spec_.split == kernel::Split::on) ||
-        (spec_.operation == Operation::grad_key_value && spec_.family == kernel::Family::sm90) ||
-        spec_.operation == Operation::round_query;
-    return waits && device_.arch.sm >= 90 && driver_.cuLaunchKernelEx != nullptr;
+    return kernel::begins_early(spec_) && device_.arch.sm >= 90 && driver_.cuLaunchKernelEx != nullptr &&
+           driver_.version >= kEarlyInGraphs;
   }
 
   /// As soon as the launch before lets it, so that its way to the GPU is none of the call's time.

@@ -1,5 +1,6 @@
 // Counters in device memory from which the blocks of a launch take tiles. A kernel leaves its counter at 0,
-// so launches that follow each other, those of one stream, can share one; launches that may overlap must not.
+// so launches that follow each other, those of one stream, can share one, also where one begins early: it
+// waits before it takes. Launches that may overlap must not.
 #pragma once
 
 #include "runtime/cuda/driver.h"

@@ -47,18 +47,19 @@ struct QueryPair {
   float delta;
 };
 
-/// Of a query that sees no key +inf and 0. If there is a NaN or an infinity in its rows of query and dO, so
-/// there is in its LSE or delta: it has NaN and 0. Those make P and dS NaN with keys that it sees, as they
-/// have to be, and leave them 0 with others.
+/// Of a query that sees no key, or keys with scores of -inf alone: +inf and 0. Where something of it is not
+/// finite, its query, dO or gradient of the LSE, its LSE is NaN or its delta not finite: it has NaN and 0.
+/// That makes P and dS NaN, with keys that it does not see as well until the mask has made them 0.
 ATTUNE_HD QueryPair query_pair(float lse, float delta) {
   const float lse2 = backward_lse2(lse);
   if (lse2 == -neg_inf()) return {lse2, 0.0f};
   const bool finite = is_finite(lse2) && is_finite(delta);
-  return {finite ? lse2 : neg_inf() - neg_inf(), finite ? delta : 0.0f};
+  return {finite ? lse2 : nan(), finite ? delta : 0.0f};
 }
 
-/// Is a query with this LSE void? Its rows then count as 0: where a tile of keys has those of another
-/// sequence, kernels put zeros in their place, as 0 times NaN would be NaN in gradients of these.
+/// Is a query with this LSE void: does it see no key, or is something of it not finite? Where a tile has keys
+/// of other sequences, kernels put zeros in the place of its rows of query and dO: else the weight of 0 that
+/// it has with those keys, times NaN, would be NaN in their gradients.
 ATTUNE_HD bool is_void(float lse2) {
   return !is_finite(lse2);
 }

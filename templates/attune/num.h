@@ -9,6 +9,10 @@ namespace attune::kernel {
 inline constexpr float kLog2e = 1.44269504088896340736f;
 inline constexpr float kLn2 = 0.69314718055994530942f;
 
+ATTUNE_HD constexpr float nan() {
+  return __builtin_bit_cast(float, 0x7fffffffu);
+}
+
 /// Neither an infinity nor NaN.
 ATTUNE_HD constexpr bool is_finite(float x) {
   return x - x == 0.0f;

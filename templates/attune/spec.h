@@ -127,6 +127,15 @@ ATTUNE_HD constexpr bool stores_bias_gradient(const KernelSpec& spec) {
          spec.blocks == Blocks::dense;
 }
 
+/// Programmatic dependent launch, on GPUs of compute capability 9.0 and up: may the kernel begin before the
+/// launch ahead of it ends? In itself every block then waits for that end (griddepcontrol_wait) before it
+/// reads or writes global memory, so that its own end, too, means that all launches ahead have ended.
+ATTUNE_HD constexpr bool begins_early(const KernelSpec& spec) {
+  return (spec.operation == Operation::merge && spec.split == Split::on) ||
+         (spec.operation == Operation::grad_key_value && spec.family == Family::sm90) ||
+         spec.operation == Operation::round_query;
+}
+
 /// Columns of a row of the operation's result; of two results, of the wider one. 0 where its rows are not
 /// cut.
 ATTUNE_HD constexpr i32 result_columns(Operation operation, i32 head_dim, i32 head_dim_v) {

@@ -30,7 +30,8 @@ void check_family(Family family, const char* name) {
   CHECK(report.kernels <= report.specs);  // those that go by rows are the families' in common
   if (case_count < 512) return;
   CHECK(report.tallies["deterministic"]["yes"].cases >= 100);
-  CHECK(report.tallies["NaN"].size() == 3);
+  CHECK(report.tallies["NaN"]["in a sequence's query"].cases >= 10);
+  CHECK(report.tallies["NaN"]["in a sequence's grad_output"].cases >= 10);
 }
 
 }  // namespace

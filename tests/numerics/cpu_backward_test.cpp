@@ -33,5 +33,6 @@ TEST_CASE("the gradients of 512 random problems are as exact as twice the plain 
   CHECK(report.tallies["lse"].size() == 3);
   CHECK(report.tallies["grad_lse"].size() == 3);
   CHECK(report.tallies["deterministic"]["yes"].cases >= 100);
-  CHECK(report.tallies["NaN"].size() == 3);
+  CHECK(report.tallies["NaN"]["in a sequence's query"].cases >= 10);
+  CHECK(report.tallies["NaN"]["in a sequence's grad_output"].cases >= 10);
 }

@@ -172,6 +172,25 @@ TEST_CASE("a bias tensor is added to the scores, and a boolean one hides keys") 
   CHECK(hidden.lse == std::vector<double>{0, 0});
 }
 
+TEST_CASE("NaN in a query makes its row NaN, unless a boolean hides all of its keys") {
+  Small small;
+  small.query[1] = std::numeric_limits<float>::quiet_NaN();
+  const std::array<bool, 6> seen{false, false, false, true, true, true};
+  const TensorView boolean{seen.data(), DType::boolean, {2, 3}};
+  const std::vector<float> lowest{-static_cast<float>(kInf), 0, 0, 0, 0, 0};
+  for (const AttentionBias& bias : {AttentionBias(), AttentionBias(view_of(lowest, {2, 3}))}) {
+    const Values values = reference_attention(small.inputs(bias));
+    CHECK(std::isnan(values.output[0]));
+    CHECK(std::isnan(values.lse[0]));
+    CHECK(std::isfinite(values.output[1]));
+    CHECK(std::isfinite(values.lse[1]));
+  }
+  const Values hidden = reference_attention(small.inputs(AttentionBias(boolean)));
+  CHECK(hidden.output[0] == 0);
+  CHECK(hidden.lse[0] == -kInf);
+  CHECK(std::isfinite(hidden.output[1]));
+}
+
 TEST_CASE("a query whose keys all have the bias -inf sees none") {
   const Small small;
   const std::vector<float> bias{static_cast<float>(-kInf), static_cast<float>(-kInf),

@@ -332,10 +332,6 @@ std::vector<AttentionProblem::Sequence> AttentionProblem::sequences() const {
   return found;
 }
 
-void AttentionProblem::poison_queries(const std::vector<bool>& rows) {
-  query.poison_unused([&](const Index& index) { return !rows[index[1]]; });
-}
-
 // ---- What was drawn ----
 
 reference::Inputs AttentionProblem::inputs() const {

@@ -54,8 +54,6 @@ class AttentionProblem {
   };
   /// None where queries and keys are those of batch entries.
   std::vector<Sequence> sequences() const;
-  /// All elements of these rows of the query become NaN.
-  void poison_queries(const std::vector<bool>& rows);
 
   /// Of all batch entries and heads.
   std::size_t queries() const;

@@ -80,14 +80,22 @@ double BackwardCase::gradient_spread(Random& random) const {
 
 void BackwardCase::draw_nan_sequence(Random& random) {
   const auto sequences = problem.sequences();
-  if (sequences.size() < 2 || !random.chance(0.25)) return;
+  if (sequences.size() < 2 || !random.chance(0.3)) return;
   const auto which = static_cast<std::size_t>(random.integer(0, static_cast<int>(sequences.size()) - 1));
-  nan_ = NanSequence{sequences[which], random.chance(0.4), problem.query};
-  has_grad_lse_ = false;  // it would reach the scores beside zeros in place of NaN (inputs())
-  if (!nan_->in_query) return;
-  problem.poison_queries(nan_->rows.query);
+  nan_ = NanSequence{sequences[which], sequences[which].query, random.chance(0.4), problem.query};
+  if (random.chance(0.5)) {  // some of its queries alone
+    for (std::size_t i = 0; i < nan_->queries.size(); ++i)
+      nan_->queries[i] = nan_->queries[i] && random.chance(0.3);
+  }
+  has_grad_lse_ = false;  // inputs() takes a dO of 0 for a query that gives nothing to anybody
+  if (nan_->in_query) poison(problem.query);
+}
+
+/// Makes NaN of the elements of the rows that are to be, unless other rows share them.
+void BackwardCase::poison(GuardedTensor& tensor) {
+  tensor.poison_unused([&](const Index& index) { return !nan_->queries[index[1]]; });
   const auto is_nan = [](double x) { return std::isnan(x); };
-  if (std::ranges::none_of(problem.query.values(), is_nan)) nan_.reset();  // as rows share their elements
+  if (std::ranges::none_of(tensor.values(), is_nan)) nan_.reset();
 }
 
 /// The results whose gradients are given: those of the reference, rounded to their types, until Attune's own
@@ -128,9 +136,7 @@ void BackwardCase::draw_grad_output(Random& random) {
   };
   grad_output_ = GuardedTensor(problem.output_dtype(), shape, layout);
   grad_output_.fill([&] { return next(grad_spread_); });
-  if (nan_ && !nan_->in_query) {
-    grad_output_.poison_unused([&](const Index& index) { return !nan_->rows.query[index[1]]; });
-  }
+  if (nan_ && !nan_->in_query) poison(grad_output_);
   if (!has_grad_lse_) return;
   grad_lse_ = QueryNumbers(random, problem);
   std::vector<double> numbers(problem.queries());
@@ -372,10 +378,10 @@ BackwardInputs BackwardCase::inputs() const {
   BackwardInputs inputs = all_inputs();
   if (!nan_) return inputs;
   inputs.forward.query = nan_->query.view();
-  const std::size_t row_elements = inputs.output.size() / std::max<std::size_t>(1, nan_->rows.query.size());
+  const std::size_t row_elements = inputs.output.size() / std::max<std::size_t>(1, nan_->queries.size());
   for (std::size_t i = 0; i < inputs.output.size(); ++i) {
     const bool is_nan = nan_->in_query || std::isnan(inputs.grad_output[i]);  // not where rows share elements
-    if (nan_->rows.query[i / row_elements] && is_nan) inputs.output[i] = inputs.grad_output[i] = 0;
+    if (nan_->queries[i / row_elements] && is_nan) inputs.output[i] = inputs.grad_output[i] = 0;
   }
   return inputs;
 }
@@ -388,7 +394,7 @@ bool BackwardCase::is_of_nan_sequence(const Result& result, std::size_t element)
   const auto columns = static_cast<std::size_t>(tensor.shape[tensor.rank - 1]);
   if (&result != &bias_) return nan_->rows.key[element * nan_->rows.key.size() / count_of(tensor)];
   const auto rows = static_cast<std::size_t>(tensor.shape[tensor.rank - 2]);
-  return rows == 1 ? nan_->rows.key[element % columns] : nan_->rows.query[element / columns % rows];
+  return nan_->rows.key[element % columns] && (rows == 1 || nan_->rows.query[element / columns % rows]);
 }
 
 /// What the NaNs reach, by a reference that has seen them, has to be NaN in the query's gradient; it becomes

@@ -100,14 +100,16 @@ class BackwardCase : public Case {
     GuardedTensor tensor;
   };
 
-  /// A packed sequence whose queries, or the gradients of their outputs, are NaN: that reaches no other.
+  /// A packed sequence with NaN in queries, or in gradients of their outputs: that reaches no other sequence.
   struct NanSequence {
     AttentionProblem::Sequence rows;
-    bool in_query;
-    GuardedTensor query;  // as it was
+    std::vector<bool> queries;  // those that are NaN
+    bool in_query;              // or in the output's gradient?
+    GuardedTensor query;        // without the NaN
   };
 
   void draw_nan_sequence(Random& random);
+  void poison(GuardedTensor& tensor);
   void draw_forward(Random& random);
   void draw_grad_output(Random& random);
   void draw_results(Random& random);

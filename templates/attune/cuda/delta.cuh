@@ -29,7 +29,7 @@ class Delta {
 
  public:
   static ATTUNE_DEVICE void run(const BackwardParams& params) {
-    ptx::griddepcontrol_launch_dependents();
+    ptx::griddepcontrol_launch_dependents();  // all that follow wait for what is written here
     const Slot slot = slot_of<S>(params.forward, blockIdx.x);
     Delta(params, slot, slot.begin + static_cast<i32>(threadIdx.x / kLanes)).run();
   }

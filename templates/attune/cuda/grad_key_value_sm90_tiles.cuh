@@ -83,7 +83,6 @@ struct Sm90Memory {
   ATTUNE_DEVICE u32 sequence() const { return work() + 48; }
   /// What a stage holds.
   ATTUNE_DEVICE u32 step(const QueryCursor& at) const { return base + kShared.step_offset + at.stage * 16; }
-  ATTUNE_DEVICE u32 masked(const QueryCursor& at) const { return step(at) + 8; }
   /// The LSE of a stage's queries, then their delta.
   ATTUNE_DEVICE u32 numbers(const QueryCursor& at) const {
     return base + kShared.number_offset + at.stage * (2 * S.block_m * 4);
@@ -205,14 +204,17 @@ ATTUNE_DEVICE Sm90Sequence sequence_of(Sm90Memory<S> memory) {
   return {w.x, w.y, w.z};
 }
 
+/// Of Sm90Step::masked, in place of 1: queries are void (backward.h). Where they are NaN, so are their scores
+/// with all keys: those that they do not see have to be hidden in a tile without a mask, too.
+inline constexpr i32 kVoidQueries = 2;
+
 /// A tile of queries: its first and their head over all groups.
 struct Sm90Step {
   i32 begin;
   i32 head;
-  i32 masked;  // is any of its pairs invisible? kVoidQueries: as its query is void (backward.h)
+  i32 masked;  // is any of its pairs to be hidden?
   i32 rows;    // queries that the block has from the first on
 };
-inline constexpr i32 kVoidQueries = 2;
 
 template <KernelSpec S>
 ATTUNE_DEVICE Sm90Step step_at(Sm90Memory<S> memory, const typename Sm90Memory<S>::QueryCursor& at) {
@@ -344,6 +346,7 @@ struct Sm90Schedule {
 /// Before anything else, by all threads of a block.
 template <KernelSpec S>
 ATTUNE_DEVICE Sm90Memory<S> set_up_memory(const GradKeyValueSm90Params& params) {
+  static_assert(begins_early(S));
   extern __shared__ __align__(1024) u8 shared[];
   const Sm90Memory<S> memory{ptx::shared_address(shared)};
   if (threadIdx.x == 0) {

@@ -24,7 +24,7 @@ class Merge {
 
  public:
   static ATTUNE_DEVICE void run(const MergeParams& params) {
-    if constexpr (S.split == Split::on) ptx::griddepcontrol_wait();
+    if constexpr (begins_early(S)) ptx::griddepcontrol_wait();
     MergeRow row;
     if (!Lanes::find_row(params, row)) return;
     if (S.blocks == Blocks::varlen && (row.query < *params.row_begin || row.query >= *params.row_end)) return;

@@ -40,6 +40,8 @@ ATTUNE_DEVICE void round_query(const BackwardParams& p) {
   constexpr i32 kBytes = size_of(S.dtype);
   static_assert(S.family == Family::rows && S.block_v == S.head_dim);
 
+  static_assert(begins_early(S));
+
   ptx::griddepcontrol_wait();
   const Slot slot = slot_of<S>(p.forward, blockIdx.x);
   const i32 query = slot.begin + static_cast<i32>(threadIdx.x / kLanes);
@@ -47,10 +49,12 @@ ATTUNE_DEVICE void round_query(const BackwardParams& p) {
   const Strides& strides = p.grad_query_strides;
   u8* row = static_cast<u8*>(p.grad_query) +
             (head_offset(slot, strides) + (slot.block.q_begin + query) * strides.seq) * kBytes;
+  // One that sees no key has a gradient of 0, whatever that of its output holds.
+  const bool blind = p.lse2[lse_offset(p.forward, slot, query)] == -neg_inf();
 #pragma unroll
   for (i32 first = 0; first < S.head_dim; first += kLanes * 4) {
     const i32 column = first + static_cast<i32>(threadIdx.x % kLanes) * 4;
-    const float4 sum = load_sums4<S>(p, slot, query, column);
+    const float4 sum = blind ? float4{0, 0, 0, 0} : load_sums4<S>(p, slot, query, column);
     store4<S.dtype, S.copy_bytes>(row + column * kBytes, scale4(sum, p.forward.scale), S.head_dim - column);
   }
 }

@@ -125,7 +125,7 @@ struct SimtScores {
         const float probability = hidden ? 0.0f : ptx::ex2_approx_ftz(score - lse2);
         const bool keeps = S.dropout == Dropout::off || (kept >> (q * S.tile_n + k) & 1u) != 0;
         const float rescale = S.dropout == Dropout::off ? 1.0f : keeps ? p.forward.dropout.rescale : 0.0f;
-        score = probability * rescale;
+        score = keeps ? probability * rescale : 0.0f;
         product = probability == 0.0f ? 0.0f : probability * (rescale * product - delta);
       }
     }
