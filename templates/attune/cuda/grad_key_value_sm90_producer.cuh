@@ -299,8 +299,7 @@ class Sm90Producer {
 #pragma unroll
     for (i32 i = 0; i < Rounds; ++i) has_void |= i * 32 + lane() < rows && is_void(lse2[i]);
     if (__any_sync(0xffffffffu, has_void) && first_lane()) {
-      constexpr u32 kPlace = __builtin_offsetof(Sm90Step, masked);
-      ptx::st_shared_b32(memory_.step(query_at_) + kPlace, kVoidQueries);
+      ptx::st_shared_b32(memory_.step(query_at_) + Sm90Step::kMaskedOffset, kVoidQueries);
     }
   }
 

@@ -214,6 +214,8 @@ struct Sm90Step {
   i32 head;
   i32 masked;  // is any of its pairs to be hidden?
   i32 rows;    // queries that the block has from the first on
+
+  static constexpr u32 kMaskedOffset = 2 * sizeof(i32);
 };
 
 template <KernelSpec S>
