@@ -8,6 +8,7 @@ as it always does: time on the host is all that differs.
 from __future__ import annotations
 
 import ctypes
+import struct
 import sys
 from typing import TYPE_CHECKING, Any, Dict, Hashable, List, Optional, Tuple
 
@@ -28,6 +29,7 @@ class _Kept:
     """A call without its tensors. Nothing of it changes, so threads may share it."""
 
     def __init__(self, kind: str, handle: ctypes.c_void_p, drops: bool, device: Any):
+        """`kind` is the library's name for such calls."""
         torch, library = sys.modules["torch"], _library.library()
         self._handle, self._drops = handle, drops
         self._run = getattr(library, f"attune_{kind}_call_run")
@@ -46,10 +48,12 @@ class _Kept:
         shape, strides, dtype, device = layout
         return self._allocate(shape, strides, dtype=dtype, device=device)
 
-    def _allocated_workspace(self) -> Any:
-        return None if self._workspace_bytes == 0 else self._allocated(self._workspace)
-
-    def _check(self, status: int) -> None:
+    def _run_with(self, memory: struct.Struct, addresses: Tuple[int, ...], query: Any, generator: Any) -> None:
+        """`memory` is the library's struct, which begins with its size and these addresses."""
+        seed, offset = _random.state_of(generator, query) if self._drops else (0, 0)
+        workspace = None if self._workspace_bytes == 0 else self._allocated(self._workspace)
+        rest = self._stream(), seed, offset, _address(workspace), self._workspace_bytes
+        status = self._run(self._handle, memory.pack(memory.size, *addresses, *rest))
         if status != 0:
             _library.check(status)
 
@@ -61,25 +65,17 @@ class _KeptForward(_Kept):
         self._lse = None if lse is None else _layout(lse)
 
     def run(self, query: Any, key: Any, value: Any, bias: Any, generator: Any) -> Tuple[Any, Any]:
-        seed, offset = _random.state_of(generator, query) if self._drops else (0, 0)
         output = self._allocated(self._output)
         lse = None if self._lse is None else self._allocated(self._lse)
-        workspace = self._allocated_workspace()
-        memory = _library.FORWARD_MEMORY.pack(
-            _library.FORWARD_MEMORY.size,
+        addresses = (
             query.data_ptr(),
             key.data_ptr(),
             value.data_ptr(),
             output.data_ptr(),
             _address(lse),
             _address(bias),
-            self._stream(),
-            seed,
-            offset,
-            _address(workspace),
-            self._workspace_bytes,
         )
-        self._check(self._run(self._handle, memory))
+        self._run_with(_library.FORWARD_MEMORY, addresses, query, generator)
         return output, lse
 
 
@@ -89,28 +85,19 @@ class _KeptBackward(_Kept):
         self._gradients = [None if gradient is None else _layout(gradient) for gradient in gradients]
 
     def run(self, inputs: Inputs, bias: Any, b: Backward) -> List[Any]:
-        query = inputs.query
-        seed, offset = _random.state_of(b.generator, query) if self._drops else (0, 0)
         gradients = [None if layout is None else self._allocated(layout) for layout in self._gradients]
-        workspace = self._allocated_workspace()
-        memory = _library.BACKWARD_MEMORY.pack(
-            _library.BACKWARD_MEMORY.size,
+        addresses = (
             b.grad.data_ptr(),
             b.output.data_ptr(),
             b.lse.data_ptr(),
-            query.data_ptr(),
+            inputs.query.data_ptr(),
             inputs.key.data_ptr(),
             inputs.value.data_ptr(),
             *map(_address, gradients),
             _address(bias),
             _address(b.grad_lse),
-            self._stream(),
-            seed,
-            offset,
-            _address(workspace),
-            self._workspace_bytes,
         )
-        self._check(self._run(self._handle, memory))
+        self._run_with(_library.BACKWARD_MEMORY, addresses, inputs.query, b.generator)
         return gradients
 
 
