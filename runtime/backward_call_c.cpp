@@ -1,8 +1,6 @@
 // A backward call of the C ABI that is described once and run with memory after memory.
 #include "runtime/c_backward.h"
 
-#include <memory>
-
 /// Nothing of it changes, so that threads can share it: what a run replaces, it replaces in a copy.
 struct attune_backward_call {
   attune::runtime::BackwardArguments arguments;

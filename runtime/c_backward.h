@@ -8,6 +8,7 @@
 
 namespace attune::runtime {
 
+/// The structs of a call in the terms of the C++ API, whose pointers lead back into it.
 struct BackwardArguments {
   TensorView grad_output, output, lse, query, key, value;
   std::array<MutableTensorView, 4> memory;
