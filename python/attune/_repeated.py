@@ -122,8 +122,10 @@ def forward(inputs: Inputs, with_lse: bool, generator: Any) -> Tuple[Any, Any]:
 
 def backward(inputs: Inputs, b: Backward) -> List[Any]:
     """Gradients of query, key, value and the bias tensor, None where not wanted, by Attune's choice of kernels."""
-    described = _described_backward(inputs, b)
-    if described is None:
+    given = (b.grad, b.output, b.lse) if b.grad_lse is None else (b.grad, b.output, b.lse, b.grad_lse)
+    deterministic = b.deterministic or _tensor.torch_wants_determinism(inputs.query)
+    described = _described(inputs, (b.wanted, deterministic), given)
+    if described is None or (inputs.p and b.generator is None):  # the long way says that it has to be given
         return inputs.call().backward(b)
     description, bias, table = described
     kept = table.get(description)
@@ -142,33 +144,21 @@ def _keep(table: _Table, description: Hashable, kept: _Kept) -> None:
     table[description] = kept
 
 
-def _described_backward(inputs: Inputs, b: Backward) -> Optional[Tuple[Hashable, Any, _Table]]:
-    given = (b.grad, b.output, b.lse) if b.grad_lse is None else (b.grad, b.output, b.lse, b.grad_lse)
-    if not all(map(is_torch_tensor, given)):
-        return None
-    if inputs.p and b.generator is None:
-        return None  # the long way says that it has to be given
-    try:
-        if any(tensor.is_neg() for tensor in given):
-            return None
-        deterministic = b.deterministic or _tensor.torch_wants_determinism(inputs.query)
-        asked = b.wanted, deterministic, *map(_layout, given)
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return _described(inputs, asked)
-
-
-def _described(inputs: Inputs, asked: Hashable) -> Optional[Tuple[Hashable, Any, _Table]]:
+def _described(
+    inputs: Inputs, asked: Hashable, given: Tuple[Any, ...] = ()
+) -> Optional[Tuple[Hashable, Any, _Table]]:
     """All of a call but its memory, the tensor of its bias, and where the call is kept. `asked` tells one pass from
-    another. Nothing for calls of other frameworks, and for packed sequences on the CPU, whose tables are lists that may
-    change."""
+    another, `given` are the tensors that it takes besides the inputs. Nothing for calls of other frameworks, and for
+    packed sequences on the CPU, whose tables are lists that may change."""
     try:
-        return _description(inputs, asked)
+        return _description(inputs, asked, given)
     except (RuntimeError, TypeError, ValueError):
         return None  # a sparse tensor has no strides, say; the long way says what is wrong
 
 
-def _description(inputs: Inputs, asked: Hashable) -> Optional[Tuple[Hashable, Any, _Table]]:
+def _description(
+    inputs: Inputs, asked: Hashable, given: Tuple[Any, ...]
+) -> Optional[Tuple[Hashable, Any, _Table]]:
     query, key, value = inputs.query, inputs.key, inputs.value
     if not (is_torch_tensor(query) and is_torch_tensor(key) and is_torch_tensor(value)):
         return None
@@ -186,6 +176,9 @@ def _description(inputs: Inputs, asked: Hashable) -> Optional[Tuple[Hashable, An
         return None
     if query.is_neg() or key.is_neg() or value.is_neg() or (bias is not None and bias.is_neg()):
         return None  # what is run is a copy
+    for tensor in given:
+        if not is_torch_tensor(tensor) or tensor.is_neg():
+            return None
     scale, dtype = inputs.scale, inputs.output_dtype
     description = (
         _library.library(),
@@ -199,6 +192,7 @@ def _description(inputs: Inputs, asked: Hashable) -> Optional[Tuple[Hashable, An
         _layout(query),
         _layout(key),
         _layout(value),
+        *map(_layout, given),
     )
     return description, bias, table
 
